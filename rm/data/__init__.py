@@ -1,0 +1,1 @@
+"""Preference data: files to rows of the region layout."""

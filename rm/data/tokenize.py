@@ -1,0 +1,225 @@
+"""Preference rows to token ids with the prefix that the responses share; the conventions are TRL's."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from ..config import LlamaConfig
+from ..errors import DataError, TokenizerError
+from .tokenizer import Tokenizer
+
+Row = Mapping[str, Any]
+_CHUNK = 1024  # rows whose texts are in memory at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizedComparisons:
+    """Comparisons of K responses each, as flat arrays.
+
+    Comparison `i` lies at `tokens[offsets[i, 0] : offsets[i, K + 1]]`: the shared prefix, then what each response has
+    of its own. `ends[i, k]` is the index, in the sequence `prefix + response k`, of the token its reward is read at.
+    """
+
+    tokens: Int32[np.ndarray, "tokens"]
+    offsets: Int64[np.ndarray, "B K+2"]
+    ends: Int32[np.ndarray, "B K"]
+    margin: Float32[np.ndarray, "B"]
+
+    def __len__(self) -> int:
+        return len(self.margin)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "B K+1"]:
+        """Token counts of the prefix and of each response's own part."""
+        return np.diff(self.offsets, axis=1)
+
+    @property
+    def num_tokens(self) -> Int64[np.ndarray, "B"]:
+        """Tokens of a comparison's sequences, the prefix counted once for each response, as peers count them."""
+        return self.lengths[:, 1:].sum(1) + self.ends.shape[1] * self.lengths[:, 0]
+
+
+def tokenize_comparisons(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    config: LlamaConfig,
+    *,
+    max_length: int = 1024,
+    share_prefix: bool = True,
+    source: str = "data",
+) -> tuple[TokenizedComparisons, dict[str, Any]]:
+    """Tokenizes rows of `chosen` and `rejected`, each a text or a list of messages, `prompt` optional.
+
+    Text: the end-of-sequence token is appended where missing, prompt and response are joined as strings and tokenized
+    once. Chat: the template renders prompt and response as one conversation, and no special token is added to that.
+    A comparison with a side over `max_length` tokens, or with two identical sides, is dropped and counted.
+
+    **Arguments:** `rows`, a `datasets.Dataset` or dicts, which may also hold `margin`, `tools` and
+    `chat_template_kwargs`; `config`, for the pooling rule and the vocabulary; `share_prefix`, whether a comparison's
+    common token prefix is kept once; `source`, the name that errors use.
+
+    **Returns:** the comparisons, and a table of what was read, kept and dropped.
+
+    **Raises:** `DataError`, naming the row and the field; `TokenizerError` where the tokenizer does not fit the model.
+    """
+    check_vocabulary(tokenizer, config)
+    pairs, margins = [], []
+    dropped = {"over_length": 0, "identical": 0}
+    read = 0
+    for sides, margin in _encode(rows, tokenizer, source):
+        read += 1
+        reason = _reason_to_drop(sides, max_length)
+        if reason:
+            dropped[reason] += 1
+        else:
+            pairs.append(sides)
+            margins.append(margin)
+    table = {"read": read, "kept": len(pairs), "dropped": dropped}
+    if not pairs:
+        raise DataError(
+            f"{source}: no comparison is left of {read} (over {max_length} tokens: {dropped['over_length']}, "
+            f"identical: {dropped['identical']}); raise --max-length or check the data"
+        )
+    comparisons = flatten(pairs, margins, config, share_prefix=share_prefix)
+    return comparisons, table | {"tokens": int(comparisons.num_tokens.sum()), "tokens_stored": len(comparisons.tokens)}
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
+    """Raises `TokenizerError` where the tokenizer knows ids that the embedding lacks."""
+    if tokenizer.max_token_id >= config.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer is larger than the embedding: token ids reach {tokenizer.max_token_id}, the model has "
+            f"{config.vocab_size} rows; use the tokenizer that belongs to the model"
+        )
+
+
+def flatten(
+    sequences: Sequence[Sequence[Sequence[int]]],
+    margins: Sequence[float],
+    config: LlamaConfig,
+    *,
+    share_prefix: bool = True,
+) -> TokenizedComparisons:
+    """Comparisons from the K whole sequences of each: splits off the longest common prefix.
+
+    Each response keeps at least one token of its own. A sequence that `dynamic` rotary scaling stretches shares
+    nothing: its length changes how even the prompt is rotated.
+    """
+    pieces, lengths, ends = [], [], []
+    for sides in sequences:
+        arrays = [np.asarray(side, np.int32) for side in sides]
+        stretched = config.rope.type == "dynamic" and max(map(len, arrays)) > config.max_position_embeddings
+        prefix = _common_prefix(arrays) if share_prefix and not stretched else 0
+        pieces += [arrays[0][:prefix], *(side[prefix:] for side in arrays)]
+        lengths.append([prefix, *(len(side) - prefix for side in arrays)])
+        ends.append([reward_index(side, config.pad_token_id) for side in arrays])
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    count, parts = np.shape(lengths)
+    return TokenizedComparisons(
+        tokens=np.concatenate(pieces),
+        offsets=np.stack([starts[k : k + count * parts : parts] for k in range(parts + 1)], axis=1),
+        ends=np.asarray(ends, np.int32),
+        margin=np.asarray(margins, np.float32),
+    )
+
+
+def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
+    """Where the reward is read: the rightmost token that is not padding by id, the last one without a pad token.
+
+    This is `LlamaForSequenceClassification`'s rule; see `LlamaConfig.pad_token_id`.
+
+    >>> reward_index(np.array([5, 6, 2], np.int32), pad_token_id=0), reward_index(np.array([5, 6, 2], np.int32), 2)
+    (2, 1)
+    """
+    if pad_token_id is None:
+        return len(ids) - 1
+    real = np.flatnonzero(ids != pad_token_id)
+    return int(real[-1]) if len(real) else 0
+
+
+def _common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
+    shortest = min(map(len, arrays))
+    equal = np.logical_and.reduce([side[:shortest] == arrays[0][:shortest] for side in arrays])
+    return min(shortest - 1, shortest if equal.all() else int(equal.argmin()))
+
+
+def _reason_to_drop(sides: Sequence[Sequence[int]], max_length: int) -> str | None:
+    if max(map(len, sides)) > max_length:
+        return "over_length"
+    return "identical" if sides[0] == sides[1] else None
+
+
+def _encode(rows: Iterable[Row], tokenizer: Tokenizer, source: str) -> Iterator[tuple[list[list[int]], float]]:
+    """The two token sequences and the margin of every row, encoded in chunks."""
+    numbered = enumerate(rows)
+    while chunk := list(islice(numbered, _CHUNK)):
+        rendered = [_render_row(row, tokenizer, f"{source}: row {number}") for number, row in chunk]
+        ids: list[list[int]] = [[]] * (2 * len(chunk))
+        for chat in (False, True):
+            where = [2 * i + side for i, (_, is_chat, _) in enumerate(rendered) if is_chat == chat for side in (0, 1)]
+            texts = [rendered[w // 2][0][w % 2] for w in where]
+            for w, encoded in zip(where, tokenizer.encode_batch(texts, add_special_tokens=not chat), strict=True):
+                ids[w] = encoded
+        for i, (_, _, margin) in enumerate(rendered):
+            for name, side in zip(("chosen", "rejected"), ids[2 * i : 2 * i + 2], strict=True):
+                if not side:
+                    raise DataError(f"{source}: row {chunk[i][0]}: field {name!r} has no tokens; expected at least one")
+            yield ids[2 * i : 2 * i + 2], margin
+
+
+def _render_row(row: Row, tokenizer: Tokenizer, where: str) -> tuple[tuple[str, str], bool, float]:
+    """The texts of both sides, whether they are rendered chats, and the margin."""
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            raise DataError(f"{where}: no column {name!r}; found {', '.join(row)}, expected chosen, rejected, [prompt]")
+    chosen, chat = render_response(row, "chosen", tokenizer, where)
+    rejected, other = render_response(row, "rejected", tokenizer, where)
+    if chat != other:
+        raise DataError(f"{where}: chosen and rejected must both be texts or both be messages")
+    return (chosen, rejected), chat, _margin(row, where)
+
+
+def render_response(row: Row, field: str, tokenizer: Tokenizer, where: str) -> tuple[str, bool]:
+    """The text of `prompt` + `field`, and whether the chat template rendered it."""
+    response, prompt = row[field], row.get("prompt")
+    if isinstance(response, str) and isinstance(prompt, str | None):
+        eos = tokenizer.eos_token or ""
+        return (prompt or "") + (response if response.endswith(eos) else response + eos), False
+    if is_messages(response) and (prompt is None or is_messages(prompt)):
+        return render_messages(row, [*(prompt or []), *response], tokenizer, where), True
+    raise DataError(
+        f"{where}: field {field!r}: expected text or a list of messages (and a prompt of the same kind), found "
+        f"{type(response).__name__} with a prompt of type {type(prompt).__name__}"
+    )
+
+
+def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer, where: str) -> str:
+    """A conversation through the chat template, with the row's `tools` and `chat_template_kwargs`."""
+    tools = row.get("tools")
+    variables = row.get("chat_template_kwargs") or {}
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        return tokenizer.apply_chat_template(messages, tools=tools, **variables)
+    except TokenizerError as error:
+        raise DataError(f"{where}: {error}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: field 'tools': not valid JSON ({error.msg})") from None
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a conversation: a list of dicts with a `role`."""
+    return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
+
+
+def _margin(row: Row, where: str) -> float:
+    if "margin" not in row:
+        return 0.0
+    margin = row["margin"]
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not np.isfinite(margin):
+        raise DataError(f"{where}: field 'margin': expected a finite number in every row, found {margin!r}")
+    return float(margin)

@@ -1,0 +1,185 @@
+"""The tokenizer of a Hugging Face directory: token ids as `transformers` gives them."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ..errors import TokenizerError
+from ..hub import resolve_directory
+from .chat import render_chat
+
+Messages = Sequence[Mapping[str, Any]]
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+FILES += ("added_tokens.json", "tokenizer.model")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Text and conversations to token ids.
+
+    `files` are the bytes of the directory it came from, which an export repeats unchanged.
+    """
+
+    backend: tokenizers.Tokenizer
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+    files: Mapping[str, bytes]
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of `text`, what `transformers`' `tokenizer(text)` gives."""
+        return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """`encode` for many texts, in parallel."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def token_id(self, token: str | None) -> int | None:
+        """The id of a token, `None` where the vocabulary lacks it."""
+        return None if token is None else self.backend.token_to_id(token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of the padding token."""
+        return self.token_id(self.pad_token)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the end-of-sequence token."""
+        return self.token_id(self.eos_token)
+
+    @property
+    def max_token_id(self) -> int:
+        """The largest id that a text can contain."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values())
+
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation, rendered by the chat template.
+
+        **Arguments:** `messages`, dicts with `role` and `content`; `tools`, JSON schemas; `variables`, whatever else the
+        template reads.
+
+        **Raises:** `TokenizerError` where there is no template, or where the template refuses the conversation.
+        """
+        if self.chat_template is None:
+            raise TokenizerError(
+                "the tokenizer has no chat template, so it cannot render messages; expected `chat_template` in "
+                "tokenizer_config.json or a chat_template.jinja, or data with plain texts"
+            )
+        special = {name: getattr(self, name) for name in _SPECIAL if getattr(self, name) is not None}
+        return render_chat(
+            self.chat_template,
+            special
+            | {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+            | variables,
+        )
+
+
+def load_tokenizer(path_or_hub_id: str | Path, *, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a directory or a hub repository, from its `tokenizer.json`.
+
+    Special tokens come from `tokenizer_config.json`, else `special_tokens_map.json`; the chat template from
+    `chat_template.jinja`, else `tokenizer_config.json`.
+
+    **Raises:** `TokenizerError` where a file is missing or unreadable, `RmError` where the hub has no such repository.
+    """
+    directory = resolve_directory(path_or_hub_id, FILES, revision=revision)
+    files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    if "tokenizer.json" not in files:
+        raise TokenizerError(f"{directory / 'tokenizer.json'}: no such file; convert the tokenizer to the `tokenizers` format")
+    return tokenizer_from_files(files, directory)
+
+
+def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -> Tokenizer:
+    """A tokenizer from the contents of its files; `directory` is where errors say they lie."""
+    try:
+        backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    except Exception as error:  # the library raises plain `Exception`
+        raise TokenizerError(f"{directory / 'tokenizer.json'}: cannot be read ({error})") from None
+    backend.no_padding()
+    backend.no_truncation()
+    config = parse_json(files, "tokenizer_config.json", directory)
+    legacy = parse_json(files, "special_tokens_map.json", directory)
+    special = {name: _content(config.get(name) or legacy.get(name)) for name in _SPECIAL}
+    _register_special_tokens(backend, config, special)
+    _set_bos_eos(backend, config, special)
+    template = files.get("chat_template.jinja")
+    return Tokenizer(
+        backend=backend,
+        **special,
+        chat_template=_chat_template(config) if template is None else template.decode(),
+        files=dict(files),
+    )
+
+
+def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) -> dict[str, Any]:
+    """The JSON object in one of the files, empty where there is no such file."""
+    try:
+        value = json.loads(files.get(name, b"{}"))
+    except ValueError as error:
+        raise TokenizerError(f"{directory / name}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{directory / name}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def dump_json(value: Mapping[str, Any]) -> bytes:
+    """A JSON file's bytes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _content(token: str | Mapping[str, Any] | None) -> str | None:
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _register_special_tokens(backend: tokenizers.Tokenizer, config: Mapping, special: Mapping[str, str | None]) -> None:
+    """Makes special tokens that `tokenizer.json` does not list whole tokens, as `transformers` does."""
+    listed = {token.content for token in backend.get_added_tokens_decoder().values()}
+    by_id = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    for _, token in by_id:
+        if token["content"] not in listed:
+            add = backend.add_special_tokens if token.get("special") else backend.add_tokens
+            options = {key: bool(token.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized")}
+            add([tokenizers.AddedToken(token["content"], special=bool(token.get("special")), **options)])
+            listed.add(token["content"])
+    backend.add_special_tokens([token for token in special.values() if token is not None and token not in listed])
+
+
+def _set_bos_eos(backend: tokenizers.Tokenizer, config: Mapping, special: Mapping[str, str | None]) -> None:
+    """`add_bos_token` and `add_eos_token`, where stated, overrule the post-processor of `tokenizer.json`."""
+    if "add_bos_token" not in config and "add_eos_token" not in config:
+        return
+    bos = special["bos_token"] if config.get("add_bos_token") else None
+    eos = special["eos_token"] if config.get("add_eos_token") else None
+    around = [token for token in (bos, eos) if token is not None]
+    single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=single, pair=None, special_tokens=[(token, backend.token_to_id(token)) for token in around]
+    )
+
+
+def _chat_template(config: Mapping[str, Any]) -> str | None:
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named ones
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template

@@ -1,0 +1,126 @@
+"""Using a reward model: scores of texts, metrics on comparisons."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from .config import LlamaConfig
+from .data.packing import RowShape, fit_row_shape, pack
+from .data.tokenize import TokenizedComparisons, check_vocabulary, flatten, is_messages, render_messages, render_response
+from .data.tokenizer import Tokenizer
+from .errors import DataError
+from .losses import centering_penalty, pairwise_loss
+from .metrics import preference_metrics
+from .model import RewardModel, rewards
+from .shapes import checked
+
+Input = str | Mapping[str, Any]
+
+_jit_rewards = jax.jit(rewards, static_argnames=("dtype", "remat"))
+
+
+@checked
+def score(
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    inputs: Sequence[Input],
+    *,
+    dtype: Any = jnp.float32,
+    batch_size: int = 16,
+    max_length: int | None = None,
+) -> Float[np.ndarray, "n"]:
+    """The rewards of texts and conversations, float32, in the order given.
+
+    **Arguments:** `inputs`, each a text (tokenized exactly as given), or a dict with `text`, with `prompt` and
+    `response`, or with `messages` (the last two go the way of the training data); `dtype`, of the computation;
+    `batch_size`, sequences of one forward; `max_length`, tokens after which an input is cut off, all kept when `None`.
+
+    **Raises:** `DataError`, naming the input, where it has none of these forms.
+
+    Example: `rm.score(model, tokenizer, [{"prompt": "2 + 2 = ", "response": "4"}])`.
+    """
+    sequences = encode_inputs(inputs, tokenizer, model.config)
+    if not sequences:
+        return np.zeros(0, np.float32)
+    cut = flatten([[ids[:max_length]] for ids in sequences], [0.0] * len(sequences), model.config, share_prefix=False)
+    lengths = cut.lengths[:, 1]
+    order = np.argsort(lengths, kind="stable")
+    out = np.empty(len(order), np.float32)
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        shape = RowShape(rows=batch_size, slots=1, regions=(0, _round_up(int(lengths[chunk].max()))))
+        out[chunk] = _rewards_of(model, cut, chunk, shape, dtype)[:, 0]
+    return out
+
+
+def encode_inputs(inputs: Sequence[Input], tokenizer: Tokenizer, config: LlamaConfig) -> list[list[int]]:
+    """The token ids of the inputs of `score`."""
+    check_vocabulary(tokenizer, config)
+    rendered = [_render_input(item, tokenizer, f"input {number}") for number, item in enumerate(inputs)]
+    ids: list[list[int]] = [[]] * len(rendered)
+    for chat in (False, True):
+        where = [i for i, (_, is_chat) in enumerate(rendered) if is_chat == chat]
+        encoded = tokenizer.encode_batch([rendered[i][0] for i in where], add_special_tokens=not chat)
+        for i, tokens in zip(where, encoded, strict=True):
+            if not tokens:
+                raise DataError(f"input {i}: no tokens; expected at least one")
+            ids[i] = tokens
+    return ids
+
+
+def _render_input(item: Input, tokenizer: Tokenizer, where: str) -> tuple[str, bool]:
+    if isinstance(item, str):
+        return item, False
+    if isinstance(item.get("text"), str):
+        return item["text"], False
+    if is_messages(item.get("messages")):
+        return render_messages(item, item["messages"], tokenizer, where), True
+    if "response" in item and "prompt" in item:
+        return render_response(item, "response", tokenizer, where)
+    raise DataError(f"{where}: expected text, prompt and response, or messages; found {', '.join(item) or 'nothing'}")
+
+
+@checked
+def evaluate(
+    model: RewardModel,
+    comparisons: TokenizedComparisons,
+    *,
+    batch_size: int = 16,
+    dtype: Any = jnp.float32,
+    center_rewards_coefficient: float = 0.0,
+) -> dict[str, float]:
+    """`loss` and `preference_metrics` over all comparisons, each with the same weight.
+
+    **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; the rest as for training.
+    """
+    shape = fit_row_shape(comparisons, batch_size)
+    chunks = np.split(np.arange(len(comparisons)), range(batch_size, len(comparisons), batch_size))
+    both = np.concatenate([_rewards_of(model, comparisons, chunk, shape, dtype) for chunk in chunks])
+    chosen, rejected = both[:, 0], both[:, 1]
+    loss = pairwise_loss(chosen, rejected, comparisons.margin)
+    loss += center_rewards_coefficient * centering_penalty(chosen, rejected)
+    metrics = {"loss": loss.mean(), **preference_metrics(chosen, rejected)}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _rewards_of(
+    model: RewardModel, comparisons: TokenizedComparisons, indices: np.ndarray, shape: RowShape, dtype: Any
+) -> Float[np.ndarray, "B K"]:
+    """Rewards of the comparisons at `indices`, in that order."""
+    place = {int(i): at for at, i in enumerate(indices)}
+    out = np.empty((len(indices), comparisons.ends.shape[1]), np.float32)
+    for batch in pack(comparisons, indices.tolist(), shape):
+        computed = np.asarray(_jit_rewards(model, batch, dtype=dtype, remat="none"))
+        for row, slot in np.argwhere(batch.index >= 0):
+            out[place[int(batch.index[row, slot])]] = computed[row, slot]
+    return out
+
+
+def _round_up(length: int) -> int:
+    """The next of 32, 48, 64, 96, 128, 192, …: few shapes to compile, little to pad."""
+    power = max(32, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if power > 32 and length <= power * 3 // 4 else power

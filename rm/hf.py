@@ -1,0 +1,195 @@
+"""Reward models as Hugging Face directories: one table of tensor names, safetensors in and out, no torch."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from .card import model_card
+from .config import LlamaConfig
+from .data.pad_token import add_pad_token, choose_pad_token, set_pad_token
+from .data.tokenize import check_vocabulary
+from .data.tokenizer import Tokenizer
+from .errors import ConfigError, TokenizerError, WeightsError
+from .hub import read_json, resolve_directory
+from .model import RewardModel, init_reward_model, init_score_head
+from .output import new_directory
+from .version import __version__
+from .weights import INDEX, TensorFiles, write_json, write_tensors
+
+_PATTERNS = ("config.json", "model*.safetensors", INDEX)
+
+# Our leaf -> Hugging Face's tensor; `{}` is the layer number.
+_TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight", "score": "score.weight"}
+_BLOCK = {
+    "input_layernorm": "model.layers.{}.input_layernorm.weight",
+    "post_attention_layernorm": "model.layers.{}.post_attention_layernorm.weight",
+    **{
+        f"{name}_proj.{kind}": f"model.layers.{{}}.{part}.{name}_proj.{kind}"
+        for part, names in {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}.items()
+        for name in names
+        for kind in ("weight", "bias")
+    },
+}
+# What a causal LM's files hold besides: its own head, and rotary tables that old versions stored.
+_IGNORED = re.compile(r"lm_head\.weight|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def tensor_names(leaf: str, config: LlamaConfig) -> list[str]:
+    """The Hugging Face tensors that make up a leaf of `RewardModel`: one, or one for each stacked layer.
+
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=3,
+    ...                      num_attention_heads=2)
+    >>> tensor_names("blocks.q_proj.weight", config)
+    ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.self_attn.q_proj.weight']
+    >>> tensor_names("last_block.input_layernorm", config)
+    ['model.layers.2.input_layernorm.weight']
+    """
+    head, _, rest = leaf.partition(".")
+    layers = {"blocks": range(config.num_hidden_layers - 1), "last_block": [config.num_hidden_layers - 1]}
+    return [_BLOCK[rest].format(layer) for layer in layers[head]] if head in layers else [_TOP[leaf]]
+
+
+def load_reward_model(
+    path_or_hub_id: str | Path,
+    *,
+    dtype=jnp.float32,
+    key: PRNGKeyArray | None = None,
+    head_std: float | None = None,
+    revision: str | None = None,
+) -> RewardModel:
+    """The reward model of a directory or a hub repository with safetensors weights.
+
+    A `LlamaForSequenceClassification` brings its head, and its `pad_token_id` is the pooling rule. A causal LM gets a
+    head drawn from `N(0, head_std²)` and no pooling rule yet (`match_tokenizer` sets it).
+
+    **Arguments:** `dtype`, of the parameters, whatever the files hold (the head is always float32); `key`, draws a new
+    head, `jax.random.key(0)` when `None`; `head_std`, `initializer_range` when `None`; `revision`, a branch, tag or
+    commit of a hub repository.
+
+    **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels; `WeightsError`, naming
+    the tensor, for a file that cannot be read and a missing, extra, duplicate, misshapen or non-finite tensor.
+    """
+    directory = resolve_directory(path_or_hub_id, _PATTERNS, revision=revision)
+    source = directory / "config.json"
+    hf = read_json(source)
+    config = LlamaConfig.from_hf(hf, source=str(source))
+    classifier = any("ForSequenceClassification" in name for name in hf.get("architectures") or ())
+    if classifier:
+        _check_labels(hf, source)
+    files = TensorFiles(directory)
+    has_head = classifier or "score.weight" in files.names
+    if not has_head:
+        config = replace(config, pad_token_id=None)
+
+    template = jax.eval_shape(lambda: init_reward_model(config, key=jax.random.key(0), dtype=dtype))
+    _check_names(files, template, has_head=has_head)
+    head_key = jax.random.key(0) if key is None else key
+
+    def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = _leaf_name(path)
+        if name == "score" and not has_head:
+            return init_score_head(config, key=head_key, std=head_std)
+        return jnp.asarray(files.read(tensor_names(name, config), leaf, stacked=name.startswith("blocks.")))
+
+    return jax.tree_util.tree_map_with_path(load, template)
+
+
+def save_reward_model(
+    path: str | Path,
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    *,
+    dtype=None,
+    max_shard_bytes: int = 5_000_000_000,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
+
+    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files as they came (with a pad
+    token that no sequence ends in, see `match_tokenizer`), a model card and `rm.json`. All of it appears at once.
+
+    **Arguments:** `dtype`, of the weights on disk, the parameters' own when `None` (the head is always float32);
+    `provenance`, what `rm.json` and the card say of the run.
+
+    **Raises:** `OutputError` where something stands at `path` already or cannot be written.
+    """
+    model, tokenizer = match_tokenizer(model, tokenizer)
+    leaves = {_leaf_name(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
+
+    def disk_dtype(leaf: str) -> np.dtype:
+        return jnp.dtype(leaves[leaf].dtype if dtype is None or leaf == "score" else dtype)
+
+    def read(name: str) -> np.ndarray:
+        leaf, layer = where[name]
+        return np.asarray(leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]).astype(disk_dtype(leaf))
+
+    sizes = {
+        name: leaves[leaf].size // len(tensor_names(leaf, model.config)) * disk_dtype(leaf).itemsize
+        for name, (leaf, _) in sorted(where.items())
+    }
+    pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
+    record = {"rm_version": __version__, "pooling": pooling, **(provenance or {})}
+    with new_directory(path) as directory:
+        write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)
+        write_json(directory / "config.json", model.config.to_hf() | {"dtype": disk_dtype("norm").name})
+        for name, content in tokenizer.files.items():
+            (directory / name).write_bytes(content)
+        write_json(directory / "rm.json", record)
+        (directory / "README.md").write_text(model_card(Path(path).name, record), encoding="utf-8")
+
+
+def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardModel, Tokenizer]:
+    """Makes a model and a tokenizer agree on the pad token, which decides where the reward is read.
+
+    A model with a pooling rule keeps it. One without gets a pad token that no sequence ends in: the tokenizer's own, one
+    that the vocabulary has for it, or a new one, for which the embedding grows by a row where it must.
+
+    **Raises:** `TokenizerError` where the tokenizer knows ids that the embedding lacks.
+    """
+    config = model.config
+    check_vocabulary(tokenizer, config)
+    if config.pad_token_id is not None:
+        token = tokenizer.backend.id_to_token(config.pad_token_id)
+        if token is None:
+            raise TokenizerError(f"config.json says pad_token_id {config.pad_token_id}, an id the tokenizer lacks")
+        return model, set_pad_token(tokenizer, token)
+    token = choose_pad_token(tokenizer)
+    tokenizer = add_pad_token(tokenizer) if token is None else set_pad_token(tokenizer, token)
+    grow = max(0, tokenizer.max_token_id + 1 - config.vocab_size)
+    config = replace(config, pad_token_id=tokenizer.pad_token_id, vocab_size=config.vocab_size + grow)
+    embedding = jnp.pad(model.embed_tokens, ((0, grow), (0, 0))) if grow else model.embed_tokens
+    return replace(model, embed_tokens=embedding, config=config), tokenizer
+
+
+def _leaf_name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _check_labels(hf: Mapping[str, Any], source: Path) -> None:
+    labels = hf.get("num_labels", len(hf["id2label"]) if hf.get("id2label") else None)
+    if labels not in (None, 1):
+        raise ConfigError(f"{source}: num_labels must be 1 for a reward model, found {labels}")
+
+
+def _check_names(files: TensorFiles, template: RewardModel, *, has_head: bool) -> None:
+    leaves = [_leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(template)[0]]
+    expected = {name for leaf in leaves for name in tensor_names(leaf, template.config)}
+    expected -= set() if has_head else {"score.weight"}
+    missing = sorted(expected - files.names)
+    if missing:
+        raise WeightsError(f"{files.directory}: missing tensor {missing[0]!r}{_and_more(missing)}")
+    extra = sorted(name for name in files.names - expected if not _IGNORED.fullmatch(name))
+    if extra:
+        raise WeightsError(f"{files.directory}: extra tensor {extra[0]!r}{_and_more(extra)} that config.json does not allow")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

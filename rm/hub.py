@@ -1,0 +1,60 @@
+"""Where a model or a tokenizer lies: a local directory, or a Hugging Face hub id fetched into the local cache."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, RmError
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+def resolve_directory(path_or_hub_id: str | Path, patterns: Sequence[str], *, revision: str | None = None) -> Path:
+    """The directory that holds the files; a hub id is downloaded once (only what matches `patterns`).
+
+    **Raises:** `RmError` where there is neither such a directory nor such a repository.
+    """
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    if path.exists() or not _HUB_ID.fullmatch(str(path_or_hub_id)):
+        raise RmError(f"{path_or_hub_id}: expected a model directory or a hub id such as 'org/name', found neither")
+    return _download(str(path_or_hub_id), patterns, revision)
+
+
+def _download(hub_id: str, patterns: Sequence[str], revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    advice = "check the name and the connection, or give a local directory"
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError:
+        advice = "the repository is gated: accept its licence on the hub and log in with `hf auth login`"
+    except (RepositoryNotFoundError, HFValidationError):
+        advice = "no such directory here and no such repository on the hub (or it is private: `hf auth login`)"
+    except OSError:  # offline, no such revision, a full disk: all of them arrive as OSError
+        pass
+    except Exception as error:
+        advice = f"{type(error).__name__}; {advice}"
+    raise RmError(f"{hub_id}: cannot be fetched from the hub; {advice}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    **Raises:** `ConfigError` where the file is missing, unreadable or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected a Hugging Face model directory") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

@@ -1,0 +1,91 @@
+"""The parts of a Llama block as pure functions; parameters keep their on-disk orientation `[out, in]`."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from .config import LlamaConfig
+from .shapes import checked
+
+
+class Linear(eqx.Module):
+    """The parameters of a linear layer; stacked layers carry a leading axis."""
+
+    weight: Float[Array, "*L O I"]
+    bias: Float[Array, "*L O"] | None = None
+
+
+def precision(dtype) -> lax.Precision | None:
+    """Full products for float32, which accelerators would otherwise round to TF32 or bfloat16."""
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+@checked
+def linear(x: Float[Array, "*B I"], layer: Linear) -> Float[Array, "*B O"]:
+    """`x Wᵀ + b` in the type of `x`, accumulated in float32."""
+    weight = layer.weight.astype(x.dtype)
+    y = jnp.einsum("...i,oi->...o", x, weight, precision=precision(x.dtype), preferred_element_type=jnp.float32)
+    if layer.bias is not None:
+        y = y + layer.bias.astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+@checked
+def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
+    """`x / rms(x) · weight`, the statistics in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+    x32 = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps)
+    return (x32 * scale * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+@checked
+def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> Float[Array, "*B D"]:
+    """`(silu(x G) ⊙ x U) D` (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    return linear(jax.nn.silu(linear(x, gate)) * linear(x, up), down)
+
+
+@checked
+def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "*B"]) -> Float[Array, "... half"]:
+    """Rotary frequencies `θ^(-2i/E)`, stretched as the configuration asks.
+
+    `lengths` (of the whole sequences, in tokens) matter for `dynamic` alone, NTK scaling. The other types depend on the
+    configuration only: `linear` divides every frequency by `factor`; `llama3` divides the slow ones and blends between.
+    """
+    rope, size = config.rope, config.head_dim
+    exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    theta = jnp.asarray(rope.theta, jnp.float32)
+    if rope.type == "dynamic":
+        limit = config.max_position_embeddings
+        stretched = rope.factor * jnp.maximum(lengths, limit).astype(jnp.float32) / limit - (rope.factor - 1)
+        theta = theta * stretched[..., None] ** (size / (size - 2))
+    frequencies = 1.0 / theta**exponents
+    if rope.type == "linear":
+        return frequencies / rope.factor
+    if rope.type == "llama3":
+        turns = rope.original_max_position_embeddings * frequencies / (2 * jnp.pi)
+        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        keep = jnp.clip(keep, 0.0, 1.0)
+        return frequencies * (keep + (1 - keep) / rope.factor)
+    return frequencies
+
+
+@checked
+def rotary_table(
+    config: LlamaConfig, positions: Int[Array, "R N"], lengths: Int[Array, "R N"] | None = None
+) -> tuple[Float[Array, "R N half"], Float[Array, "R N half"]]:
+    """Cosine and sine of every token's rotation, float32; `lengths` is needed by the `dynamic` type alone."""
+    frequencies = inverse_frequencies(config, positions if lengths is None else lengths)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+@checked
+def rotate(
+    x: Float[Array, "R N *heads E"], table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
+) -> Float[Array, "R N *heads E"]:
+    """Rotary embedding on halves `(i, i + E/2)`, Hugging Face's order (Su et al. 2021, arXiv 2104.09864, eq. 34)."""
+    cos, sin = (jnp.expand_dims(part, tuple(range(2, x.ndim - 1))) for part in table)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

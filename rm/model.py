@@ -1,0 +1,231 @@
+"""The reward model: parameters as one pytree, its forward as pure functions over a `PreferenceBatch`."""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .attention import reward_attention, shared_prefix_attention
+from .batch import PreferenceBatch
+from .config import LlamaConfig
+from .layers import Linear, linear, rms_norm, rotary_table, rotate, swiglu
+from .shapes import checked
+
+Remat = Literal["none", "dots", "full"]
+
+_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Block(eqx.Module):
+    """The parameters of a transformer block, or of several stacked on a leading layer axis."""
+
+    input_layernorm: Float[Array, "*L D"]
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    o_proj: Linear
+    post_attention_layernorm: Float[Array, "*L D"]
+    gate_proj: Linear
+    up_proj: Linear
+    down_proj: Linear
+
+
+class RewardModel(eqx.Module):
+    """A Llama backbone with a scalar head; every leaf is an array, the configuration is static.
+
+    The last block stands apart from the stack because only the reward positions go through it.
+    """
+
+    embed_tokens: Float[Array, "V D"]
+    blocks: Block | None  # None where the last block is the only one
+    last_block: Block
+    norm: Float[Array, "D"]
+    score: Float[Array, "1 D"]
+    config: LlamaConfig = eqx.field(static=True)
+
+
+class Row(NamedTuple):
+    """What the blocks need to know about the rows besides their activations."""
+
+    table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
+    segments: Int[Array, "R N"]
+    ends: Int[Array, "R M"]
+
+
+def init_reward_model(
+    config: LlamaConfig, *, key: PRNGKeyArray, head_std: float | None = None, dtype=jnp.float32
+) -> RewardModel:
+    """A randomly initialised model: `N(0, initializer_range²)` weights, unit norms, zero biases.
+
+    **Arguments:** `head_std`, the standard deviation of the score head, `initializer_range` when `None`; `dtype`, of
+    the parameters (the head is always float32).
+
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=4)
+    >>> init_reward_model(config, key=jax.random.key(0)).score.shape
+    (1, 16)
+    """
+    keys = jax.random.split(key, 4)
+    std = config.initializer_range
+    *blocks, last_block = [_init_block(config, k, dtype) for k in jax.random.split(keys[1], config.num_hidden_layers)]
+    return RewardModel(
+        embed_tokens=std * jax.random.normal(keys[0], (config.vocab_size, config.hidden_size), dtype),
+        blocks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks) if blocks else None,
+        last_block=last_block,
+        norm=jnp.ones(config.hidden_size, dtype),
+        score=init_score_head(config, key=keys[2], std=head_std),
+        config=config,
+    )
+
+
+def init_score_head(config: LlamaConfig, *, key: PRNGKeyArray, std: float | None = None) -> Float[Array, "1 D"]:
+    """A score head `N(0, std²)`, float32; `initializer_range` when `std` is `None`, as `transformers` and TRL do."""
+    std = config.initializer_range if std is None else std
+    return std * jax.random.normal(key, (1, config.hidden_size), jnp.float32)
+
+
+def _init_block(config: LlamaConfig, key: PRNGKeyArray, dtype) -> Block:
+    keys = iter(jax.random.split(key, 7))
+    hidden, ffn, std = config.hidden_size, config.intermediate_size, config.initializer_range
+    query = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+
+    def layer(rows: int, columns: int, bias: bool) -> Linear:
+        weight = std * jax.random.normal(next(keys), (rows, columns), dtype)
+        return Linear(weight, jnp.zeros(rows, dtype) if bias else None)
+
+    return Block(
+        input_layernorm=jnp.ones(hidden, dtype),
+        q_proj=layer(query, hidden, config.attention_bias),
+        k_proj=layer(kv, hidden, config.attention_bias),
+        v_proj=layer(kv, hidden, config.attention_bias),
+        o_proj=layer(hidden, query, config.attention_bias),
+        post_attention_layernorm=jnp.ones(hidden, dtype),
+        gate_proj=layer(ffn, hidden, config.mlp_bias),
+        up_proj=layer(ffn, hidden, config.mlp_bias),
+        down_proj=layer(hidden, ffn, config.mlp_bias),
+    )
+
+
+@checked
+def rewards(
+    model: RewardModel, batch: PreferenceBatch, *, dtype=jnp.float32, remat: Remat = "full"
+) -> Float[Array, "R S K"]:
+    """The reward of every response, `score · hidden`, float32; empty slots hold a finite value that means nothing.
+
+    **Arguments:** `batch`, comparisons packed in rows; `dtype`, of the activations and matrix products (norms, softmax
+    and the head stay float32); `remat`, what the backward pass computes again: `"full"` every block, `"dots"`
+    everything but the products with weights, `"none"` nothing.
+
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=4)
+    >>> model = init_reward_model(config, key=jax.random.key(0))
+    >>> batch = PreferenceBatch(
+    ...     tokens=jnp.array([[5, 6, 7, 8]]), segments=jnp.array([[1, 1, 1, 1]]), positions=jnp.array([[0, 1, 2, 2]]),
+    ...     ends=jnp.array([[[2, 3]]]), index=jnp.array([[0]]), margin=jnp.zeros((1, 1)), regions=(2, 1, 1))
+    >>> rewards(model, batch).shape  # one row, one comparison, two responses of one token after a prefix of two
+    (1, 1, 2)
+    """
+    features = hidden_states(model, batch, dtype=dtype, remat=remat)
+    return score(features, model.score)
+
+
+@checked
+def score(features: Float[Array, "*B D"], head: Float[Array, "1 D"]) -> Float[Array, "*B"]:
+    """`w · h` in float32."""
+    return jnp.einsum(
+        "...d,d->...", features.astype(jnp.float32), head[0].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+
+
+@checked
+def hidden_states(
+    model: RewardModel, batch: PreferenceBatch, *, dtype=jnp.float32, remat: Remat = "full"
+) -> Float[Array, "R S K D"]:
+    """The normed last hidden state at every reward position, float32: what the score head reads.
+
+    The arguments are those of `rewards`.
+    """
+    config, (R, S, K) = model.config, batch.ends.shape
+    segments, positions = jnp.asarray(batch.segments), jnp.asarray(batch.positions)
+    lengths = _sequence_lengths(segments, positions, batch.regions) if config.rope.type == "dynamic" else None
+    row = Row(rotary_table(config, positions, lengths), segments, jnp.asarray(batch.ends).reshape(R, S * K))
+    block, last_block = (
+        _remat(partial(apply, config=config, regions=batch.regions), remat) for apply in (apply_block, apply_last_block)
+    )
+
+    x = model.embed_tokens[jnp.asarray(batch.tokens)].astype(dtype)
+    if model.blocks is not None:
+        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks)
+    x = last_block(x, model.last_block, row)
+    x = rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)
+    return x.reshape(R, S, K, -1)
+
+
+def _remat(function, remat: Remat):
+    return function if remat == "none" else jax.checkpoint(function, policy=_POLICIES[remat])
+
+
+@checked
+@jax.named_scope("block")
+def apply_block(
+    x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig, regions: tuple[int, ...]
+) -> Float[Array, "R N D"]:
+    """One transformer block on every token."""
+    h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
+    q = _queries(h, layer, row.table, config)
+    k, v = _keys_values(h, layer, row.table, config)
+    out = shared_prefix_attention(q, k, v, row.segments, regions)
+    return _finish_block(x, out, layer, config)
+
+
+@checked
+@jax.named_scope("last_block")
+def apply_last_block(
+    x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig, regions: tuple[int, ...]
+) -> Float[Array, "R M D"]:
+    """The last block: keys and values of every token, the rest at the reward positions alone (exact)."""
+    h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
+    k, v = _keys_values(h, layer, row.table, config)
+
+    def at_ends(x: Array) -> Array:
+        return jnp.take_along_axis(x, row.ends[..., None], axis=1)
+
+    cos, sin = row.table
+    q = _queries(at_ends(h), layer, (at_ends(cos), at_ends(sin)), config)
+    out = reward_attention(q, k, v, row.ends, row.segments, regions)
+    return _finish_block(at_ends(x), out, layer, config)
+
+
+def _queries(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> Float[Array, "R M G Q E"]:
+    groups = config.num_key_value_heads
+    q = linear(h, layer.q_proj)
+    return rotate(q.reshape(*h.shape[:2], groups, config.num_attention_heads // groups, config.head_dim), table)
+
+
+def _keys_values(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> tuple[Array, Array]:
+    heads = (*h.shape[:2], config.num_key_value_heads, config.head_dim)
+    return rotate(linear(h, layer.k_proj).reshape(heads), table), linear(h, layer.v_proj).reshape(heads)
+
+
+def _finish_block(x: Array, attention: Array, layer: Block, config: LlamaConfig) -> Array:
+    x = x + linear(attention.reshape(*x.shape[:2], -1), layer.o_proj)
+    h = rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps)
+    return x + swiglu(h, layer.gate_proj, layer.up_proj, layer.down_proj)
+
+
+def _sequence_lengths(
+    segments: Int[Array, "R N"], positions: Int[Array, "R N"], regions: tuple[int, ...]
+) -> Int[Array, "R N"]:
+    """Length of the sequence that each token belongs to; a prefix counts to the end of its longest response."""
+    index = jnp.cumsum(jnp.asarray(regions))
+    region = jnp.searchsorted(index, jnp.arange(segments.shape[1]), side="right")
+    same = segments[:, :, None] == segments[:, None, :]
+    same &= (region[:, None] == region) | (region[:, None] == 0)
+    return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1) + 1

@@ -1,0 +1,32 @@
+"""Directories that appear whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+
+@contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """A directory to fill; it takes its name when the block ends well, and vanishes when it does not.
+
+    **Raises:** `OutputError` where something stands at `path` already or the place cannot be written.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists():
+        raise OutputError(f"{path}: exists already; choose another place or remove it")
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        for file in draft.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        draft.rename(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

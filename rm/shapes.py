@@ -1,0 +1,19 @@
+"""The dimension letters of every file, and the decorator that checks them.
+
+| letter | meaning                                       | letter | meaning                             |
+|--------|-----------------------------------------------|--------|-------------------------------------|
+| R      | rows of a batch                               | L      | layers (stacked)                    |
+| N      | tokens of a row: prefix and response regions  | D      | hidden size                         |
+| S      | slots: the comparisons a row can hold         | F      | MLP size                            |
+| K      | responses of a comparison                     | V      | vocabulary                          |
+| B      | comparisons                                   | G      | key/value heads                     |
+| M      | queries of an attention product               | Q      | query heads per key/value head      |
+| J      | keys of an attention product                  | E      | head size                           |
+| I, O   | in and out features of a linear layer         | H      | query heads, H = G·Q                |
+"""
+
+from beartype import beartype
+from jaxtyping import jaxtyped
+
+# Shapes are checked while JAX traces, so under `jax.jit` the check costs nothing per step.
+checked = jaxtyped(typechecker=beartype)

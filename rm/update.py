@@ -1,0 +1,160 @@
+"""The training state and the pure update: one optimizer step over exactly the comparisons it is given."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from .batch import PreferenceBatch
+from .metrics import preference_metrics
+from .model import RewardModel
+from .shapes import checked
+
+# The loss of every slot and the rewards it was computed from; the update masks, sums and divides.
+Objective = Callable[[Any, PreferenceBatch], tuple[Float[Array, "R S"], Float[Array, "R S K"]]]
+
+
+class TrainState(eqx.Module):
+    """Everything an update changes: the step counter, the model and the optimizer's state."""
+
+    step: Int[Array, ""]
+    model: RewardModel
+    opt_state: optax.OptState
+
+
+class Sums(eqx.Module):
+    """Running sums over the micro-batches of an update, float32."""
+
+    gradients: RewardModel
+    loss: Float[Array, ""]
+    comparisons: Int[Array, ""]
+
+
+def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update.
+
+    The arrays of `model` become part of the state: when the update donates it, use `state.model` from then on.
+    """
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # pyright: ignore[reportArgumentType]
+
+
+def init_sums(model: RewardModel) -> Sums:
+    """Zero sums in the shape of the model."""
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), model)
+    return Sums(zeros, jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+
+@checked
+def accumulate(
+    sums: Sums, model: RewardModel, batch: PreferenceBatch, objective: Objective
+) -> tuple[Sums, Float[Array, "R S K"]]:
+    """Adds the loss and the gradients of a micro-batch to `sums`; returns them and the rewards."""
+
+    def total(model: RewardModel) -> tuple[Array, Array]:
+        loss, rewards = objective(model, batch)
+        return jnp.sum(loss, where=batch.mask), rewards
+
+    (loss, rewards), gradients = jax.value_and_grad(total, has_aux=True)(model)
+    gradients = jax.tree.map(lambda total, new: total + new.astype(jnp.float32), sums.gradients, gradients)
+    comparisons = sums.comparisons + jnp.sum(batch.mask, dtype=jnp.int32)
+    return Sums(gradients, sums.loss + loss, comparisons), rewards
+
+
+@checked
+def apply_gradients(
+    state: TrainState, sums: Sums, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One optimizer step with the mean gradient; returns the new state, the mean `loss` and the `grad_norm`."""
+    gradients = jax.tree.map(lambda total: total / sums.comparisons, sums.gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
+    model = optax.apply_updates(state.model, updates)  # pyright: ignore[reportArgumentType]
+    metrics = {"loss": sums.loss / sums.comparisons, "grad_norm": optax.tree.norm(gradients)}
+    return TrainState(state.step + 1, model, opt_state), metrics  # pyright: ignore[reportArgumentType]
+
+
+@checked
+def update(
+    state: TrainState,
+    batches: Sequence[PreferenceBatch],
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One optimizer step over all comparisons of `batches`: `θ ← θ - optimizer(∇ mean loss)`.
+
+    Gradients are summed over the micro-batches in float32 and divided by the number of comparisons, so the step does
+    not depend on how the comparisons are packed. Pure; jit it at the edge: `jax.jit(partial(update,
+    objective=objective, optimizer=optimizer), donate_argnums=0)`, or with `jit_update` where shapes vary.
+
+    **Arguments:** `objective(model, batch)` returns the loss of every slot `[R, S]` and the rewards `[R, S, K]` that it
+    was computed from; `optimizer`, any optax transformation.
+
+    **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping) and `preference_metrics` of
+    the first response of each comparison against the second.
+
+    **Raises:** `jaxtyping.TypeCheckError` where a shape does not fit.
+
+    >>> from rm import LlamaConfig, init_reward_model, pairwise_loss, rewards
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=4)
+    >>> batch = PreferenceBatch(
+    ...     tokens=jnp.array([[5, 6, 7, 8]]), segments=jnp.array([[1, 1, 1, 1]]), positions=jnp.array([[0, 1, 2, 2]]),
+    ...     ends=jnp.array([[[2, 3]]]), index=jnp.array([[0]]), margin=jnp.zeros((1, 1)), regions=(2, 1, 1))
+    >>> def objective(model, batch):
+    ...     r = rewards(model, batch)
+    ...     return pairwise_loss(r[..., 0], r[..., 1]), r
+    >>> optimizer = optax.adamw(1e-2)
+    >>> state = init_state(init_reward_model(config, key=jax.random.key(0)), optimizer)
+    >>> for _ in range(3):
+    ...     state, metrics = update(state, [batch], objective, optimizer)
+    >>> float(metrics["loss"]) < 0.69
+    True
+    """
+    sums, parts = init_sums(state.model), []
+    for batch in batches:
+        sums, rewards = accumulate(sums, state.model, batch, objective)
+        parts.append(rewards)
+    state, metrics = apply_gradients(state, sums, optimizer)
+    return state, metrics | update_metrics(batches, parts)
+
+
+def update_metrics(batches: Sequence[PreferenceBatch], rewards: Sequence[Array]) -> dict[str, Float[Array, ""]]:
+    """`preference_metrics` over the slots of several micro-batches, the first response against the second."""
+    flat = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in rewards])
+    mask = jnp.concatenate([batch.mask.reshape(-1) for batch in batches])
+    return preference_metrics(flat[:, 0], flat[:, 1], mask)
+
+
+def jit_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
+    """`update` for a loop whose batches vary in number and shape: `step(state, batches) -> (state, metrics)`.
+
+    It composes the jitted parts, so there is one compilation per batch shape rather than one per combination. The
+    state given in is donated: use the one returned.
+    """
+    start = jax.jit(init_sums)
+    add = jax.jit(partial(accumulate, objective=objective), donate_argnums=0)
+    finish = jax.jit(partial(apply_gradients, optimizer=optimizer), donate_argnums=(0, 1))
+
+    def step(state: TrainState, batches: Sequence[PreferenceBatch]) -> tuple[TrainState, dict[str, Array]]:
+        sums, parts = start(state.model), []
+        for batch in batches:
+            sums, rewards = add(sums, state.model, batch)
+            parts.append(rewards)
+        state, metrics = finish(state, sums)
+        return state, metrics | update_metrics(batches, parts)
+
+    return step
+
+
+def decay_mask(model: RewardModel) -> RewardModel:
+    """Where weight decay applies: matrices, but neither norms nor biases (as `transformers` and TRL do)."""
+
+    def decays(path: tuple, _: Array) -> bool:
+        name = jax.tree_util.keystr(path)
+        return "norm" not in name and "bias" not in name
+
+    return jax.tree_util.tree_map_with_path(decays, model)
