@@ -1,0 +1,59 @@
+"""Train and use reward models: a Llama backbone with a scalar head, pure functions composed by the caller."""
+
+from .batch import PreferenceBatch
+from .checkpoint import Checkpoints
+from .config import LlamaConfig, Rope
+from .data.batches import BatchPlan, plan_batches
+from .data.sources import load_comparisons
+from .data.tokenize import TokenizedComparisons, tokenize_comparisons
+from .data.tokenizer import Tokenizer, load_tokenizer
+from .errors import ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
+from .evaluate import evaluate, score
+from .hf import load_reward_model, match_tokenizer, save_reward_model
+from .losses import centering_penalty, pairwise_loss
+from .metrics import preference_metrics
+from .model import RewardModel, hidden_states, init_reward_model, rewards
+from .optimizer import adamw, learning_rate_schedule
+from .update import TrainState, accumulate, apply_gradients, init_state, jit_update, update
+from .version import __version__
+
+__all__ = [
+    "BatchPlan",
+    "Checkpoints",
+    "ConfigError",
+    "DataError",
+    "LlamaConfig",
+    "OutputError",
+    "PreferenceBatch",
+    "RewardModel",
+    "RmError",
+    "Rope",
+    "TokenizedComparisons",
+    "Tokenizer",
+    "TokenizerError",
+    "TrainState",
+    "WeightsError",
+    "__version__",
+    "accumulate",
+    "adamw",
+    "apply_gradients",
+    "centering_penalty",
+    "evaluate",
+    "hidden_states",
+    "init_reward_model",
+    "init_state",
+    "jit_update",
+    "learning_rate_schedule",
+    "load_comparisons",
+    "load_reward_model",
+    "load_tokenizer",
+    "match_tokenizer",
+    "pairwise_loss",
+    "plan_batches",
+    "preference_metrics",
+    "rewards",
+    "save_reward_model",
+    "score",
+    "tokenize_comparisons",
+    "update",
+]

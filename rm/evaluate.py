@@ -43,12 +43,26 @@ def score(
 
     Example: `rm.score(model, tokenizer, [{"prompt": "2 + 2 = ", "response": "4"}])`.
     """
-    sequences = encode_inputs(inputs, tokenizer, model.config)
+    names = [f"input {number}" for number in range(len(inputs))]
+    sequences = encode_inputs(inputs, tokenizer, model.config, names=names)
+    return score_sequences(model, sequences, dtype=dtype, batch_size=batch_size, max_length=max_length)
+
+
+@checked
+def score_sequences(
+    model: RewardModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    dtype: Any = jnp.float32,
+    batch_size: int = 16,
+    max_length: int | None = None,
+) -> Float[np.ndarray, "n"]:
+    """The rewards of token sequences; the arguments are those of `score`."""
     if not sequences:
         return np.zeros(0, np.float32)
     cut = flatten([[ids[:max_length]] for ids in sequences], [0.0] * len(sequences), model.config, share_prefix=False)
     lengths = cut.lengths[:, 1]
-    order = np.argsort(lengths, kind="stable")
+    order = np.argsort(lengths, kind="stable")  # neighbours in length pad each other least
     out = np.empty(len(order), np.float32)
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
@@ -57,17 +71,19 @@ def score(
     return out
 
 
-def encode_inputs(inputs: Sequence[Input], tokenizer: Tokenizer, config: LlamaConfig) -> list[list[int]]:
-    """The token ids of the inputs of `score`."""
+def encode_inputs(
+    inputs: Sequence[Input], tokenizer: Tokenizer, config: LlamaConfig, *, names: Sequence[str]
+) -> list[list[int]]:
+    """The token ids of the inputs of `score`; `names` are what errors call them."""
     check_vocabulary(tokenizer, config)
-    rendered = [_render_input(item, tokenizer, f"input {number}") for number, item in enumerate(inputs)]
+    rendered = [_render_input(item, tokenizer, name) for item, name in zip(inputs, names, strict=True)]
     ids: list[list[int]] = [[]] * len(rendered)
     for chat in (False, True):
         where = [i for i, (_, is_chat) in enumerate(rendered) if is_chat == chat]
         encoded = tokenizer.encode_batch([rendered[i][0] for i in where], add_special_tokens=not chat)
         for i, tokens in zip(where, encoded, strict=True):
             if not tokens:
-                raise DataError(f"input {i}: no tokens; expected at least one")
+                raise DataError(f"{names[i]}: no tokens; expected at least one")
             ids[i] = tokens
     return ids
 

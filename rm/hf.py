@@ -1,5 +1,6 @@
 """Reward models as Hugging Face directories: one table of tensor names, safetensors in and out, no torch."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -121,29 +122,38 @@ def save_reward_model(
     **Raises:** `OutputError` where something stands at `path` already or cannot be written.
     """
     model, tokenizer = match_tokenizer(model, tokenizer)
-    leaves = {_leaf_name(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
-    where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
-
-    def disk_dtype(leaf: str) -> np.dtype:
-        return jnp.dtype(leaves[leaf].dtype if dtype is None or leaf == "score" else dtype)
-
-    def read(name: str) -> np.ndarray:
-        leaf, layer = where[name]
-        return np.asarray(leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]).astype(disk_dtype(leaf))
-
-    sizes = {
-        name: leaves[leaf].size // len(tensor_names(leaf, model.config)) * disk_dtype(leaf).itemsize
-        for name, (leaf, _) in sorted(where.items())
-    }
     pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
     record = {"rm_version": __version__, "pooling": pooling, **(provenance or {})}
     with new_directory(path) as directory:
-        write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)
-        write_json(directory / "config.json", model.config.to_hf() | {"dtype": disk_dtype("norm").name})
+        write_model(directory, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        stored = jnp.dtype(model.norm.dtype if dtype is None else dtype).name
+        write_json(directory / "config.json", model.config.to_hf() | {"dtype": stored})
         for name, content in tokenizer.files.items():
             (directory / name).write_bytes(content)
         write_json(directory / "rm.json", record)
         (directory / "README.md").write_text(model_card(Path(path).name, record), encoding="utf-8")
+
+
+def write_model(directory: Path, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True) -> None:
+    """Writes the tensors of a model under their Hugging Face names, the score head only where `head`."""
+    leaves = {_leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
+    if not head:
+        del where["score.weight"]
+
+    def disk_dtype(leaf: str) -> np.dtype:
+        return jnp.dtype(leaves[leaf].dtype if dtype is None or leaf == "score" else dtype)
+
+    def shape(leaf: str) -> tuple[int, ...]:
+        return leaves[leaf].shape[leaf.startswith("blocks.") :]
+
+    def read(name: str) -> np.ndarray:
+        leaf, layer = where[name]
+        part = leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]
+        return np.asarray(part).astype(disk_dtype(leaf))
+
+    sizes = {name: math.prod(shape(leaf)) * disk_dtype(leaf).itemsize for name, (leaf, _) in sorted(where.items())}
+    write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)
 
 
 def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardModel, Tokenizer]:

@@ -28,10 +28,10 @@ class TrainState(eqx.Module):
 
 
 class Sums(eqx.Module):
-    """Running sums over the micro-batches of an update, float32."""
+    """What the micro-batches of an update have added up to."""
 
-    gradients: RewardModel
-    loss: Float[Array, ""]
+    gradients: RewardModel  # float32 sums
+    metrics: dict[str, Float[Array, ""]]  # over the comparisons so far
     comparisons: Int[Array, ""]
 
 
@@ -44,36 +44,46 @@ def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> T
 
 
 def init_sums(model: RewardModel) -> Sums:
-    """Zero sums in the shape of the model."""
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), model)
-    return Sums(zeros, jnp.zeros(()), jnp.zeros((), jnp.int32))
+    """Sums over no micro-batch yet."""
+    gradients = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), model)
+    metrics = dict.fromkeys(("loss", "accuracy", "margin", "mean_reward"), jnp.zeros(()))
+    extremes = {"min_reward": jnp.full((), jnp.inf), "max_reward": jnp.full((), -jnp.inf)}
+    return Sums(gradients, metrics | extremes, jnp.zeros((), jnp.int32))
 
 
 @checked
-def accumulate(
-    sums: Sums, model: RewardModel, batch: PreferenceBatch, objective: Objective
-) -> tuple[Sums, Float[Array, "R S K"]]:
-    """Adds the loss and the gradients of a micro-batch to `sums`; returns them and the rewards."""
+def accumulate(sums: Sums, model: RewardModel, batch: PreferenceBatch, objective: Objective) -> Sums:
+    """Adds the gradients and the metrics of a micro-batch to `sums`."""
 
     def total(model: RewardModel) -> tuple[Array, Array]:
         loss, rewards = objective(model, batch)
         return jnp.sum(loss, where=batch.mask), rewards
 
     (loss, rewards), gradients = jax.value_and_grad(total, has_aux=True)(model)
-    gradients = jax.tree.map(lambda total, new: total + new.astype(jnp.float32), sums.gradients, gradients)
-    comparisons = sums.comparisons + jnp.sum(batch.mask, dtype=jnp.int32)
-    return Sums(gradients, sums.loss + loss, comparisons), rewards
+    gradients = jax.tree.map(lambda so_far, new: so_far + new.astype(jnp.float32), sums.gradients, gradients)
+    count = jnp.sum(batch.mask, dtype=jnp.int32)
+    metrics = {"loss": loss / count, **preference_metrics(rewards[..., 0], rewards[..., 1], batch.mask)}
+    return Sums(gradients, _merge(sums.metrics, sums.comparisons, metrics, count), sums.comparisons + count)
+
+
+def _merge(old: dict[str, Array], old_count: Array, new: dict[str, Array], count: Array) -> dict[str, Array]:
+    """Metrics over two sets of comparisons from those over each; an empty `new` changes nothing."""
+    share = count / jnp.maximum(old_count + count, 1)
+    merged = {name: old[name] + share * (new[name] - old[name]) for name in old}
+    merged["min_reward"] = jnp.minimum(old["min_reward"], new["min_reward"])
+    merged["max_reward"] = jnp.maximum(old["max_reward"], new["max_reward"])
+    return {name: jnp.where(count > 0, merged[name], old[name]) for name in old}
 
 
 @checked
 def apply_gradients(
     state: TrainState, sums: Sums, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One optimizer step with the mean gradient; returns the new state, the mean `loss` and the `grad_norm`."""
+    """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm`."""
     gradients = jax.tree.map(lambda total: total / sums.comparisons, sums.gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
     model = optax.apply_updates(state.model, updates)  # pyright: ignore[reportArgumentType]
-    metrics = {"loss": sums.loss / sums.comparisons, "grad_norm": optax.tree.norm(gradients)}
+    metrics = sums.metrics | {"grad_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, model, opt_state), metrics  # pyright: ignore[reportArgumentType]
 
 
@@ -114,19 +124,10 @@ def update(
     >>> float(metrics["loss"]) < 0.69
     True
     """
-    sums, parts = init_sums(state.model), []
+    sums = init_sums(state.model)
     for batch in batches:
-        sums, rewards = accumulate(sums, state.model, batch, objective)
-        parts.append(rewards)
-    state, metrics = apply_gradients(state, sums, optimizer)
-    return state, metrics | update_metrics(batches, parts)
-
-
-def update_metrics(batches: Sequence[PreferenceBatch], rewards: Sequence[Array]) -> dict[str, Float[Array, ""]]:
-    """`preference_metrics` over the slots of several micro-batches, the first response against the second."""
-    flat = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in rewards])
-    mask = jnp.concatenate([batch.mask.reshape(-1) for batch in batches])
-    return preference_metrics(flat[:, 0], flat[:, 1], mask)
+        sums = accumulate(sums, state.model, batch, objective)
+    return apply_gradients(state, sums, optimizer)
 
 
 def jit_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
@@ -137,24 +138,12 @@ def jit_update(objective: Objective, optimizer: optax.GradientTransformation) ->
     """
     start = jax.jit(init_sums)
     add = jax.jit(partial(accumulate, objective=objective), donate_argnums=0)
-    finish = jax.jit(partial(apply_gradients, optimizer=optimizer), donate_argnums=(0, 1))
+    finish = jax.jit(partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
 
     def step(state: TrainState, batches: Sequence[PreferenceBatch]) -> tuple[TrainState, dict[str, Array]]:
-        sums, parts = start(state.model), []
+        sums = start(state.model)
         for batch in batches:
-            sums, rewards = add(sums, state.model, batch)
-            parts.append(rewards)
-        state, metrics = finish(state, sums)
-        return state, metrics | update_metrics(batches, parts)
+            sums = add(sums, state.model, batch)
+        return finish(state, sums)
 
     return step
-
-
-def decay_mask(model: RewardModel) -> RewardModel:
-    """Where weight decay applies: matrices, but neither norms nor biases (as `transformers` and TRL do)."""
-
-    def decays(path: tuple, _: Array) -> bool:
-        name = jax.tree_util.keystr(path)
-        return "norm" not in name and "bias" not in name
-
-    return jax.tree_util.tree_map_with_path(decays, model)

@@ -97,6 +97,7 @@ def write_tensors(
         file = many if len(shards) > 1 else "model.safetensors"
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
         save_file(tensors, directory / file, metadata={"format": "pt"})  # transformers refuses files without it
+        (directory / file).chmod(0o644)  # the library leaves it to its owner alone
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}

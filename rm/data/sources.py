@@ -3,8 +3,9 @@
 import gzip
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 
@@ -65,39 +66,42 @@ def _load(name: str, *, source: Path, split: str, data_files: str | None = None)
     try:
         return datasets.load_dataset(name, data_files=data_files, split=split)  # pyright: ignore[reportReturnType]
     except Exception as error:  # every reader raises its own kind
-        problem = _diagnose(source) or str(error.__cause__ or error).strip().partition("\n")[0]
-        raise DataError(f"{source}: {problem}") from None
+        _diagnose(source)
+        raise DataError(f"{source}: {str(error.__cause__ or error).strip().partition(chr(10))[0]}") from None
 
 
-def _diagnose(path: Path) -> str | None:
-    """What is wrong with a JSON file, as precisely as a line number."""
-    suffixes = {Path(path.stem).suffix, path.suffix}
-    if not path.is_file() or not suffixes & {".jsonl", ".json"}:
-        return None
-    opener = gzip.open if path.suffix == ".gz" else open
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The line numbers and the objects of a JSON-lines file, plain or gzipped, one at a time.
+
+    **Raises:** `DataError`, naming the file and the line.
+    """
     number = 0
     try:
-        with opener(path, "rb") as file:
-            if file.read(1) == b"[":
-                return _diagnose_document(path.read_bytes())
-            file.seek(0)
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    return f"line {number}: expected a JSON object, found {line[:40]!r}"
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise DataError(f"{path}: line {number}: expected a JSON object, found {type(row).__name__}")
+                    yield number, row
     except json.JSONDecodeError as error:
-        return f"line {number}: not valid JSON ({error.msg}, column {error.colno})"
+        raise DataError(f"{path}: line {number}: not valid JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError as error:
-        return f"line {number}: not valid UTF-8 ({error.reason})"
+        raise DataError(f"{path}: line {number}: not valid UTF-8 ({error.reason})") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        return f"line {number + 1}: the gzip file is cut short or damaged ({error})"
+        raise DataError(f"{path}: after line {number}: the gzip file is cut short or damaged ({error})") from None
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _diagnose_document(content: bytes) -> str | None:
-    try:
-        json.loads(content)
-    except json.JSONDecodeError as error:
-        return f"line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})"
-    return None
+def _diagnose(path: Path) -> None:
+    """Raises what is wrong with a JSON-lines file, as precisely as a line number; nothing is said of other files."""
+    if path.is_file() and {Path(path.stem).suffix, path.suffix} & {".jsonl", ".json"}:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            try:
+                is_document = file.read(1) == b"["
+            except (OSError, EOFError, zlib.error):
+                is_document = False
+        if not is_document:
+            for _ in read_rows(path):
+                pass

@@ -1,0 +1,54 @@
+"""The command line: `python -m rm train | score | demo`."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from .commands.demo import DemoArguments, demo
+from .commands.score import ScoreArguments, score
+from .commands.train import TrainArguments, train
+from .errors import RmError
+
+_RUN = {TrainArguments: train, ScoreArguments: score, DemoArguments: demo}
+_Command = (
+    Annotated[TrainArguments, tyro.conf.subcommand("train")]
+    | Annotated[ScoreArguments, tyro.conf.subcommand("score")]
+    | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0 when it ended well and 2 for what the user can put right."""
+    try:
+        args = _parse(sys.argv[1:] if argv is None else argv)
+        _RUN[type(args)](args)
+    except RmError as error:
+        print(f"rm: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> TrainArguments | ScoreArguments | DemoArguments:
+    usage = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(usage):
+            return tyro.cli(_Command, args=argv, prog="python -m rm", config=(tyro.conf.OmitArgPrefixes,))  # pyright: ignore
+    except SystemExit as stop:
+        if stop.code:
+            raise RmError(_one_line(usage.getvalue())) from None
+        raise
+
+
+def _one_line(box: str) -> str:
+    """The words of the box that tyro draws around a usage error."""
+    lines = [re.sub(r"[^\x20-\x7e]|-{4,}", " ", line).strip() for line in box.splitlines()]
+    return "; ".join(" ".join(line.split()) for line in lines if line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""`python -m rm score`: rewards for the rows of a file."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+
+from ..data.sources import read_rows
+from ..data.tokenizer import load_tokenizer
+from ..errors import ConfigError, DataError, OutputError
+from ..evaluate import encode_inputs, score_sequences
+from ..hf import load_reward_model, match_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreArguments:
+    """Add a reward to every row of a JSON-lines file."""
+
+    model: str
+    """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, or a hub id."""
+    input: Path
+    """JSON lines (.jsonl, also .gz) with text (tokenized exactly as given), prompt and response, or messages."""
+    output: Path
+    """The same rows in the same order, each with its reward."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products; the score head stays float32."""
+    batch_size: int = 16
+    """Sequences of one forward."""
+    max_length: int | None = None
+    """Cut sequences off after this many tokens, and say how many were; by default none is."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
+
+
+def score(args: ScoreArguments) -> None:
+    """Reads every row before the model, and writes the output as a whole."""
+    if args.output.exists():
+        raise OutputError(f"{args.output}: exists already; choose another --output or remove it")
+    numbers, rows = zip(*read_rows(args.input), strict=True) if args.input.exists() else ((), ())
+    if not rows:
+        raise DataError(f"{args.input}: {'the file is empty' if args.input.exists() else 'no such file'}; expected rows")
+    tokenizer = load_tokenizer(args.model)
+    model, tokenizer = match_tokenizer(load_reward_model(args.model), tokenizer)
+    names = [f"{args.input}: line {number}" for number in numbers]
+    sequences = encode_inputs(rows, tokenizer, model.config, names=names)
+    rewards = score_sequences(
+        model, sequences, dtype=jnp.dtype(args.dtype), batch_size=args.batch_size, max_length=args.max_length
+    )
+    draft = args.output.with_name(f".{args.output.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            for row, reward in zip(rows, rewards, strict=True):
+                file.write(json.dumps({**row, "reward": float(reward)}, ensure_ascii=False) + "\n")
+        draft.rename(args.output)
+    except OSError as error:
+        raise OutputError(f"{args.output}: cannot be written ({error.strerror})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    cut = sum(args.max_length is not None and len(ids) > args.max_length for ids in sequences)
+    print(f"{len(rows)} rows scored" + (f", {cut} of them cut off at {args.max_length} tokens" if cut else ""))
