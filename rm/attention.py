@@ -62,11 +62,11 @@ def reward_attention(
     regions: tuple[int, ...],
 ) -> Float[Array, "R M G Q E"]:
     """Attention of the tokens at `ends` alone, the only ones whose last-block output a reward needs."""
-    region = jnp.asarray(np.repeat(np.arange(len(regions)), regions))
-    index = jnp.arange(segments.shape[1], dtype=ends.dtype)
+    region = jnp.asarray(np.repeat(np.arange(len(regions)), regions))[None, None]
+    index = jnp.arange(segments.shape[1], dtype=ends.dtype)[None, None]
     visible = jnp.take_along_axis(segments, ends, axis=1)[..., None] == segments[:, None]
     visible &= ends[..., None] >= index
-    visible &= (region == 0) | (region[ends][..., None] == region)
+    visible &= (region == 0) | (region[0, 0, ends][..., None] == region)
     return attend(q, k, v, visible)
 
 

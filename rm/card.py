@@ -28,8 +28,8 @@ inputs = tokenizer(["a conversation, rendered as in training"], return_tensors="
 rewards = model(**inputs).logits[:, 0]
 ```
 
-The reward is read at the rightmost token whose id is not `pad_token_id` ({pad}). `rm.json` records where the model comes
-from.
+The reward is read at the rightmost token whose id is not `pad_token_id` ({pad}). `rm.json` records where the
+model comes from.
 """
 
 

@@ -1,12 +1,9 @@
 """The training state on disk, through Orbax: a reader sees a whole checkpoint or none."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from .errors import OutputError, RmError
+from .errors import RmError
 from .update import TrainState
 
 
@@ -22,9 +19,7 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, notes: dict[str, Any]) -> None:
         """Saves the state after `step` updates, with `notes` (JSON) beside it."""
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(state), notes=self._ocp.args.JsonSave(notes)
-        )
+        args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), notes=self._ocp.args.JsonSave(notes))
         self._manager.save(step, args=args)
 
     @property
@@ -34,9 +29,7 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state and the notes saved at `step`; `like` gives the shapes, types and placement to expect."""
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardRestore(like), notes=self._ocp.args.JsonRestore()
-        )
+        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like), notes=self._ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=args)
         except (ValueError, OSError) as error:

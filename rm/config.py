@@ -85,12 +85,7 @@ class LlamaConfig:
         500000.0
         """
         _check_supported(hf, source)
-        optional = {
-            name: hf[name]
-            for name in ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")
-            + ("initializer_range", "attention_bias", "mlp_bias", "tie_word_embeddings")
-            if hf.get(name) is not None
-        }
+        optional = {name: hf[name] for name in _OPTIONAL if hf.get(name) is not None}
         eos = hf.get("eos_token_id")
         fields = dict(
             {name: hf[name] for name in _REQUIRED},
@@ -128,12 +123,16 @@ class LlamaConfig:
         }
 
 
+_OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range")
+_OPTIONAL += ("attention_bias", "mlp_bias", "tie_word_embeddings")
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 def _check_supported(hf: Mapping[str, Any], source: str) -> None:
     if hf.get("model_type") != "llama":
-        raise ConfigError(f"{source}: model_type must be 'llama', found {hf.get('model_type')!r}; use a Llama checkpoint")
+        raise ConfigError(
+            f"{source}: model_type must be 'llama', found {hf.get('model_type')!r}; use a Llama checkpoint"
+        )
     missing = [name for name in _REQUIRED if hf.get(name) is None]
     if missing:
         raise ConfigError(f"{source}: missing {', '.join(missing)}; a Llama config.json states them")
@@ -144,19 +143,25 @@ def _check_supported(hf: Mapping[str, Any], source: str) -> None:
 
 
 def _check_numbers(fields: Mapping[str, Any], source: str) -> None:
+    kinds = {
+        int: ("a whole number that is not negative", lambda value: isinstance(value, int) and value >= 0),
+        int | None: ("a whole number", lambda value: isinstance(value, int | None)),
+        float: ("a number", lambda value: isinstance(value, int | float)),
+    }
     for field in dataclasses.fields(LlamaConfig):
-        value = fields.get(field.name)
-        if field.type is int and (isinstance(value, bool) or not isinstance(value, int | None) or value and value < 0):
-            raise ConfigError(f"{source}: {field.name} must be a whole number, found {value!r}")
-        if field.type is float and (isinstance(value, bool) or not isinstance(value, int | float | None)):
-            raise ConfigError(f"{source}: {field.name} must be a number, found {value!r}")
-        if field.type is bool and not isinstance(value, bool | None):
+        value = fields.get(field.name, field.default)
+        if field.type is bool and not isinstance(value, bool):
             raise ConfigError(f"{source}: {field.name} must be true or false, found {value!r}")
+        expected, fits = kinds.get(field.type, ("", lambda _: True))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        if field.type is not bool and (isinstance(value, bool) or not fits(value)):
+            raise ConfigError(f"{source}: {field.name} must be {expected}, found {value!r}")
 
 
 def _rope(hf: Mapping[str, Any], source: str) -> Rope:
     """Reads both spellings: `rope_theta` + `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5)."""
-    scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise ConfigError(f"{source}: rope_scaling must be an object, found {scaling!r}")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in get_args(RopeType):
         raise ConfigError(f"{source}: rope type must be one of {', '.join(get_args(RopeType))}; found {kind!r}")
@@ -167,4 +172,6 @@ def _rope(hf: Mapping[str, Any], source: str) -> Rope:
         if not isinstance(scaling.get(key), int | float):
             raise ConfigError(f"{source}: rope type {kind!r} needs the number {key!r}, found {scaling.get(key)!r}")
     theta = scaling.get("rope_theta") or hf.get("rope_theta") or Rope.theta
+    if isinstance(theta, bool) or not isinstance(theta, int | float):
+        raise ConfigError(f"{source}: rope_theta must be a number, found {theta!r}")
     return Rope(theta=float(theta), type=kind, **{key: scaling[key] for key in needed})

@@ -1,8 +1,11 @@
-"""One family of errors: every message is a single line that says where, what was expected, what was found and what to do."""
+"""One family of errors, each message a single line: where, what was expected, what was found, what to do."""
 
 
 class RmError(Exception):
     """Something the user can put right; `python -m rm` prints it as one line and exits with code 2."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))  # templates and readers add lines
 
 
 class ConfigError(RmError):

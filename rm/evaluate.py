@@ -10,7 +10,14 @@ from jaxtyping import Float
 
 from .config import LlamaConfig
 from .data.packing import RowShape, fit_row_shape, pack
-from .data.tokenize import TokenizedComparisons, check_vocabulary, flatten, is_messages, render_messages, render_response
+from .data.tokenize import (
+    TokenizedComparisons,
+    check_vocabulary,
+    flatten,
+    is_messages,
+    render_messages,
+    render_response,
+)
 from .data.tokenizer import Tokenizer
 from .errors import DataError
 from .losses import centering_penalty, pairwise_loss
@@ -129,7 +136,7 @@ def _rewards_of(
     """Rewards of the comparisons at `indices`, in that order."""
     place = {int(i): at for at, i in enumerate(indices)}
     out = np.empty((len(indices), comparisons.ends.shape[1]), np.float32)
-    for batch in pack(comparisons, indices.tolist(), shape):
+    for batch in pack(comparisons, indices, shape):
         computed = np.asarray(_jit_rewards(model, batch, dtype=dtype, remat="none"))
         for row, slot in np.argwhere(batch.index >= 0):
             out[place[int(batch.index[row, slot])]] = computed[row, slot]

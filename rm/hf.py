@@ -70,12 +70,13 @@ def load_reward_model(
     A `LlamaForSequenceClassification` brings its head, and its `pad_token_id` is the pooling rule. A causal LM gets a
     head drawn from `N(0, head_std²)` and no pooling rule yet (`match_tokenizer` sets it).
 
-    **Arguments:** `dtype`, of the parameters, whatever the files hold (the head is always float32); `key`, draws a new
-    head, `jax.random.key(0)` when `None`; `head_std`, `initializer_range` when `None`; `revision`, a branch, tag or
-    commit of a hub repository.
+    **Arguments:** `dtype`, of the parameters, whatever the files hold (the head is always float32); `key`, draws the
+    head of a causal LM; `head_std`, `initializer_range` when `None`; `revision`, a branch, tag or commit of a hub
+    repository.
 
     **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels; `WeightsError`, naming
-    the tensor, for a file that cannot be read and a missing, extra, duplicate, misshapen or non-finite tensor.
+    the tensor, for a file that cannot be read, a missing, extra, duplicate, misshapen or non-finite tensor, and for a
+    causal LM without `key`.
     """
     directory = resolve_directory(path_or_hub_id, _PATTERNS, revision=revision)
     source = directory / "config.json"
@@ -91,12 +92,14 @@ def load_reward_model(
 
     template = jax.eval_shape(lambda: init_reward_model(config, key=jax.random.key(0), dtype=dtype))
     _check_names(files, template, has_head=has_head)
-    head_key = jax.random.key(0) if key is None else key
+    if key is None and not has_head:
+        advice = "so this is no reward model yet; train it, or give a key to draw a head"
+        raise WeightsError(f"{directory}: no tensor 'score.weight', {advice}")
 
     def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = _leaf_name(path)
-        if name == "score" and not has_head:
-            return init_score_head(config, key=head_key, std=head_std)
+        if name == "score" and key is not None and not has_head:
+            return init_score_head(config, key=key, std=head_std)
         return jnp.asarray(files.read(tensor_names(name, config), leaf, stacked=name.startswith("blocks.")))
 
     return jax.tree_util.tree_map_with_path(load, template)
@@ -113,8 +116,8 @@ def save_reward_model(
 ) -> None:
     """Writes the directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
 
-    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files as they came (with a pad
-    token that no sequence ends in, see `match_tokenizer`), a model card and `rm.json`. All of it appears at once.
+    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files as they came (with a
+    pad token that no sequence ends in, see `match_tokenizer`), a model card and `rm.json`. All of it appears at once.
 
     **Arguments:** `dtype`, of the weights on disk, the parameters' own when `None` (the head is always float32);
     `provenance`, what `rm.json` and the card say of the run.
@@ -159,15 +162,15 @@ def write_model(directory: Path, model: RewardModel, *, dtype=None, max_shard_by
 def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardModel, Tokenizer]:
     """Makes a model and a tokenizer agree on the pad token, which decides where the reward is read.
 
-    A model with a pooling rule keeps it. One without gets a pad token that no sequence ends in: the tokenizer's own, one
-    that the vocabulary has for it, or a new one, for which the embedding grows by a row where it must.
+    A model with a pooling rule keeps it. One without gets a pad token that no sequence ends in: the tokenizer's own,
+    one that the vocabulary has for it, or a new one, for which the embedding grows by a row where it must.
 
     **Raises:** `TokenizerError` where the tokenizer knows ids that the embedding lacks.
     """
     config = model.config
     check_vocabulary(tokenizer, config)
     if config.pad_token_id is not None:
-        token = tokenizer.backend.id_to_token(config.pad_token_id)
+        token = tokenizer.backend.id_to_token(config.pad_token_id) if config.pad_token_id >= 0 else None
         if token is None:
             raise TokenizerError(f"config.json says pad_token_id {config.pad_token_id}, an id the tokenizer lacks")
         return model, set_pad_token(tokenizer, token)
@@ -198,7 +201,9 @@ def _check_names(files: TensorFiles, template: RewardModel, *, has_head: bool) -
         raise WeightsError(f"{files.directory}: missing tensor {missing[0]!r}{_and_more(missing)}")
     extra = sorted(name for name in files.names - expected if not _IGNORED.fullmatch(name))
     if extra:
-        raise WeightsError(f"{files.directory}: extra tensor {extra[0]!r}{_and_more(extra)} that config.json does not allow")
+        raise WeightsError(
+            f"{files.directory}: extra tensor {extra[0]!r}{_and_more(extra)} that config.json does not allow"
+        )
 
 
 def _and_more(names: list[str]) -> str:

@@ -22,13 +22,18 @@ def precision(dtype) -> lax.Precision | None:
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
+def along_last(vector: Float[Array, "D"], ndim: int) -> Float[Array, "... D"]:
+    """A vector as an array of `ndim` axes, to broadcast on purpose."""
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
 @checked
 def linear(x: Float[Array, "*B I"], layer: Linear) -> Float[Array, "*B O"]:
     """`x Wᵀ + b` in the type of `x`, accumulated in float32."""
     weight = layer.weight.astype(x.dtype)
     y = jnp.einsum("...i,oi->...o", x, weight, precision=precision(x.dtype), preferred_element_type=jnp.float32)
     if layer.bias is not None:
-        y = y + layer.bias.astype(jnp.float32)
+        y = y + along_last(layer.bias, y.ndim).astype(jnp.float32)
     return y.astype(x.dtype)
 
 
@@ -37,7 +42,7 @@ def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> 
     """`x / rms(x) · weight`, the statistics in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps)
-    return (x32 * scale * weight.astype(jnp.float32)).astype(x.dtype)
+    return (x32 * scale * along_last(weight, x.ndim).astype(jnp.float32)).astype(x.dtype)
 
 
 @checked
@@ -47,7 +52,7 @@ def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> F
 
 
 @checked
-def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "*B"]) -> Float[Array, "... half"]:
+def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "R N"]) -> Float[Array, "#R #N half"]:
     """Rotary frequencies `θ^(-2i/E)`, stretched as the configuration asks.
 
     `lengths` (of the whole sequences, in tokens) matter for `dynamic` alone, NTK scaling. The other types depend on the
@@ -55,12 +60,12 @@ def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "*B"]) -> Float
     """
     rope, size = config.rope, config.head_dim
     exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
-    theta = jnp.asarray(rope.theta, jnp.float32)
+    theta = jnp.full((1, 1, 1), rope.theta, jnp.float32)
     if rope.type == "dynamic":
         limit = config.max_position_embeddings
         stretched = rope.factor * jnp.maximum(lengths, limit).astype(jnp.float32) / limit - (rope.factor - 1)
         theta = theta * stretched[..., None] ** (size / (size - 2))
-    frequencies = 1.0 / theta**exponents
+    frequencies = 1.0 / theta ** along_last(exponents, theta.ndim)
     if rope.type == "linear":
         return frequencies / rope.factor
     if rope.type == "llama3":

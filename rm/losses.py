@@ -23,8 +23,9 @@ def pairwise_loss(
 
     **Raises:** `jaxtyping.TypeCheckError` when the shapes differ.
 
-    >>> pairwise_loss(jnp.array([1.0, 3.0]), jnp.array([1.0, -2.0])).round(4).tolist()
-    [0.6930999755859375, 0.006699999794363976]
+    >>> loss = pairwise_loss(jnp.array([1.0, 3.0]), jnp.array([1.0, -2.0]))
+    >>> [round(value, 4) for value in loss.tolist()]
+    [0.6931, 0.0067]
 
     **Source:** Ouyang et al. 2022, arXiv 2203.02155, eq. 1; the margin: Touvron et al. 2023, arXiv 2307.09288, eq. 2.
     """

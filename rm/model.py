@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .attention import reward_attention, shared_prefix_attention
@@ -224,8 +225,7 @@ def _sequence_lengths(
     segments: Int[Array, "R N"], positions: Int[Array, "R N"], regions: tuple[int, ...]
 ) -> Int[Array, "R N"]:
     """Length of the sequence that each token belongs to; a prefix counts to the end of its longest response."""
-    index = jnp.cumsum(jnp.asarray(regions))
-    region = jnp.searchsorted(index, jnp.arange(segments.shape[1]), side="right")
+    region = np.repeat(np.arange(len(regions)), regions)
     same = segments[:, :, None] == segments[:, None, :]
-    same &= (region[:, None] == region) | (region[:, None] == 0)
+    same &= jnp.asarray((region[:, None] == region) | (region[:, None] == 0))[None]
     return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1) + 1

@@ -9,6 +9,16 @@ from pathlib import Path
 from .errors import OutputError
 
 
+def check_writable(path: Path) -> None:
+    """Refuses a place whose nearest existing directory is none, or is not to be written to.
+
+    **Raises:** `OutputError`.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise OutputError(f"{path}: cannot be written ({above} is not a directory that you may write to)")
+
+
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
     """A directory to fill; it takes its name when the block ends well, and vanishes when it does not.

@@ -62,13 +62,16 @@ def accumulate(sums: Sums, model: RewardModel, batch: PreferenceBatch, objective
     (loss, rewards), gradients = jax.value_and_grad(total, has_aux=True)(model)
     gradients = jax.tree.map(lambda so_far, new: so_far + new.astype(jnp.float32), sums.gradients, gradients)
     count = jnp.sum(batch.mask, dtype=jnp.int32)
-    metrics = {"loss": loss / count, **preference_metrics(rewards[..., 0], rewards[..., 1], batch.mask)}
+    metrics = {
+        "loss": loss / count.astype(jnp.float32),
+        **preference_metrics(rewards[..., 0], rewards[..., 1], batch.mask),
+    }
     return Sums(gradients, _merge(sums.metrics, sums.comparisons, metrics, count), sums.comparisons + count)
 
 
 def _merge(old: dict[str, Array], old_count: Array, new: dict[str, Array], count: Array) -> dict[str, Array]:
     """Metrics over two sets of comparisons from those over each; an empty `new` changes nothing."""
-    share = count / jnp.maximum(old_count + count, 1)
+    share = count.astype(jnp.float32) / jnp.maximum(old_count + count, 1).astype(jnp.float32)
     merged = {name: old[name] + share * (new[name] - old[name]) for name in old}
     merged["min_reward"] = jnp.minimum(old["min_reward"], new["min_reward"])
     merged["max_reward"] = jnp.maximum(old["max_reward"], new["max_reward"])
@@ -80,7 +83,8 @@ def apply_gradients(
     state: TrainState, sums: Sums, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm`."""
-    gradients = jax.tree.map(lambda total: total / sums.comparisons, sums.gradients)
+    count = sums.comparisons.astype(jnp.float32)
+    gradients = jax.tree.map(lambda total: total / count, sums.gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
     model = optax.apply_updates(state.model, updates)  # pyright: ignore[reportArgumentType]
     metrics = sums.metrics | {"grad_norm": optax.tree.norm(gradients)}

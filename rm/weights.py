@@ -11,7 +11,7 @@ from .errors import WeightsError
 from .hub import read_json
 
 INDEX = "model.safetensors.index.json"
-_DTYPES = {"F32", "BF16", "F16"}
+_DTYPES = ("F32", "BF16", "F16")
 
 
 class TensorFiles:
@@ -25,7 +25,7 @@ class TensorFiles:
         self._where: dict[str, tuple[Path, str]] = {}
         self._handles = {path: _open(path) for path in _weight_files(directory)}
         for path, handle in self._handles.items():
-            for stored in handle.keys():
+            for stored in handle.keys():  # noqa: SIM118 (no dict)
                 name = stored if stored.startswith(("model.", "score.", "lm_head.")) else f"model.{stored}"
                 if name in self._where:
                     raise WeightsError(f"{path}: duplicate tensor {name!r}, already in {self._where[name][0].name}")
@@ -42,16 +42,20 @@ class TensorFiles:
         **Raises:** `WeightsError`, naming the tensor, for another shape, an unknown type, or NaN and infinities.
         """
         out = np.empty(leaf.shape, leaf.dtype)
-        for part, name in zip(out if stacked else out[None], names, strict=True):
+        for part, name in zip(list(out) if stacked else [out], names, strict=True):
             path, stored = self._where[name]
             header = self._handles[path].get_slice(stored)
             if tuple(header.get_shape()) != part.shape:
-                raise WeightsError(f"{path}: tensor {name!r} has shape {header.get_shape()}, expected {list(part.shape)}")
+                raise WeightsError(
+                    f"{path}: tensor {name!r} has shape {header.get_shape()}, expected {list(part.shape)}"
+                )
             if header.get_dtype() not in _DTYPES:
                 raise WeightsError(f"{path}: tensor {name!r} is {header.get_dtype()}, expected {' or '.join(_DTYPES)}")
             part[...] = self._handles[path].get_tensor(stored)
             if not np.isfinite(part).all():
-                raise WeightsError(f"{path}: tensor {name!r} holds NaN or infinite values (as {leaf.dtype}); it is damaged")
+                raise WeightsError(
+                    f"{path}: tensor {name!r} holds NaN or infinite values (as {leaf.dtype}); it is damaged"
+                )
         return out
 
 
@@ -62,10 +66,10 @@ def _weight_files(directory: Path) -> list[Path]:
             raise WeightsError(f"{single}: no such file, nor {INDEX}; only safetensors weights are read")
         return [single]
     names = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise WeightsError(f"{directory / INDEX}: expected a 'weight_map' of tensor names to file names")
     for name in names.values():
-        if Path(name).name != name:
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise WeightsError(f"{directory / INDEX}: {name!r} must be the plain name of a file beside the index")
     return [directory / name for name in sorted(set(names.values()))]
 

@@ -11,6 +11,7 @@ from ..config import LlamaConfig
 from ..errors import OutputError
 from ..hf import write_model
 from ..model import init_reward_model
+from ..output import check_writable
 from ..weights import write_json
 from .score import ScoreArguments, score
 from .train import TrainArguments, train
@@ -50,13 +51,14 @@ def demo(args: DemoArguments) -> None:
     base, run = args.output / "llama", args.output / "run"
     if args.output.exists():
         raise OutputError(f"{args.output}: exists already; choose another --output or remove it")
+    check_writable(args.output)
     base.mkdir(parents=True)
     rng = random.Random(0)
     pairs = [_pair(rng) for _ in range(3000)]
     _write_rows(args.output / "train.jsonl", pairs[:2500])
     _write_rows(args.output / "test.jsonl", pairs[2500:])
     _write_rows(args.output / "questions.jsonl", _questions())
-    _write_llama(base, [text["content"] for pair in pairs for messages in pair.values() for text in messages])
+    write_llama(base, [text["content"] for pair in pairs for messages in pair.values() for text in messages])
 
     train(
         TrainArguments(
@@ -97,14 +99,17 @@ def _pair(rng: random.Random) -> dict[str, list[dict[str, str]]]:
 def _questions() -> list[dict]:
     asked = (("Name a fruit, please.", "How about a papaya?"), ("Name a fruit, please.", "How about a wrench?"))
     roles = ("user", "assistant")
-    return [{"messages": [{"role": role, "content": text} for role, text in zip(roles, turn, strict=True)]} for turn in asked]
+    return [
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, turn, strict=True)]}
+        for turn in asked
+    ]
 
 
 def _write_rows(path: Path, rows: list) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _write_llama(directory: Path, texts: list[str]) -> None:
+def write_llama(directory: Path, texts: list[str]) -> None:
     """An ordinary Hugging Face directory: a byte-level tokenizer trained on the texts and a random Llama."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -133,6 +138,8 @@ def _write_llama(directory: Path, texts: list[str]) -> None:
         eos_token_id=1,
         pad_token_id=0,
     )
-    causal_lm = {name: value for name, value in llama.to_hf().items() if name not in ("num_labels", "id2label", "label2id")}
+    causal_lm = {
+        name: value for name, value in llama.to_hf().items() if name not in ("num_labels", "id2label", "label2id")
+    }
     write_json(directory / "config.json", causal_lm | {"architectures": ["LlamaForCausalLM"], "dtype": "float32"})
     write_model(directory, init_reward_model(llama, key=jax.random.key(0)), max_shard_bytes=10**9, head=False)

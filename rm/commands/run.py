@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ..errors import OutputError
+from ..output import check_writable
 from ..version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "tokenizers", "datasets", "safetensors", "orbax-checkpoint")
@@ -27,6 +29,7 @@ def check_output(output: Path, *, resume: bool) -> None:
     """
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; choose a directory for the run")
+    check_writable(output)
     if (output / "model").exists():
         raise OutputError(f"{output}: holds a finished run (model/ is there); choose another --output")
     if resume and not (output / "checkpoints").is_dir():
@@ -99,7 +102,7 @@ class TrainingLog:
         entry = {name: sum(values[name] for values in self.window) / len(self.window) for name in averaged}
         entry |= {
             "grad_norm": self.window[-1]["grad_norm"],
-            "learning_rate": float(self.schedule(step - 1)),
+            "learning_rate": float(jnp.asarray(self.schedule(step - 1))),
             "num_tokens": self.num_tokens,
             "pairs_per_second": sum(values["pairs"] for values in self.window) / seconds,
             "tokens_per_second": sum(values["tokens"] for values in self.window) / seconds,

@@ -43,9 +43,14 @@ def score(args: ScoreArguments) -> None:
     """Reads every row before the model, and writes the output as a whole."""
     if args.output.exists():
         raise OutputError(f"{args.output}: exists already; choose another --output or remove it")
-    numbers, rows = zip(*read_rows(args.input), strict=True) if args.input.exists() else ((), ())
-    if not rows:
-        raise DataError(f"{args.input}: {'the file is empty' if args.input.exists() else 'no such file'}; expected rows")
+    if not args.output.parent.is_dir():
+        raise OutputError(f"{args.output}: cannot be written ({args.output.parent} is not a directory)")
+    numbered = list(read_rows(args.input)) if args.input.exists() else []
+    if not numbered:
+        raise DataError(
+            f"{args.input}: {'the file is empty' if args.input.exists() else 'no such file'}; expected rows"
+        )
+    numbers, rows = zip(*numbered, strict=True)
     tokenizer = load_tokenizer(args.model)
     model, tokenizer = match_tokenizer(load_reward_model(args.model), tokenizer)
     names = [f"{args.input}: line {number}" for number in numbers]

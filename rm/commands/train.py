@@ -89,6 +89,14 @@ class TrainArguments:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"--{name.replace('_', '-')} must be finite, found {value}")
+        for name in ("seed", "max_grad_norm", "weight_decay", "learning_rate_end"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ConfigError(f"--seed must be below 2**32, found {self.seed}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
 
@@ -146,9 +154,7 @@ def train(args: TrainArguments) -> None:
     checkpoints = Checkpoints(args.output / "checkpoints") if args.save_every or args.resume else None
     with Reporter(steps) as report:
         report.print(_describe(tables, steps, args))
-        log = TrainingLog(
-            args.output / "metrics.jsonl", steps, plan.steps_per_epoch, args.log_every, schedule, report
-        )
+        log = TrainingLog(args.output / "metrics.jsonl", steps, plan.steps_per_epoch, args.log_every, schedule, report)
         if args.resume and checkpoints and checkpoints.latest is not None:
             start = checkpoints.latest
             state, notes = checkpoints.restore(start, state)
@@ -193,9 +199,7 @@ def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str, str]]:
     return sets
 
 
-def _evaluate(
-    model: RewardModel, held_out: dict[str, TokenizedComparisons], args: TrainArguments
-) -> dict[str, float]:
+def _evaluate(model: RewardModel, held_out: dict[str, TokenizedComparisons], args: TrainArguments) -> dict[str, float]:
     options = {"batch_size": args.batch_size, "dtype": jnp.dtype(args.dtype)}
     options["center_rewards_coefficient"] = args.center_rewards_coefficient
     return {
@@ -221,7 +225,9 @@ def _provenance(args: TrainArguments, tokenizer: Tokenizer, record: dict[str, An
 def _describe(tables: dict[str, dict[str, Any]], steps: int, args: TrainArguments) -> str:
     lines = []
     for name, table in tables.items():
-        dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in table["dropped"].items() if count)
+        dropped = ", ".join(
+            f"{count} {reason.replace('_', ' ')}" for reason, count in table["dropped"].items() if count
+        )
         saved = 1 - table["tokens_stored"] / table["tokens"]
         lines.append(
             f"{name}: {table['read']} comparisons read, {table['kept']} kept"

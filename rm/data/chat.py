@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import TokenizerError
 
@@ -33,7 +33,7 @@ def _compile(template: str):
     class Generation(jinja2.ext.Extension):
         """`{% generation %}` marks what the assistant says; the text passes through."""
 
-        tags: set[str] = {"generation"}
+        tags: ClassVar[set[str]] = {"generation"}  # pyright: ignore[reportIncompatibleVariableOverride]
 
         def parse(self, parser):
             next(parser.stream)

@@ -61,7 +61,9 @@ def _regions_for(lengths: Int64[np.ndarray, "B K+1"], count: float) -> tuple[int
     return (prefix, *[response] * (lengths.shape[1] - 1))
 
 
-def pack(comparisons: TokenizedComparisons, indices: Sequence[int], shape: RowShape) -> list[PreferenceBatch]:
+def pack(
+    comparisons: TokenizedComparisons, indices: Sequence[int] | np.ndarray, shape: RowShape
+) -> list[PreferenceBatch]:
     """The comparisons at `indices` in as few rows as first-fit-decreasing finds, cut into micro-batches of one shape.
 
     **Raises:** `ValueError` where a comparison is longer than the regions of `shape`.

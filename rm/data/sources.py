@@ -43,6 +43,8 @@ def _load_file(path: Path, split: str) -> "Dataset":
         raise DataError(f"{path}: expected a file that ends in {', '.join(_READERS)} (or .gz), found {path.suffix!r}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; expected at least one comparison")
+    if suffix == ".jsonl":  # first, for `datasets` reads on over two objects in a line and bytes that are not UTF-8
+        _diagnose(path)
     return _load(_READERS[suffix], data_files=str(path), split=split, source=path)
 
 
@@ -63,11 +65,15 @@ def _load(name: str, *, source: Path, split: str, data_files: str | None = None)
     import datasets
 
     datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises besides
     try:
         return datasets.load_dataset(name, data_files=data_files, split=split)  # pyright: ignore[reportReturnType]
     except Exception as error:  # every reader raises its own kind
         _diagnose(source)
         raise DataError(f"{source}: {str(error.__cause__ or error).strip().partition(chr(10))[0]}") from None
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -97,11 +103,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _diagnose(path: Path) -> None:
     """Raises what is wrong with a JSON-lines file, as precisely as a line number; nothing is said of other files."""
     if path.is_file() and {Path(path.stem).suffix, path.suffix} & {".jsonl", ".json"}:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            try:
+        try:
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
                 is_document = file.read(1) == b"["
-            except (OSError, EOFError, zlib.error):
-                is_document = False
-        if not is_document:
-            for _ in read_rows(path):
-                pass
+        except (OSError, EOFError, zlib.error):
+            is_document = False
+        if not is_document and not sum(1 for _ in read_rows(path)):
+            raise DataError(f"{path}: no rows; expected at least one comparison")

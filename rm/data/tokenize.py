@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
@@ -119,7 +119,7 @@ def flatten(
         lengths.append([prefix, *(len(side) - prefix for side in arrays)])
         ends.append([reward_index(side, config.pad_token_id) for side in arrays])
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    count, parts = np.shape(lengths)
+    count, parts = len(lengths), len(lengths[0])
     return TokenizedComparisons(
         tokens=np.concatenate(pieces),
         offsets=np.stack([starts[k : k + count * parts : parts] for k in range(parts + 1)], axis=1),
@@ -211,7 +211,7 @@ def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer, whe
         raise DataError(f"{where}: field 'tools': not valid JSON ({error.msg})") from None
 
 
-def is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> TypeGuard[list[Row]]:
     """Whether a value is a conversation: a list of dicts with a `role`."""
     return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
 

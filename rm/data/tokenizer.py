@@ -76,8 +76,8 @@ class Tokenizer:
     ) -> str:
         """The text of a conversation, rendered by the chat template.
 
-        **Arguments:** `messages`, dicts with `role` and `content`; `tools`, JSON schemas; `variables`, whatever else the
-        template reads.
+        **Arguments:** `messages`, dicts with `role` and `content`; `tools`, JSON schemas; `variables`, whatever else
+        the template reads.
 
         **Raises:** `TokenizerError` where there is no template, or where the template refuses the conversation.
         """
@@ -104,9 +104,16 @@ def load_tokenizer(path_or_hub_id: str | Path, *, revision: str | None = None) -
     **Raises:** `TokenizerError` where a file is missing or unreadable, `RmError` where the hub has no such repository.
     """
     directory = resolve_directory(path_or_hub_id, FILES, revision=revision)
-    files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    files = {}
+    for path in (directory / name for name in FILES):
+        try:
+            files |= {path.name: path.read_bytes()} if path.is_file() else {}
+        except OSError as error:
+            raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
     if "tokenizer.json" not in files:
-        raise TokenizerError(f"{directory / 'tokenizer.json'}: no such file; convert the tokenizer to the `tokenizers` format")
+        raise TokenizerError(
+            f"{directory / 'tokenizer.json'}: no such file; convert the tokenizer to the `tokenizers` format"
+        )
     return tokenizer_from_files(files, directory)
 
 
@@ -121,13 +128,19 @@ def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -
     config = parse_json(files, "tokenizer_config.json", directory)
     legacy = parse_json(files, "special_tokens_map.json", directory)
     special = {name: _content(config.get(name) or legacy.get(name)) for name in _SPECIAL}
+    for name, token in special.items():
+        if not isinstance(token, str | None):
+            raise TokenizerError(f"{directory / 'tokenizer_config.json'}: {name} must be a text, found {token!r}")
     _register_special_tokens(backend, config, special)
     _set_bos_eos(backend, config, special)
-    template = files.get("chat_template.jinja")
+    try:
+        template = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else _chat_template(config)
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{directory / 'chat_template.jinja'}: not valid UTF-8 ({error.reason})") from None
     return Tokenizer(
         backend=backend,
         **special,
-        chat_template=_chat_template(config) if template is None else template.decode(),
+        chat_template=template,
         files=dict(files),
     )
 

@@ -1,0 +1,70 @@
+"""Strict numerics for every test, four CPU devices, and small models and data made here."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+import rm
+from rm.commands.demo import write_llama
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def shared(path: str) -> Path:
+    """A file of the shared folder; the test skips where the folder is not there."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared (real models, tokenizers and data), which is not here")
+    return SHARED / path
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes(request):
+    """No silent promotion, except where optax takes part: its bias correction mixes integers and floats."""
+    relaxed = request.node.get_closest_marker("optax") or isinstance(request.node, pytest.DoctestItem)
+    with jax.numpy_dtype_promotion("standard" if relaxed else "strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def llama_directory(tmp_path_factory) -> Path:
+    """A small causal Llama with a tokenizer and a chat template, as `transformers` would save it."""
+    directory = tmp_path_factory.mktemp("llama")
+    texts = [f"The {a} {b} of {c}." for a in ("red", "old", "big") for b in ("house", "tree") for c in ("rome", "oz")]
+    write_llama(directory, texts)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[dict]:
+    """Twelve text pairs; most share a prompt, one has none, one response begins like the other."""
+    rows = [
+        {"chosen": f"Q: what is {i} + {i}? A: {2 * i}", "rejected": f"Q: what is {i} + {i}? A: {2 * i + 1}, I think"}
+        for i in range(10)
+    ]
+    rows += [{"chosen": "yes", "rejected": "no way"}, {"chosen": "the old tree", "rejected": "the old tree of rome"}]
+    return rows
+
+
+@pytest.fixture
+def pairs_file(tmp_path, pairs) -> Path:
+    """The pairs as a JSON-lines file."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def loaded(llama_directory) -> tuple[rm.RewardModel, rm.Tokenizer]:
+    """The small Llama with a new head, and its tokenizer."""
+    model = rm.load_reward_model(llama_directory, key=jax.random.key(1), head_std=0.5)
+    return rm.match_tokenizer(model, rm.load_tokenizer(llama_directory))

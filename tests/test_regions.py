@@ -1,0 +1,162 @@
+"""The region layout is exact: packed rows with shared prefixes give what each sequence gives alone."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rm
+from rm.data.packing import RowShape, fit_row_shape, pack
+from rm.data.tokenize import TokenizedComparisons, flatten
+
+CONFIG = rm.LlamaConfig(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.2,
+)
+DYNAMIC = dataclasses.replace(CONFIG, rope=rm.Rope(type="dynamic", factor=2.0), max_position_embeddings=12)
+
+
+def odd_comparisons(K: int, seed: int = 0) -> list[list[list[int]]]:
+    """K token sequences each: ordinary ones and every odd case that the layout must survive."""
+    rng = np.random.default_rng(seed)
+
+    def ids(length: int) -> list[int]:
+        return rng.integers(1, CONFIG.vocab_size, length).tolist()
+
+    prompt, response = ids(9), ids(8)
+    odd = [
+        [[k + 1, *ids(4)] for k in range(K)],  # no common prefix
+        [prompt + response[: K - k] for k in range(K)],  # each a prefix of the one before
+        [prompt[:4] + response[:k] for k in range(K)],  # the first is the prefix
+        [[*prompt, 90 + k] for k in range(K)],  # responses of a single token
+        [[50 + k] for k in range(K)],  # nothing but a single token
+        [prompt] * K,  # identical
+    ]
+    return odd + [[prompt[:n] + ids(m) for m in rng.choice([1, 5, 8], K)] for n in (0, 4, 9, 9)]
+
+
+@partial(jax.jit, static_argnames="length")
+@partial(jax.value_and_grad, argnums=0)
+def alone(model: rm.RewardModel, ids: jax.Array, length: int) -> jax.Array:
+    """The reward of one sequence in a batch of its own, without padding, and its gradient."""
+    one = jnp.ones((1, length), int)
+    batch = rm.PreferenceBatch(
+        tokens=ids[None],
+        segments=one,
+        positions=jnp.cumsum(one, axis=1) - 1,
+        ends=jnp.full((1, 1, 1), length - 1),
+        index=jnp.zeros((1, 1), int),
+        margin=jnp.zeros((1, 1)),
+        regions=(0, length),
+    )
+    return rm.rewards(model, batch, remat="none")[0, 0, 0]
+
+
+def one_by_one(model, sequences, weights) -> tuple[np.ndarray, rm.RewardModel]:
+    """Rewards `[B, K]` and the gradient of their weighted sum, from every sequence alone."""
+    rewards, gradients = np.zeros(weights.shape), jax.tree.map(jnp.zeros_like, model)
+    for at, weight in np.ndenumerate(weights):
+        ids = np.asarray(sequences[at[0]][at[1]])
+        rewards[at], gradient = alone(model, ids, len(ids))
+        gradients = jax.tree.map(lambda total, new, w=float(weight): total + w * new, gradients, gradient)
+    return rewards, gradients
+
+
+def packed(model, comparisons: TokenizedComparisons, shape: RowShape, weights) -> tuple[np.ndarray, rm.RewardModel]:
+    """The same from packed rows."""
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def weighted(model, batch):
+        rewards = rm.rewards(model, batch)
+        return (weights[batch.index] * rewards).sum(where=batch.mask[..., None]), rewards
+
+    rewards, gradients = np.zeros(weights.shape), jax.tree.map(jnp.zeros_like, model)
+    for batch in pack(comparisons, range(len(comparisons)), shape):
+        (_, computed), gradient = weighted(model, batch)
+        rows, slots = np.nonzero(batch.index >= 0)
+        rewards[batch.index[rows, slots]] = np.asarray(computed)[rows, slots]
+        gradients = jax.tree.map(jnp.add, gradients, gradient)
+    return rewards, gradients
+
+
+@pytest.mark.parametrize("K", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("config", "share_prefix"),
+    [(CONFIG, True), (CONFIG, False), (DYNAMIC, True)],
+    ids=["shared", "unshared", "dynamic"],
+)
+def test_packed_rewards_and_gradients_equal_one_by_one(K, config, share_prefix):
+    sequences = odd_comparisons(K)
+    model = rm.init_reward_model(config, key=jax.random.key(0), head_std=0.5)
+    weights = jax.random.normal(jax.random.key(2), (len(sequences), K))
+    expected, expected_gradients = one_by_one(model, sequences, weights)
+
+    comparisons = flatten(sequences, [0.0] * len(sequences), config, share_prefix=share_prefix)
+    shape = fit_row_shape(comparisons, batch_size=len(sequences))
+    for other in (shape, dataclasses.replace(shape, slots=2, rows=3)):  # the second leaves rows and slots empty
+        rewards, gradients = packed(model, comparisons, other, weights)
+        np.testing.assert_allclose(rewards, expected, atol=1e-5)
+        for name, a, b in named_leaves(expected_gradients, gradients):
+            np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(abs(a).max())), err_msg=name)
+
+
+def named_leaves(*trees):
+    """Path and leaves of several trees of one structure."""
+    flat = [jax.tree_util.tree_flatten_with_path(tree)[0] for tree in trees]
+    return [(jax.tree_util.keystr(parts[0][0]), *(leaf for _, leaf in parts)) for parts in zip(*flat, strict=True)]
+
+
+def test_a_reward_can_be_read_inside_the_shared_prefix():
+    """With `pad == eos` the last token counts as padding, so the reward of `prompt + eos` is the prompt's end."""
+    config = dataclasses.replace(CONFIG, pad_token_id=2)
+    model = rm.init_reward_model(config, key=jax.random.key(0), head_std=0.5)
+    sequences = [[[5, 6, 7, 2], [5, 6, 7, 8, 2]]]
+    comparisons = flatten(sequences, [0.0], config)
+    assert comparisons.lengths.tolist() == [[3, 1, 2]]
+    rewards, _ = packed(model, comparisons, fit_row_shape(comparisons, 1), jnp.ones((1, 2)))
+    expected, _ = one_by_one(model, [[[5, 6, 7], [5, 6, 7, 8]]], np.ones((1, 2)))
+    np.testing.assert_allclose(rewards, expected, atol=1e-5)
+
+
+def test_sharing_stores_the_prompt_once():
+    sequences = [[[1, 2, 3, 4], [1, 2, 3, 5, 6]]]
+    shared = flatten(sequences, [0.0], CONFIG)
+    assert shared.tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert shared.ends.tolist() == [[3, 4]]
+    apart = flatten(sequences, [0.0], CONFIG, share_prefix=False)
+    assert apart.tokens.tolist() == [1, 2, 3, 4, 1, 2, 3, 5, 6]
+    assert apart.num_tokens.tolist() == shared.num_tokens.tolist() == [9]
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_recomputing_changes_no_gradient(remat):
+    model = rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.5)
+    comparisons = flatten(odd_comparisons(2), [0.0] * 10, CONFIG)
+    (batch, *_) = pack(comparisons, range(4), fit_row_shape(comparisons, 4))
+
+    def gradients(remat):
+        def total(model):
+            return (rm.rewards(model, batch, remat=remat) ** 2).sum(where=batch.mask[..., None])
+
+        return jax.jit(jax.grad(total))(model)
+
+    for name, a, b in named_leaves(gradients("none"), gradients(remat)):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_bfloat16_compute_stays_near_float32():
+    model = rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.1)
+    comparisons = flatten(odd_comparisons(2), [0.0] * 10, CONFIG)
+    (batch, *_) = pack(comparisons, range(4), fit_row_shape(comparisons, 4))
+    low = rm.rewards(model, batch, dtype=jnp.bfloat16)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, rm.rewards(model, batch), atol=5e-2)
