@@ -54,7 +54,7 @@ def demo(args: DemoArguments) -> None:
     check_writable(args.output)
     base.mkdir(parents=True)
     rng = random.Random(0)
-    pairs = [_pair(rng) for _ in range(3000)]
+    pairs = [make_pair(rng) for _ in range(3000)]
     _write_rows(args.output / "train.jsonl", pairs[:2500])
     _write_rows(args.output / "test.jsonl", pairs[2500:])
     _write_rows(args.output / "questions.jsonl", _questions())
@@ -85,7 +85,8 @@ def demo(args: DemoArguments) -> None:
     print("  python -m rm score --model RUN/model --input RESPONSES.jsonl --output SCORES.jsonl")
 
 
-def _pair(rng: random.Random) -> dict[str, list[dict[str, str]]]:
+def make_pair(rng: random.Random) -> dict[str, list[dict[str, str]]]:
+    """A preference whose right response names a thing of the kind asked for."""
     asked, other = rng.sample(sorted(_TOPICS), 2)
     question = rng.choice(_QUESTIONS).format(asked)
     chosen, rejected = (rng.choice(_ANSWERS).format(rng.choice(_TOPICS[topic].split())) for topic in (asked, other))
