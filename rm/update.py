@@ -47,7 +47,7 @@ def init_sums(model: RewardModel) -> Sums:
     """Sums over no micro-batch yet."""
     gradients = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), model)
     metrics = dict.fromkeys(("loss", "accuracy", "margin", "mean_reward"), jnp.zeros(()))
-    extremes = {"min_reward": jnp.full((), jnp.inf), "max_reward": jnp.full((), -jnp.inf)}
+    extremes = {"min_reward": jnp.float32(jnp.inf), "max_reward": jnp.float32(-jnp.inf)}
     return Sums(gradients, metrics | extremes, jnp.zeros((), jnp.int32))
 
 
@@ -57,6 +57,8 @@ def accumulate(sums: Sums, model: RewardModel, batch: PreferenceBatch, objective
 
     def total(model: RewardModel) -> tuple[Array, Array]:
         loss, rewards = objective(model, batch)
+        if loss.shape != batch.index.shape:
+            raise TypeError(f"the objective must return a loss of shape {batch.index.shape}, found {loss.shape}")
         return jnp.sum(loss, where=batch.mask), rewards
 
     (loss, rewards), gradients = jax.value_and_grad(total, has_aux=True)(model)
@@ -110,7 +112,7 @@ def update(
     **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping) and `preference_metrics` of
     the first response of each comparison against the second.
 
-    **Raises:** `jaxtyping.TypeCheckError` where a shape does not fit.
+    **Raises:** `TypeError` where the objective's loss does not have the shape of the slots.
 
     >>> from rm import LlamaConfig, init_reward_model, pairwise_loss, rewards
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,

@@ -49,7 +49,7 @@ def fit_row_shape(comparisons: TokenizedComparisons, batch_size: int) -> RowShap
 
 def _row_cost(regions: tuple[int, ...]) -> float:
     prefix, *responses = regions
-    scores = prefix**2 + sum(length * (prefix + length) for length in responses)
+    scores = prefix**2 / 2 + sum(length * (prefix + length / 2) for length in responses)
     return sum(regions) + scores / _SCORES_PER_TOKEN
 
 

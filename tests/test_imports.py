@@ -1,0 +1,92 @@
+"""The package's shape: imports go one way, `import rm` is light, what is public is documented."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import rm
+
+ROOT = Path(rm.__file__).parent
+
+# A module imports only from those before it.
+ORDER = """
+    errors shapes version config batch layers attention model losses metrics optimizer update hub output weights card
+    data.chat data.tokenizer data.pad_token data.sources data.tokenize data.packing data.batches
+    hf checkpoint evaluate commands.run commands.train commands.score commands.demo __main__
+""".split()
+HEAVY = "datasets orbax huggingface_hub matplotlib jinja2 torch transformers rich tyro safetensors pandas pyarrow".split()
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
+
+
+def imported(name: str) -> set[str]:
+    """The modules of the package that a module imports, anywhere in its code."""
+    package = name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            absolute = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ["rm", *package[: len(package) + 1 - node.level]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            absolute = [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        for _, *rest in (parts for parts in absolute if parts[0] == "rm"):
+            whole = ".".join(rest)
+            found.add(whole if whole in MODULES else ".".join(rest[:-1]))
+    return found
+
+
+def test_every_module_has_its_place():
+    assert sorted(ORDER) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_go_one_way(name):
+    assert imported(name) - set(ORDER[: ORDER.index(name)]) == set()
+
+
+def test_the_walk_sees_every_spelling_of_an_import():
+    assert {"weights", "data.tokenizer", "errors"} <= imported("hf")
+    assert {"errors", "hub", "data.chat"} <= imported("data.tokenizer")
+    assert imported("errors") == set()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"import sys, rm; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT.parent)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_the_list_of_public_names_is_exact():
+    imports = [node for node in ast.parse(FILES["__init__"].read_text(encoding="utf-8")).body]
+    names = [alias.name for node in imports if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(names) == sorted(rm.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in rm.__all__ if name != "__version__"])
+def test_every_public_name_is_documented(name):
+    text = getattr(rm, name).__doc__
+    assert text
+    assert not text.startswith(f"{name}("), "only the signature that `dataclass` writes"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_input_is_never_checked_by_assert(name):
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)] == []
+
+
+def test_no_command_named_rm_is_installed():
+    """It would shadow the system's `rm`."""
+    assert [entry for entry in entry_points(group="console_scripts") if entry.value.startswith("rm.")] == []
+    pyproject = ROOT.parent / "pyproject.toml"
+    if pyproject.is_file():
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        assert not {"scripts", "gui-scripts", "entry-points"} & set(project)

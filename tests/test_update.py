@@ -1,0 +1,182 @@
+"""The update: exact under any packing, one compilation a shape, the optimizer as the books have it."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rm
+from rm.data.packing import RowShape, pack
+from rm.data.tokenize import flatten
+from rm.optimizer import decay_mask
+from rm.update import init_sums
+
+pytestmark = pytest.mark.optax
+
+CONFIG = rm.LlamaConfig(
+    vocab_size=61,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    attention_bias=True,
+    initializer_range=0.2,
+)
+
+
+def new_model() -> rm.RewardModel:
+    return rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.5)
+
+
+@pytest.fixture(scope="module")
+def comparisons():
+    rng = np.random.default_rng(0)
+    ids = [[rng.integers(1, 61, n).tolist() for n in rng.integers(2, 12, 2)] for _ in range(6)]
+    return flatten(ids, rng.normal(size=6).tolist(), CONFIG)
+
+
+def objective(model, batch):
+    rewards = rm.rewards(model, batch)
+    chosen, rejected = rewards[..., 0], rewards[..., 1]
+    loss = rm.pairwise_loss(chosen, rejected, batch.margin) + 0.1 * rm.centering_penalty(chosen, rejected)
+    return loss, rewards
+
+
+def updated(batches, objective, optimizer):
+    """A new state after one pure update, jitted at the edge."""
+    return jax.jit(partial(rm.update, objective=objective, optimizer=optimizer))(
+        rm.init_state(new_model(), optimizer), batches
+    )
+
+
+SHAPES = {
+    "all in one row": RowShape(rows=1, slots=6, regions=(32, 96, 96)),
+    "one a row": RowShape(rows=6, slots=1, regions=(32, 32, 32)),
+    "micro-batches with empty rows": RowShape(rows=4, slots=1, regions=(32, 32, 32)),
+    "one a micro-batch": RowShape(rows=1, slots=1, regions=(32, 32, 32)),
+}
+
+
+def test_an_update_does_not_depend_on_the_packing(comparisons):
+    optimizer = rm.adamw(1e-2)
+    states = {}
+    for name, shape in SHAPES.items():
+        states[name] = rm.jit_update(objective, optimizer)(
+            rm.init_state(new_model(), optimizer), pack(comparisons, range(6), shape)
+        )
+    reference, metrics = states["all in one row"]
+    for name, (state, other) in states.items():
+        for key, value in metrics.items():
+            assert other[key] == pytest.approx(float(value), rel=1e-4, abs=1e-5), (name, key)
+        # Adam divides by |g|, so the first moments are compared rather than the parameters
+        for a, b in zip(jax.tree.leaves(reference.opt_state), jax.tree.leaves(state.opt_state), strict=True):
+            np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(jnp.abs(a).max())), err_msg=name)
+
+
+def test_pure_and_jitted_update_agree(comparisons):
+    optimizer = optax.sgd(0.1)
+    batches = pack(comparisons, range(6), SHAPES["one a micro-batch"])
+    pure, pure_metrics = updated(batches, objective, optimizer)
+    fast, fast_metrics = rm.jit_update(objective, optimizer)(rm.init_state(new_model(), optimizer), batches)
+    assert int(pure.step) == int(fast.step) == 1
+    for a, b in zip(jax.tree.leaves((pure, pure_metrics)), jax.tree.leaves((fast, fast_metrics)), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+def test_a_step_equals_clipped_adamw_in_float64():
+    """Loshchilov & Hutter's algorithm 2 written out in NumPy, after clipping to the global norm."""
+    model, sums = new_model(), init_sums(new_model())
+    leaves, structure = jax.tree.flatten(sums.gradients)
+    g = [np.random.default_rng(i).normal(size=leaf.shape) for i, leaf in enumerate(leaves)]
+    sums = dataclasses.replace(
+        sums,
+        gradients=jax.tree.unflatten(structure, [jnp.asarray(6 * x, jnp.float32) for x in g]),
+        comparisons=jnp.array(6),
+    )
+    optimizer = rm.adamw(1e-2, weight_decay=0.1, max_grad_norm=0.05)
+    state, metrics = rm.apply_gradients(rm.init_state(model, optimizer), sums, optimizer)
+
+    norm = np.sqrt(sum((leaf**2).sum() for leaf in g))
+    assert norm > 0.05
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)  # what it was before clipping
+    for p, x, decays, new in zip(*map(jax.tree.leaves, (model, g, decay_mask(model), state.model)), strict=True):
+        clipped = x * 0.05 / norm
+        m, v = 0.1 * clipped / (1 - 0.9), 0.001 * clipped**2 / (1 - 0.999)
+        expected = p - 1e-2 * (m / (np.sqrt(v) + 1e-8) + 0.1 * decays * p)
+        np.testing.assert_allclose(new, expected, atol=1e-6)
+
+
+def test_norms_and_biases_do_not_decay():
+    mask = decay_mask(new_model())
+    assert mask.embed_tokens and mask.score and mask.blocks.q_proj.weight and mask.last_block.down_proj.weight
+    assert not (mask.norm or mask.blocks.input_layernorm or mask.blocks.q_proj.bias)
+
+
+def test_one_trace_for_each_batch_shape(comparisons):
+    """More compilations than shapes would make a run with several shapes crawl."""
+    traces = []
+
+    def counting(model, batch):
+        traces.append(batch.regions)
+        return objective(model, batch)
+
+    optimizer = rm.adamw(1e-3)
+    step, state = rm.jit_update(counting, optimizer), rm.init_state(new_model(), optimizer)
+    many, one = (pack(comparisons, range(6), SHAPES[name]) for name in ("one a micro-batch", "all in one row"))
+    for batches in (many, one, many[:2], [*one, *many], many):
+        state, _ = step(state, batches)
+    assert len(traces) == 2
+    assert int(state.step) == 5
+
+
+def test_the_state_is_donated(comparisons):
+    """Without donation an update would hold two copies of parameters and moments."""
+    optimizer = rm.adamw(1e-3)
+    state = rm.init_state(new_model(), optimizer)
+    new, _ = rm.jit_update(objective, optimizer)(state, pack(comparisons, [0], SHAPES["one a row"]))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.model, state.opt_state)))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+
+
+def test_what_an_objective_returns_for_empty_slots_does_not_count(comparisons):
+    def with_rubbish(model, batch):
+        loss, rewards = objective(model, batch)
+        return jnp.where(batch.mask, loss, jnp.inf), rewards
+
+    optimizer = optax.sgd(0.1)
+    batches = pack(comparisons, range(6), SHAPES["micro-batches with empty rows"])
+    clean, _ = updated(batches, objective, optimizer)
+    dirty, metrics = updated(batches, with_rubbish, optimizer)
+    assert np.isfinite(float(metrics["loss"]))
+    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
+        np.testing.assert_array_equal(b, a)
+
+
+def test_an_objective_of_the_wrong_shape_is_refused(comparisons):
+    def per_row(model, batch):
+        loss, rewards = objective(model, batch)
+        return loss.mean(axis=1), rewards
+
+    optimizer = optax.sgd(0.1)
+    with pytest.raises(TypeError, match=r"shape \(1, 6\)"):
+        updated(pack(comparisons, range(6), SHAPES["all in one row"]), per_row, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("linear", {}, [8.0, 6.0, 4.0, 2.0]),
+        ("linear", {"end": 4.0}, [8.0, 7.0, 6.0, 5.0]),
+        ("linear", {"warmup_steps": 2}, [0.0, 4.0, 8.0, 4.0]),
+        ("constant", {"warmup_steps": 1}, [0.0, 8.0, 8.0, 8.0]),
+        ("cosine", {}, [8.0, 4 + 4 * 2**-0.5, 4.0, 4 - 4 * 2**-0.5]),
+        ("cosine", {"end": 4.0}, [8.0, 6 + 2 * 2**-0.5, 6.0, 6 - 2 * 2**-0.5]),
+    ],
+)
+def test_schedules(kind, options, expected):
+    schedule = rm.learning_rate_schedule(kind, peak=8.0, steps=4, **options)
+    np.testing.assert_allclose([float(schedule(step)) for step in range(4)], expected, rtol=1e-6)
