@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .attention import reward_attention, shared_prefix_attention
+from .block_attention import Blocks, block_attention, find_blocks
 from .batch import PreferenceBatch
 from .config import LlamaConfig
 from .layers import Linear, linear, rms_norm, rotary_table, rotate, swiglu
 from .shapes import checked
 
 Remat = Literal["none", "dots", "full"]
+Attention = Literal["auto", "xla", "block"]
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -57,6 +59,7 @@ class Row(NamedTuple):
     table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
     segments: Int[Array, "R N"]
     ends: Int[Array, "R M"]
+    blocks: Blocks | None  # where attention goes by blocks
 
 
 def init_reward_model(
@@ -116,13 +119,19 @@ def _init_block(config: LlamaConfig, key: PRNGKeyArray, dtype) -> Block:
 
 @checked
 def rewards(
-    model: RewardModel, batch: PreferenceBatch, *, dtype=jnp.float32, remat: Remat = "full"
+    model: RewardModel,
+    batch: PreferenceBatch,
+    *,
+    dtype=jnp.float32,
+    remat: Remat = "full",
+    attention: Attention = "auto",
 ) -> Float[Array, "R S K"]:
     """The reward of every response, `score · hidden`, float32; empty slots hold a finite value that means nothing.
 
     **Arguments:** `batch`, comparisons packed in rows; `dtype`, of the activations and matrix products (norms, softmax
     and the head stay float32); `remat`, what the backward pass computes again: `"full"` every block, `"dots"`
-    everything but the products with weights, `"none"` nothing.
+    everything but the products with weights, `"none"` nothing; `attention`, how it is computed: `"block"` skips what
+    no query sees, `"xla"` is the plain form, `"auto"` takes blocks on CPUs.
 
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...                      num_attention_heads=4)
@@ -133,7 +142,7 @@ def rewards(
     >>> rewards(model, batch).shape  # one row, one comparison, two responses of one token after a prefix of two
     (1, 1, 2)
     """
-    features = hidden_states(model, batch, dtype=dtype, remat=remat)
+    features = hidden_states(model, batch, dtype=dtype, remat=remat, attention=attention)
     return score(features, model.score)
 
 
@@ -147,7 +156,12 @@ def score(features: Float[Array, "*B D"], head: Float[Array, "1 D"]) -> Float[Ar
 
 @checked
 def hidden_states(
-    model: RewardModel, batch: PreferenceBatch, *, dtype=jnp.float32, remat: Remat = "full"
+    model: RewardModel,
+    batch: PreferenceBatch,
+    *,
+    dtype=jnp.float32,
+    remat: Remat = "full",
+    attention: Attention = "auto",
 ) -> Float[Array, "R S K D"]:
     """The normed last hidden state at every reward position, float32: what the score head reads.
 
@@ -156,7 +170,13 @@ def hidden_states(
     config, (R, S, K) = model.config, batch.ends.shape
     segments, positions = jnp.asarray(batch.segments), jnp.asarray(batch.positions)
     lengths = _sequence_lengths(segments, positions, batch.regions) if config.rope.type == "dynamic" else None
-    row = Row(rotary_table(config, positions, lengths), segments, jnp.asarray(batch.ends).reshape(R, S * K))
+    by_block = attention == "block" or (attention == "auto" and jax.default_backend() == "cpu")
+    row = Row(
+        rotary_table(config, positions, lengths),
+        segments,
+        jnp.asarray(batch.ends).reshape(R, S * K),
+        find_blocks(segments, batch.regions) if by_block else None,
+    )
     block, last_block = (
         _remat(partial(apply, config=config, regions=batch.regions), remat) for apply in (apply_block, apply_last_block)
     )
@@ -182,7 +202,10 @@ def apply_block(
     h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
     q = _queries(h, layer, row.table, config)
     k, v = _keys_values(h, layer, row.table, config)
-    out = shared_prefix_attention(q, k, v, row.segments, regions)
+    if row.blocks is None:
+        out = shared_prefix_attention(q, k, v, row.segments, regions)
+    else:
+        out = block_attention(q, k, v, row.blocks, regions)
     return _finish_block(x, out, layer, config)
 
 

@@ -42,17 +42,17 @@ class TensorFiles:
         **Raises:** `WeightsError`, naming the tensor, for another shape, an unknown type, or NaN and infinities.
         """
         out = np.empty(leaf.shape, leaf.dtype)
-        for part, name in zip(list(out) if stacked else [out], names, strict=True):
+        parts = out.reshape(len(names) if stacked else 1, *leaf.shape[stacked:])  # a view: layers are read in place
+        for i, name in enumerate(names):
             path, stored = self._where[name]
             header = self._handles[path].get_slice(stored)
-            if tuple(header.get_shape()) != part.shape:
-                raise WeightsError(
-                    f"{path}: tensor {name!r} has shape {header.get_shape()}, expected {list(part.shape)}"
-                )
-            if header.get_dtype() not in _DTYPES:
-                raise WeightsError(f"{path}: tensor {name!r} is {header.get_dtype()}, expected {' or '.join(_DTYPES)}")
-            part[...] = self._handles[path].get_tensor(stored)
-            if not np.isfinite(part).all():
+            shape, kind = tuple(header.get_shape()), header.get_dtype()
+            if shape != parts.shape[1:]:
+                raise WeightsError(f"{path}: tensor {name!r} has shape {list(shape)}, expected {list(parts.shape[1:])}")
+            if kind not in _DTYPES:
+                raise WeightsError(f"{path}: tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}")
+            parts[i] = self._handles[path].get_tensor(stored)
+            if not np.isfinite(parts[i]).all():
                 raise WeightsError(
                     f"{path}: tensor {name!r} holds NaN or infinite values (as {leaf.dtype}); it is damaged"
                 )

@@ -43,21 +43,21 @@ def odd_comparisons(K: int, seed: int = 0) -> list[list[list[int]]]:
     return odd + [[prompt[:n] + ids(m) for m in rng.choice([1, 5, 8], K)] for n in (0, 4, 9, 9)]
 
 
-@partial(jax.jit, static_argnames="length")
+@jax.jit
 @partial(jax.value_and_grad, argnums=0)
-def alone(model: rm.RewardModel, ids: jax.Array, length: int) -> jax.Array:
-    """The reward of one sequence in a batch of its own, without padding, and its gradient."""
-    one = jnp.ones((1, length), int)
+def alone(model: rm.RewardModel, tokens: jax.Array, length: jax.Array) -> jax.Array:
+    """The reward of one sequence in a row of its own, and its gradient."""
+    index = jnp.arange(tokens.shape[0])[None]
     batch = rm.PreferenceBatch(
-        tokens=ids[None],
-        segments=one,
-        positions=jnp.cumsum(one, axis=1) - 1,
+        tokens=tokens[None],
+        segments=(index < length).astype(int),
+        positions=index,
         ends=jnp.full((1, 1, 1), length - 1),
         index=jnp.zeros((1, 1), int),
         margin=jnp.zeros((1, 1)),
-        regions=(0, length),
+        regions=(0, tokens.shape[0]),
     )
-    return rm.rewards(model, batch, remat="none")[0, 0, 0]
+    return rm.rewards(model, batch, remat="none", attention="xla")[0, 0, 0]
 
 
 def one_by_one(model, sequences, weights) -> tuple[np.ndarray, rm.RewardModel]:
@@ -65,18 +65,20 @@ def one_by_one(model, sequences, weights) -> tuple[np.ndarray, rm.RewardModel]:
     rewards, gradients = np.zeros(weights.shape), jax.tree.map(jnp.zeros_like, model)
     for at, weight in np.ndenumerate(weights):
         ids = np.asarray(sequences[at[0]][at[1]])
-        rewards[at], gradient = alone(model, ids, len(ids))
+        rewards[at], gradient = alone(model, np.pad(ids, (0, -len(ids) % 12)), len(ids))  # two lengths to compile
         gradients = jax.tree.map(lambda total, new, w=float(weight): total + w * new, gradients, gradient)
     return rewards, gradients
 
 
-def packed(model, comparisons: TokenizedComparisons, shape: RowShape, weights) -> tuple[np.ndarray, rm.RewardModel]:
+def packed(
+    model, comparisons: TokenizedComparisons, shape: RowShape, weights, attention="xla"
+) -> tuple[np.ndarray, rm.RewardModel]:
     """The same from packed rows."""
 
     @jax.jit
     @partial(jax.value_and_grad, has_aux=True)
     def weighted(model, batch):
-        rewards = rm.rewards(model, batch)
+        rewards = rm.rewards(model, batch, attention=attention)
         return (weights[batch.index] * rewards).sum(where=batch.mask[..., None]), rewards
 
     rewards, gradients = np.zeros(weights.shape), jax.tree.map(jnp.zeros_like, model)
@@ -102,8 +104,9 @@ def test_packed_rewards_and_gradients_equal_one_by_one(K, config, share_prefix):
 
     comparisons = flatten(sequences, [0.0] * len(sequences), config, share_prefix=share_prefix)
     shape = fit_row_shape(comparisons, batch_size=len(sequences))
-    for other in (shape, dataclasses.replace(shape, slots=2, rows=3)):  # the second leaves rows and slots empty
-        rewards, gradients = packed(model, comparisons, other, weights)
+    emptier = dataclasses.replace(shape, slots=2, rows=3)  # leaves rows and slots empty
+    for other, attention in ((shape, "xla"), (shape, "block"), (emptier, "block")):
+        rewards, gradients = packed(model, comparisons, other, weights, attention)
         np.testing.assert_allclose(rewards, expected, atol=1e-5)
         for name, a, b in named_leaves(expected_gradients, gradients):
             np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(abs(a).max())), err_msg=name)

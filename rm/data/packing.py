@@ -12,7 +12,6 @@ from .tokenize import TokenizedComparisons
 _MULTIPLE = 32  # region lengths are multiples of this, which vector units like
 _MICRO_BATCH_TOKENS = 4096  # beyond that, more rows only cost memory
 _MICRO_BATCH_SURCHARGE = 128  # what starting a micro-batch costs, in tokens
-_SCORES_PER_TOKEN = 256  # attention scores that cost as much as the products of one token
 _SAMPLES = 32  # updates that a shape is tried on
 
 
@@ -29,7 +28,7 @@ def fit_row_shape(comparisons: TokenizedComparisons, batch_size: int) -> RowShap
     """One shape for a whole data set: of those with room for its longest comparison, the cheapest on sampled updates.
 
     Candidate rows have room for `c` average comparisons, `c` from 1 to `batch_size`. The cost of an update is the
-    tokens and the attention scores that it computes, with a fixed surcharge for every micro-batch.
+    tokens that it computes, with a fixed surcharge for every micro-batch.
     """
     lengths = comparisons.lengths
     order = np.random.default_rng(0).permutation(len(lengths))[: _SAMPLES * batch_size]
@@ -41,16 +40,10 @@ def fit_row_shape(comparisons: TokenizedComparisons, batch_size: int) -> RowShap
         rows_needed = [len(_first_fit(sample, regions, slots)) for sample in samples]
         for rows in (1, 2, 4, 8, 16, 32):
             micro_batches = sum(-(-needed // rows) for needed in rows_needed)
-            cost = micro_batches * (rows * _row_cost(regions) + _MICRO_BATCH_SURCHARGE)
+            cost = micro_batches * (rows * sum(regions) + _MICRO_BATCH_SURCHARGE)
             if cost < least and (rows == 1 or rows * sum(regions) <= _MICRO_BATCH_TOKENS):
                 best, least = RowShape(rows=rows, slots=slots, regions=regions), cost
     return best
-
-
-def _row_cost(regions: tuple[int, ...]) -> float:
-    prefix, *responses = regions
-    scores = prefix**2 / 2 + sum(length * (prefix + length / 2) for length in responses)
-    return sum(regions) + scores / _SCORES_PER_TOKEN
 
 
 def _regions_for(lengths: Int64[np.ndarray, "B K+1"], count: float) -> tuple[int, ...]:
