@@ -33,16 +33,16 @@ def main() -> None:
     }
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}; regions {REGIONS}, {np.mean(row > 0):.0%} filled")
     print("heads kv size   pass      xla ms  block ms   ratio (min–max over rounds)")
+    real = (segments > 0)[..., None, None, None]
+
+    def total(q, k, v, form):
+        return jnp.sum(forms[form](q, k, v) ** 2, where=real)
+
     for G, Q, E in ((4, 2, 8), (4, 2, 64)):
         shape = (1, sum(REGIONS), G)
         q, k, v = (
             jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(*shape, Q, E), (*shape, E), (*shape, E)])
         )
-        real = (segments > 0)[..., None, None, None]
-
-        def total(q, k, v, form):
-            return jnp.sum(forms[form](q, k, v) ** 2, where=real)
-
         for name, wrap in (("forward", jax.jit), ("gradient", lambda f: jax.jit(jax.grad(f, argnums=(0, 1, 2))))):
             run = {form: wrap(partial(total, form=form)) for form in forms}
             [milliseconds(function, q, k, v) for function in run.values()]  # compiles

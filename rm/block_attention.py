@@ -1,7 +1,7 @@
 """The same attention in blocks, for CPUs: only pairs of blocks with something to see are computed.
 
-Scores never exist beyond one block of queries against one of keys, and the cost follows the packed sequences rather than
-the length of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, with the loop over visible blocks alone).
+Scores never exist beyond one block of queries against one of keys, and the cost follows the packed sequences rather
+than the length of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks alone).
 """
 
 from functools import partial
@@ -55,7 +55,7 @@ def block_attention(
     """What `shared_prefix_attention` computes; padding gets zeros."""
     queries, keys, values = (jnp.moveaxis(_cut(x), 2, -2) for x in (q, k, v))  # [R, n, G, (Q,) C, E]
     R, n, G, Q, C, E = queries.shape
-    out = _attention(queries.reshape(R, n, G, Q * C, E), keys, values, blocks, regions)
+    out: Array = _attention(queries.reshape(R, n, G, Q * C, E), keys, values, blocks, regions)
     out = jnp.moveaxis(out.reshape(R, n, G, Q, C, E), -2, 2)
     return out.reshape(R, n * C, G, Q, E)[:, : q.shape[1]]
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .attention import reward_attention, shared_prefix_attention
-from .block_attention import Blocks, block_attention, find_blocks
 from .batch import PreferenceBatch
+from .block_attention import Blocks, block_attention, find_blocks
 from .config import LlamaConfig
 from .layers import Linear, linear, rms_norm, rotary_table, rotate, swiglu
 from .shapes import checked

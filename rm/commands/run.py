@@ -153,7 +153,7 @@ class Reporter:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Moves the bar; the first loss is shown beside ln 2, where a fresh head should begin."""
         if step == 1:
-            self.print(f"first loss {metrics['loss']:.4f} (ln 2 = 0.6931)")
+            self.print(f"first loss {metrics['loss']:.4f} (ln 2 = 0.6931, where centering is off)")
         if self._bar:
             text = f"loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.3f}{self._speed}"
             self._bar.update(self._task, completed=step, description=text)

@@ -89,7 +89,7 @@ def sequences(seed: int = 0, count: int = 8) -> list[list[int]]:
     """Ragged, some ending in the end-of-sequence token 2."""
     rng = np.random.default_rng(seed)
     ids = [rng.integers(3, BASE["vocab_size"], n).tolist() for n in rng.integers(3, 40, count)]
-    return [s + [2] if i % 2 else s for i, s in enumerate(ids)]
+    return [[*s, 2] if i % 2 else s for i, s in enumerate(ids)]
 
 
 def hf_rewards(model, ids: list[list[int]]):
