@@ -24,7 +24,7 @@ from .output import new_directory
 from .version import __version__
 from .weights import INDEX, TensorFiles, write_json, write_tensors
 
-_PATTERNS = ("config.json", "model*.safetensors", INDEX)
+_PATTERNS = ("config.json", "model.safetensors", "model-*-of-*.safetensors", INDEX)
 
 # Our leaf -> Hugging Face's tensor; `{}` is the layer number.
 _TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight", "score": "score.weight"}

@@ -26,7 +26,12 @@ def resolve_directory(path_or_hub_id: str | Path, patterns: Sequence[str], *, re
 
 def _download(hub_id: str, patterns: Sequence[str], revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     advice = "check the name and the connection, or give a local directory"
     try:
@@ -35,7 +40,9 @@ def _download(hub_id: str, patterns: Sequence[str], revision: str | None) -> Pat
         advice = "the repository is gated: accept its licence on the hub and log in with `hf auth login`"
     except (RepositoryNotFoundError, HFValidationError):
         advice = "no such directory here and no such repository on the hub (or it is private: `hf auth login`)"
-    except OSError:  # offline, no such revision, a full disk: all of them arrive as OSError
+    except RevisionNotFoundError:
+        advice = f"the repository has no revision {revision!r}"
+    except OSError:  # offline, a full disk: all of them arrive as OSError
         pass
     except Exception as error:
         advice = f"{type(error).__name__}; {advice}"

@@ -1,6 +1,7 @@
 """Packing loses nothing, and the batches of any step are known without the steps before it."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def as_read(comparisons: TokenizedComparisons, i: int) -> dict:
     """Comparison `i` as a reader wants it: every whole sequence, its positions, what is read, the margin."""
     bounds = comparisons.offsets[i].tolist()
     prefix = comparisons.tokens[bounds[0] : bounds[1]].tolist()
-    own = [comparisons.tokens[a:b].tolist() for a, b in zip(bounds[1:-1], bounds[2:], strict=True)]
+    own = [comparisons.tokens[a:b].tolist() for a, b in pairwise(bounds[1:])]
     sequences = [prefix + part for part in own]
     return {
         "sequences": sequences,

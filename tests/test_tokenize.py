@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from datetime import datetime
+from itertools import pairwise
 
 import datasets
 import numpy as np
@@ -33,10 +34,7 @@ def tokenizer(tmp_path) -> rm.Tokenizer:
 
 def sequences(comparisons: TokenizedComparisons) -> list[list[list[int]]]:
     """The whole sequences of every comparison: the prefix, then what each side has of its own."""
-    parts = [
-        [comparisons.tokens[a:b].tolist() for a, b in zip(row[:-1], row[1:], strict=True)]
-        for row in comparisons.offsets.tolist()
-    ]
+    parts = [[comparisons.tokens[a:b].tolist() for a, b in pairwise(row)] for row in comparisons.offsets.tolist()]
     return [[prefix + part for part in own] for prefix, *own in parts]
 
 
@@ -65,7 +63,9 @@ def first(row: dict, tokenizer: rm.Tokenizer) -> list[int]:
         pytest.param({"prompt": "", "chosen": "a b"}, [BOS, A, B, EOS], id="an empty prompt"),
         pytest.param({"prompt": "a ", "chosen": "b"}, [BOS, A, B, EOS], id="prompt kept"),
         pytest.param({"prompt": "a", "chosen": "b c"}, [BOS, AB, C, EOS], id="joined as strings, not as tokens"),
-        pytest.param({"prompt": "a</s>", "chosen": ""}, [BOS, A, EOS, EOS], id="the prompt's EOS is not the response's"),
+        pytest.param(
+            {"prompt": "a</s>", "chosen": ""}, [BOS, A, EOS, EOS], id="the prompt's EOS is not the response's"
+        ),
         pytest.param({"chosen": "a zebra"}, [BOS, A, 0, EOS], id="unknown word"),
     ],
 )
@@ -87,7 +87,9 @@ TURNS = [BOS, USER, A, EOS, ASSISTANT, B, C, EOS]
         pytest.param({"chosen": chat("a", "b c")}, TURNS, id="implicit prompt"),
         pytest.param({"prompt": None, "chosen": chat("a", "b c")}, TURNS, id="a prompt column without a value"),
         pytest.param({"chosen": chat("a", "")}, [BOS, USER, A, EOS, ASSISTANT, EOS], id="empty response"),
-        pytest.param({"chosen": chat("a", "b</s>")}, [BOS, USER, A, EOS, ASSISTANT, B, EOS, EOS], id="EOS in a message"),
+        pytest.param(
+            {"chosen": chat("a", "b</s>")}, [BOS, USER, A, EOS, ASSISTANT, B, EOS, EOS], id="EOS in a message"
+        ),
     ],
 )
 def test_chat_goes_through_the_template_with_exactly_one_bos(tokenizer, row, expected):
@@ -261,7 +263,7 @@ def test_what_templates_in_the_wild_use(tmp_path, template, expected):
 )
 def test_a_template_that_fails_or_leaves_the_sandbox_is_refused_in_one_line(tmp_path, template):
     tokenizer = make_tokenizer(tmp_path, NAMED | {"chat_template": template})
-    with pytest.raises(rm.DataError, match="^data: row 0: the chat template [^\n]*$"):
+    with pytest.raises(rm.DataError, match=r"^data: row 0: the chat template [^\n]*$"):
         encoded([{"chosen": chat("a", "b"), "rejected": chat("a", "c")}], tokenizer)
 
 

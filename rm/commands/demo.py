@@ -124,7 +124,8 @@ def write_llama(directory: Path, texts: list[str]) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    config |= {"eos_token": "<|end|>", "pad_token": "<|pad|>"}
     write_json(directory / "tokenizer_config.json", config | {"chat_template": _TEMPLATE})
     llama = LlamaConfig(
         vocab_size=512,

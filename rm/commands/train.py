@@ -37,7 +37,7 @@ class TrainArguments:
     output: Path
     """Directory of the run; metrics.jsonl, run.json, checkpoints/ and model/ appear in it."""
     split: str = "train"
-    """Split of --dataset to train on; slices such as train[:5%%] work, and a file is one split, train."""
+    """Split of --dataset to train on; slices such as train[:5%] work, and a file is one split, train."""
     eval_dataset: tuple[str, ...] = ()
     """Data sets to evaluate on, each like --dataset."""
     eval_split: str | None = None

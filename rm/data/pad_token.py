@@ -1,6 +1,7 @@
 """Which token pads. `transformers` reads a reward at the rightmost token that is not padding, so none may end in it."""
 
 import dataclasses
+import json
 
 from ..errors import TokenizerError
 from .tokenizer import Tokenizer, dump_json, parse_json, tokenizer_from_files
@@ -29,13 +30,22 @@ def set_pad_token(tokenizer: Tokenizer, token: str) -> Tokenizer:
 
 
 def add_pad_token(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with a new special token `<|pad|>` at the end of its vocabulary."""
-    content = parse_json(tokenizer.files, "tokenizer.json")
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    token = {"id": tokenizer.max_token_id + 1, "content": NEW_PAD_TOKEN, **flags, "special": True}
-    content["added_tokens"] = [*content.get("added_tokens", []), token]
-    files = dict(tokenizer.files) | {"tokenizer.json": dump_json(content)}
-    return set_pad_token(tokenizer_from_files(files), NEW_PAD_TOKEN)
+    """The tokenizer with a new special token `<|pad|>` at the end of its vocabulary.
+
+    **Raises:** `TokenizerError` where the vocabulary has gaps, so that what comes at its end takes another token's id.
+    """
+    backend = tokenizer_from_files(tokenizer.files).backend  # one of its own, to change
+    taken = set(backend.get_vocab(with_added_tokens=True).values())
+    backend.add_special_tokens([NEW_PAD_TOKEN])
+    if backend.token_to_id(NEW_PAD_TOKEN) in taken:
+        raise TokenizerError(
+            f"{NEW_PAD_TOKEN!r} cannot be added to the tokenizer for padding: it is there already or the ids have "
+            "gaps; state in tokenizer_config.json a pad_token that no text ends in"
+        )
+    # All added tokens: those that only the configuration lists would else be counted on from the new one.
+    added = {"added_tokens": json.loads(backend.to_str())["added_tokens"]}
+    content = dump_json(parse_json(tokenizer.files, "tokenizer.json") | added)
+    return set_pad_token(tokenizer_from_files({**tokenizer.files, "tokenizer.json": content}), NEW_PAD_TOKEN)
 
 
 def _last_of_chat(tokenizer: Tokenizer) -> str | None:

@@ -1,0 +1,204 @@
+"""The documents are true: what they name exists, what they show runs."""
+
+import ast
+import dataclasses
+import functools
+import json
+import os
+import random
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+import rm
+from rm.__main__ import main
+from rm.commands.demo import DemoArguments, make_pair, write_llama
+from rm.commands.score import ScoreArguments
+from rm.commands.train import TrainArguments
+
+from .test_commands import FIELDS
+from .test_imports import ORDER
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+COMMANDS = {"train": TrainArguments, "score": ScoreArguments, "demo": DemoArguments}
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def one_line(text: str) -> str:
+    """The words, without line breaks and the boxes that the help is drawn in."""
+    return " ".join(re.sub(r"[^\x20-\x7e]", " ", text).split())
+
+
+def flags(command: str) -> set[str]:
+    """Every flag of a command, the negations of switches included."""
+    names = {"--help"}
+    for field in dataclasses.fields(COMMANDS[command]):
+        name = field.name.replace("_", "-")
+        names |= {f"--{name}", f"--no-{name}"} if field.type is bool else {f"--{name}"}
+    return names
+
+
+# The code in the README.
+
+
+@pytest.fixture
+def demo_directory(tmp_path, monkeypatch) -> Path:
+    """The current directory, with the part of `rm-demo/` that the example needs: a model and fewer rows."""
+    rng = random.Random(0)
+    pairs = [make_pair(rng) for _ in range(240)]
+    llama = tmp_path / "rm-demo/llama"
+    llama.mkdir(parents=True)
+    write_llama(llama, [message["content"] for pair in pairs for side in pair.values() for message in side])
+    rows = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    (tmp_path / "rm-demo/train.jsonl").write_text(rows, encoding="utf-8")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.optax
+def test_the_example_composes(demo_directory, capsys):
+    (example,) = [block for block in blocks("python") if block.startswith("# compose\n")]
+    assert len(example.splitlines()) <= 30
+    exec(compile(example, "README.md", "exec"), {})
+    metrics, held_out, rewards = capsys.readouterr().out.splitlines()
+    assert np.isfinite(ast.literal_eval(metrics)["loss"])
+    assert 0 <= ast.literal_eval(held_out)["accuracy"] <= 1
+
+    saved = demo_directory / "reward-model"
+    question = {"role": "user", "content": "Name a fruit, please."}
+    answers = [{"role": "assistant", "content": f"How about a {thing}?"} for thing in ("papaya", "wrench")]
+    model, tokenizer = rm.load_reward_model(saved), rm.load_tokenizer(saved)
+    again = rm.score(model, tokenizer, [{"messages": [question, answer]} for answer in answers])
+    np.testing.assert_allclose(again, np.array(rewards.strip("[]").split(), float), rtol=1e-3)
+
+
+def test_the_rows_shown_are_read(loaded):
+    model, tokenizer = loaded
+    pairs, inputs = ([json.loads(line) for line in block.splitlines()] for block in blocks("json"))
+    assert len(pairs) == len(inputs) == 3
+    _, table = rm.tokenize_comparisons(pairs, tokenizer, model.config)
+    assert table["kept"] == 3
+    assert np.isfinite(rm.score(model, tokenizer, inputs)).all()
+
+
+# What the README names.
+
+
+def test_the_map_names_every_file_in_import_order():
+    (tree,) = [block for block in blocks("text") if block.startswith("rm/\n")]
+    mapped, folder = [], ""
+    for line in tree.splitlines()[1:]:
+        depth, (name, *phrase) = len(line) - len(line.lstrip()), line.split()
+        if depth == 0:
+            assert (ROOT / name).is_dir()
+        elif name.endswith("/"):
+            folder = name
+        else:
+            assert phrase, f"{name}: no phrase"
+            mapped.append((folder if depth == 4 else "") + name)
+    files = {path.relative_to(ROOT / "rm").as_posix(): path for path in (ROOT / "rm").rglob("*.py")}
+    only_docstrings = [name for name, path in files.items() if len(ast.parse(path.read_bytes()).body) == 1]
+    assert sorted(mapped) == sorted(set(files) - {name for name in only_docstrings if name.endswith("/__init__.py")})
+    assert [name.removesuffix(".py").replace("/", ".") for name in mapped] == [*ORDER, "__init__"]
+
+
+def test_flags_and_commands_exist():
+    known = set().union(*(flags(command) for command in COMMANDS))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known
+    assert set(re.findall(r"python -m rm (\w+)", README)) == set(COMMANDS)
+    for command, arguments in re.findall(r"python -m rm (\w+)([^`\n]*)", README):
+        assert set(re.findall(r"--[a-z-]+", arguments)) <= flags(command)
+
+
+def test_functions_fields_and_extras_exist():
+    functions = set(re.findall(r"\brm\.(\w+)\(", README))
+    assert functions
+    assert functions <= set(rm.__all__)
+    assert [name for name in FIELDS if f"`{name}`" not in README] == []
+    extras = set(re.findall(r"'\.\[(\w+)\]'", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert [extra for extra in extras if not re.search(rf"^{extra} = \[", project, flags=re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(name):
+    path = ROOT / name
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+# The help of the commands.
+
+
+def documented(command: str) -> dict[str, str]:
+    """The fields of a command's arguments with the text below each."""
+    arguments = COMMANDS[command]
+    tree = ast.parse((ROOT / "rm/commands" / f"{command}.py").read_text(encoding="utf-8"))
+    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == arguments.__name__]
+    texts = {}
+    for field, below in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            texts[ast.unparse(field.target)] = below.value.value
+    return texts
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_flag(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    shown = one_line(capsys.readouterr().out)
+    texts = documented(command)
+    assert list(texts) == [field.name for field in dataclasses.fields(COMMANDS[command])]
+    for name, text in texts.items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert one_line(text) in shown, name
+        assert text.endswith("."), name
+
+
+# The notebooks.
+
+
+@functools.cache
+def executed(path: Path) -> nbformat.NotebookNode:
+    notebook = nbformat.read(path, as_version=4)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(env=environment)
+    return notebook
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_committed_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path):
+    outputs = [output for cell in executed(path).cells if cell.cell_type == "code" for output in cell.outputs]
+    assert [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"] == []
+
+
+def test_the_first_notebook_learns():
+    cells = {cell.id: cell for cell in executed(ROOT / "notebooks/01_train_a_reward_model.ipynb").cells}
+    (held_out,) = cells["evaluate"].outputs
+    assert ast.literal_eval(held_out.data["text/plain"])["accuracy"] > 0.95
+    for name in ("picture", "curve", "histogram"):
+        assert [output for output in cells[name].outputs if "image/png" in output.get("data", {})], name
