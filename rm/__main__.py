@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RmError as error:
         print(f"rm: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("rm: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

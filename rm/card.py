@@ -22,10 +22,12 @@ responses to the same prompt mean something.
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForSequenceClassification.from_pretrained("{name}")
-inputs = tokenizer(["a conversation, rendered as in training"], return_tensors="pt", padding=True)
-rewards = model(**inputs).logits[:, 0]
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_HUB_ID")
+model = AutoModelForSequenceClassification.from_pretrained("PATH_OR_HUB_ID")
+messages = [{{"role": "user", "content": "…"}}, {{"role": "assistant", "content": "…"}}]
+text = tokenizer.apply_chat_template(messages, tokenize=False)  # trained on plain texts: prompt + response + EOS
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")  # plain texts: leave add_special_tokens out
+reward = model(**inputs).logits[0, 0]
 ```
 
 The reward is read at the rightmost token whose id is not `pad_token_id` ({pad}). `rm.json` records where the

@@ -32,9 +32,15 @@ class Checkpoints:
         args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like), notes=self._ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=args)
-        except (ValueError, OSError) as error:
+        except (ValueError, KeyError, OSError) as error:
             raise RmError(f"checkpoint {step} cannot be restored: {str(error).partition(chr(10))[0]}") from None
         return restored["state"], restored["notes"]
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for what is being written."""

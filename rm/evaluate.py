@@ -12,6 +12,7 @@ from .config import LlamaConfig
 from .data.packing import RowShape, fit_row_shape, pack
 from .data.tokenize import (
     TokenizedComparisons,
+    check_text,
     check_vocabulary,
     flatten,
     is_messages,
@@ -65,6 +66,8 @@ def score_sequences(
     max_length: int | None = None,
 ) -> Float[np.ndarray, "n"]:
     """The rewards of token sequences; the arguments are those of `score`."""
+    if batch_size < 1 or (max_length is not None and max_length < 1):
+        raise ValueError(f"batch_size and max_length must be at least 1, found {batch_size} and {max_length}")
     if not sequences:
         return np.zeros(0, np.float32)
     cut = flatten([[ids[:max_length]] for ids in sequences], [0.0] * len(sequences), model.config, share_prefix=False)
@@ -73,7 +76,7 @@ def score_sequences(
     out = np.empty(len(order), np.float32)
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
-        shape = RowShape(rows=batch_size, slots=1, regions=(0, _round_up(int(lengths[chunk].max()))))
+        shape = RowShape(rows=min(batch_size, len(order)), slots=1, regions=(0, _round_up(int(lengths[chunk].max()))))
         out[chunk] = _rewards_of(model, cut, chunk, shape, dtype)[:, 0]
     return out
 
@@ -96,10 +99,8 @@ def encode_inputs(
 
 
 def _render_input(item: Input, tokenizer: Tokenizer, where: str) -> tuple[str, bool]:
-    if isinstance(item, str):
-        return item, False
-    if isinstance(item.get("text"), str):
-        return item["text"], False
+    if isinstance(item, str) or isinstance(item.get("text"), str):
+        return check_text(item if isinstance(item, str) else item["text"], where), False
     if is_messages(item.get("messages")):
         return render_messages(item, item["messages"], tokenizer, where), True
     if "response" in item and "prompt" in item:
@@ -116,7 +117,7 @@ def evaluate(
     dtype: Any = jnp.float32,
     center_rewards_coefficient: float = 0.0,
 ) -> dict[str, float]:
-    """`loss` and `preference_metrics` over all comparisons, each with the same weight.
+    """`loss`, `preference_metrics` and the spread `std_reward` over all comparisons, each with the same weight.
 
     **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; the rest as for training.
     """
@@ -126,7 +127,7 @@ def evaluate(
     chosen, rejected = both[:, 0], both[:, 1]
     loss = pairwise_loss(chosen, rejected, comparisons.margin)
     loss += center_rewards_coefficient * centering_penalty(chosen, rejected)
-    metrics = {"loss": loss.mean(), **preference_metrics(chosen, rejected)}
+    metrics = {"loss": loss.mean(), **preference_metrics(chosen, rejected), "std_reward": both.std()}
     return {name: float(value) for name, value in metrics.items()}
 
 

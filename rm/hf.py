@@ -82,7 +82,7 @@ def load_reward_model(
     source = directory / "config.json"
     hf = read_json(source)
     config = LlamaConfig.from_hf(hf, source=str(source))
-    classifier = any("ForSequenceClassification" in name for name in hf.get("architectures") or ())
+    classifier = "ForSequenceClassification" in str(hf.get("architectures"))
     if classifier:
         _check_labels(hf, source)
     files = TensorFiles(directory)
@@ -153,7 +153,11 @@ def write_model(directory: Path, model: RewardModel, *, dtype=None, max_shard_by
     def read(name: str) -> np.ndarray:
         leaf, layer = where[name]
         part = leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]
-        return np.asarray(part).astype(disk_dtype(leaf))
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            values = np.asarray(part).astype(disk_dtype(leaf))
+        if not np.isfinite(values).all():
+            raise WeightsError(f"tensor {name!r} has become NaN or infinite as {values.dtype}; nothing was written")
+        return values
 
     sizes = {name: math.prod(shape(leaf)) * disk_dtype(leaf).itemsize for name, (leaf, _) in sorted(where.items())}
     write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)

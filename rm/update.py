@@ -40,7 +40,12 @@ def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> T
 
     The arrays of `model` become part of the state: when the update donates it, use `state.model` from then on.
     """
-    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # pyright: ignore[reportArgumentType]
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(_as_float32(model)))  # pyright: ignore[reportArgumentType]
+
+
+def _as_float32(model: RewardModel) -> RewardModel:
+    """Gradients come in float32, so moments must begin in it whatever the parameters' type."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
 
 
 def init_sums(model: RewardModel) -> Sums:
@@ -85,7 +90,7 @@ def apply_gradients(
     state: TrainState, sums: Sums, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm`."""
-    count = sums.comparisons.astype(jnp.float32)
+    count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
     gradients = jax.tree.map(lambda total: total / count, sums.gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
     model = optax.apply_updates(state.model, updates)  # pyright: ignore[reportArgumentType]
@@ -130,10 +135,16 @@ def update(
     >>> float(metrics["loss"]) < 0.69
     True
     """
+    _check_batches(batches)
     sums = init_sums(state.model)
     for batch in batches:
         sums = accumulate(sums, state.model, batch, objective)
     return apply_gradients(state, sums, optimizer)
+
+
+def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
+    if not batches:
+        raise ValueError("an update needs at least one batch, found none")
 
 
 def jit_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
@@ -147,6 +158,7 @@ def jit_update(objective: Objective, optimizer: optax.GradientTransformation) ->
     finish = jax.jit(partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
 
     def step(state: TrainState, batches: Sequence[PreferenceBatch]) -> tuple[TrainState, dict[str, Array]]:
+        _check_batches(batches)
         sums = start(state.model)
         for batch in batches:
             sums = add(sums, state.model, batch)

@@ -1,5 +1,6 @@
 """The commands from end to end: what they write, and that a run can be interrupted, repeated and used."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import rm
 from rm.__main__ import main
 from rm.commands.run import dataset_name
+from rm.commands.train import TrainArguments
 
 pytestmark = pytest.mark.optax
 
@@ -73,7 +75,7 @@ def test_train_writes_metrics_record_and_model(run, pairs_file, llama_directory)
 
     evaluations = [entry for entry in entries if "loss" not in entry]
     assert [entry["step"] for entry in evaluations] == [4, 6]
-    names = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
+    names = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "std_reward")
     expected = ["step", "epoch", *(f"eval_{data}_{name}" for data in ("pairs", "pairs_2") for name in names)]
     assert list(evaluations[0]) == expected
 
@@ -129,17 +131,74 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkey
 
     def cut_off(plan, step):
         if step == 5:
-            raise KeyboardInterrupt
+            raise RuntimeError("cut off")
         return advance(plan, step)
 
     monkeypatch.setattr(rm.BatchPlan, "batch_at", cut_off)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="cut off"):
         run("cut", *flags)
     monkeypatch.undo()
     cut = run("cut", *flags, "--resume")
     assert deterministic(lines(cut / "metrics.jsonl")) == deterministic(lines(whole / "metrics.jsonl"))
     for a, b in zip(*(jax.tree.leaves(rm.load_reward_model(out / "model")) for out in (whole, cut)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_interrupted_process_leaves_its_last_checkpoint(run, tmp_path, llama_directory, pairs_file):
+    """Ctrl-C while a checkpoint is being written must not cost it."""
+    script = f"""
+import signal, sys
+import rm
+from rm.__main__ import main
+batch_at = rm.BatchPlan.batch_at
+def interrupted(plan, step):
+    if step == 3:
+        raise KeyboardInterrupt
+    return batch_at(plan, step)
+rm.BatchPlan.batch_at = interrupted
+flags = "--batch-size 4 --learning-rate 1e-3 --max-steps 5 --save-every 3 --log-every 1".split()
+sys.exit(main(["train", "--model", {str(llama_directory)!r}, "--dataset", {str(pairs_file)!r},
+               "--output", {str(tmp_path / "cut")!r}, *flags]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (130, "rm: interrupted\n")
+    assert [path.name for path in (tmp_path / "cut/checkpoints").iterdir()] == ["3"]
+    cut = run("cut", "--max-steps", "5", "--save-every", "3", "--resume")
+    assert [entry["step"] for entry in lines(cut / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_resuming_before_the_first_checkpoint_starts_the_log_again(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        batch_at = rm.BatchPlan.batch_at
+        patch.setattr(rm.BatchPlan, "batch_at", lambda plan, step: batch_at(plan, step) if step < 2 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("cut", "--max-steps", "3", "--save-every", "3")
+    entries = lines(run("cut", "--max-steps", "3", "--save-every", "3", "--resume") / "metrics.jsonl")
+    assert [entry["step"] for entry in entries] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--seed", "5"), ("--batch-size", "2"), ("--max-steps", "4"), ("--learning-rate", "0.1")]
+)
+def test_resuming_with_other_arguments_is_refused(tmp_path, llama_directory, pairs_file, capsys, flag, value):
+    given = {"--model": llama_directory, "--dataset": pairs_file, "--output": tmp_path / "run", "--max-steps": 6}
+    arguments = {"model": str(llama_directory), "dataset": str(pairs_file), "max_steps": 6}
+    defaults = dataclasses.asdict(TrainArguments(**arguments, output=tmp_path / "run"))
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/run.json").write_text(json.dumps({"arguments": defaults}, default=str))
+    flags = [str(word) for pair in (given | {flag: value}).items() for word in pair]
+    assert main(["train", *flags, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert flag in error
+
+
+def test_a_run_that_diverges_exports_nothing(tmp_path, llama_directory, pairs_file, capsys):
+    fixed = ["--model", str(llama_directory), "--dataset", str(pairs_file), "--output", str(tmp_path / "run")]
+    assert main(["train", *fixed, "--learning-rate", "1e30", "--epochs", "4", "--log-every", "1"]) == 2
+    assert "NaN or infinite" in capsys.readouterr().err
+    assert not (tmp_path / "run/model").exists()
+    assert any(entry["loss"] is None for entry in lines(tmp_path / "run/metrics.jsonl"))  # NaN is not JSON
 
 
 def test_sharing_prefixes_changes_no_trajectory(run):
@@ -206,6 +265,7 @@ def test_scores_do_not_depend_on_company(loaded):
         ("org/name.v2", (), "name"),
         ("a/x.json", ("x",), "x_2"),
         ("b/x.json", ("x", "x_2"), "x_3"),
+        ("x.json", ("x_3", "x"), "x_2"),
     ],
 )
 def test_names_of_evaluation_sets(dataset, taken, name):

@@ -180,3 +180,20 @@ def test_an_objective_of_the_wrong_shape_is_refused(comparisons):
 def test_schedules(kind, options, expected):
     schedule = rm.learning_rate_schedule(kind, peak=8.0, steps=4, **options)
     np.testing.assert_allclose([float(schedule(step)) for step in range(4)], expected, rtol=1e-6)
+
+
+def test_an_update_over_nothing_is_refused():
+    optimizer = optax.sgd(0.1)
+    for step in (partial(rm.update, objective=objective, optimizer=optimizer), rm.jit_update(objective, optimizer)):
+        with pytest.raises(ValueError, match="at least one batch"):
+            step(rm.init_state(new_model(), optimizer), [])
+
+
+def test_low_precision_parameters_keep_the_types_of_the_state(comparisons):
+    """Moments that changed their type at the first update would compile twice and be rounded on restoring."""
+    optimizer = rm.adamw(1e-3)
+    model = rm.init_reward_model(CONFIG, key=jax.random.key(0), dtype=jnp.bfloat16)
+    before = rm.init_state(model, optimizer)
+    types = [leaf.dtype for leaf in jax.tree.leaves(before)]
+    after, _ = rm.jit_update(objective, optimizer)(before, pack(comparisons, [0], SHAPES["one a row"]))
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == types

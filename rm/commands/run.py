@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 import sys
 import time
@@ -15,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..errors import OutputError
+from ..errors import ConfigError, OutputError
+from ..hub import read_json
 from ..output import check_writable
 from ..version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "tokenizers", "datasets", "safetensors", "orbax-checkpoint")
+
+_MAY_CHANGE = {"output", "resume", "eval_dataset", "eval_split", "log_every", "eval_every", "save_every"}
 
 
 def check_output(output: Path, *, resume: bool) -> None:
@@ -32,10 +36,27 @@ def check_output(output: Path, *, resume: bool) -> None:
     check_writable(output)
     if (output / "model").exists():
         raise OutputError(f"{output}: holds a finished run (model/ is there); choose another --output")
-    if resume and not (output / "checkpoints").is_dir():
-        raise OutputError(f"{output}: nothing to resume (no checkpoints/); run without --resume")
+    saved = (output / "checkpoints").is_dir() and (output / "run.json").is_file()
+    if resume and not saved:
+        raise OutputError(f"{output}: nothing to resume (no checkpoints/ and run.json); run without --resume")
     if not resume and any((output / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoints")):
-        raise OutputError(f"{output}: holds a run already; choose another --output, or go on with --resume")
+        advice = ", or go on with --resume" if saved else ""
+        raise OutputError(f"{output}: holds a run already; choose another --output{advice}")
+
+
+def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:
+    """Refuses to resume with arguments that would make another run of it.
+
+    **Raises:** `ConfigError`, naming the flag.
+    """
+    before = read_json(output / "run.json").get("arguments", {})
+    now = json.loads(json.dumps(arguments, default=str))
+    for name in now.keys() - _MAY_CHANGE:
+        if before.get(name) != now[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{output}: the run has {flag} {before.get(name)}, found {now[name]}; resume with the same"
+            )
 
 
 def write_record(output: Path, record: Mapping[str, Any]) -> None:
@@ -83,7 +104,8 @@ class TrainingLog:
         """Goes back to a checkpoint: later lines are taken out of the file."""
         self.num_tokens, self.window = notes["num_tokens"], list(notes["window"])
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        whole = [line for line in lines if line.endswith("}")]  # the last one may be torn
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], *, pairs: int, tokens: int) -> None:
@@ -112,10 +134,11 @@ class TrainingLog:
 
     def write(self, step: int, entry: Mapping[str, float]) -> None:
         """Appends a line to the file and shows it."""
-        line = {"step": step, "epoch": step / self.steps_per_epoch, **entry}
+        finite = {name: value if math.isfinite(value) else None for name, value in entry.items()}  # JSON has no NaN
+        line = {"step": step, "epoch": step / self.steps_per_epoch, **finite}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self.report.line(line)
+        self.report.line({**line, **entry})
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -182,4 +205,5 @@ def dataset_name(dataset: str, taken: Sequence[str] = ()) -> str:
     """The name that metrics give a data set: `…/my-pairs.jsonl.gz` is `my_pairs`."""
     stem = Path(dataset).name.split(".")[0] or "data"
     name = "".join(letter if letter.isalnum() else "_" for letter in stem)
-    return name if name not in taken else f"{name}_{1 + sum(other.startswith(name) for other in taken)}"
+    names = (name, *(f"{name}_{number}" for number in range(2, len(taken) + 3)))
+    return next(name for name in names if name not in taken)

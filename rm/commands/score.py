@@ -13,6 +13,7 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError, DataError, OutputError
 from ..evaluate import encode_inputs, score_sequences
 from ..hf import load_reward_model, match_tokenizer
+from ..output import check_writable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def score(args: ScoreArguments) -> None:
     """Reads every row before the model, and writes the output as a whole."""
     if args.output.exists():
         raise OutputError(f"{args.output}: exists already; choose another --output or remove it")
+    check_writable(args.output)
     if not args.output.parent.is_dir():
         raise OutputError(f"{args.output}: cannot be written ({args.output.parent} is not a directory)")
     numbered = list(read_rows(args.input)) if args.input.exists() else []
@@ -51,6 +53,9 @@ def score(args: ScoreArguments) -> None:
             f"{args.input}: {'the file is empty' if args.input.exists() else 'no such file'}; expected rows"
         )
     numbers, rows = zip(*numbered, strict=True)
+    for number, row in numbered:
+        if "reward" in row:
+            raise DataError(f"{args.input}: line {number}: has a field 'reward' already; rename it")
     tokenizer = load_tokenizer(args.model)
     model, tokenizer = match_tokenizer(load_reward_model(args.model), tokenizer)
     names = [f"{args.input}: line {number}" for number in numbers]
@@ -62,7 +67,7 @@ def score(args: ScoreArguments) -> None:
     try:
         with draft.open("w", encoding="utf-8") as file:
             for row, reward in zip(rows, rewards, strict=True):
-                file.write(json.dumps({**row, "reward": float(reward)}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({**row, "reward": float(reward)}) + "\n")
         draft.rename(args.output)
     except OSError as error:
         raise OutputError(f"{args.output}: cannot be written ({error.strerror})") from None

@@ -1,5 +1,6 @@
 """`python -m rm train`: from a Llama directory and preference data to a reward model."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -23,7 +24,7 @@ from ..losses import centering_penalty, pairwise_loss
 from ..model import Remat, RewardModel, rewards
 from ..optimizer import Schedule, adamw, learning_rate_schedule
 from ..update import init_state, jit_update
-from .run import Reporter, TrainingLog, check_output, dataset_name, versions, write_record
+from .run import Reporter, TrainingLog, check_output, check_same_arguments, dataset_name, versions, write_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,8 @@ class TrainArguments:
 def train(args: TrainArguments) -> None:
     """Everything is read and checked before the output directory appears."""
     check_output(args.output, resume=args.resume)
+    if args.resume:
+        check_same_arguments(args.output, dataclasses.asdict(args))
     tokenizer = load_tokenizer(args.model)
     model = load_reward_model(args.model, key=jax.random.key(args.seed))
     model, tokenizer = match_tokenizer(model, tokenizer)
@@ -146,19 +149,22 @@ def train(args: TrainArguments) -> None:
         "steps": steps,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_record(args.output, record)
-
-    state, advance, start = init_state(model, optimizer), jit_update(objective, optimizer), 0
+    state, advance = init_state(model, optimizer), jit_update(objective, optimizer)
     del model  # its arrays belong to the state now, which every update donates
-    checkpoints = Checkpoints(args.output / "checkpoints") if args.save_every or args.resume else None
-    with Reporter(steps) as report:
-        report.print(_describe(tables, steps, args))
-        log = TrainingLog(args.output / "metrics.jsonl", steps, plan.steps_per_epoch, args.log_every, schedule, report)
+    start, notes = 0, {"num_tokens": 0, "window": []}
+    args.output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        checkpoints = None
+        if args.save_every or args.resume:
+            checkpoints = stack.enter_context(Checkpoints(args.output / "checkpoints"))
         if args.resume and checkpoints and checkpoints.latest is not None:
             start = checkpoints.latest
             state, notes = checkpoints.restore(start, state)
-            log.resume(start, notes)
+        write_record(args.output, record)
+        report = stack.enter_context(Reporter(steps, done=start))
+        report.print(_describe(tables, steps, args))
+        log = TrainingLog(args.output / "metrics.jsonl", steps, plan.steps_per_epoch, args.log_every, schedule, report)
+        log.resume(start, notes)
 
         evaluation, waiting = {}, None
         for step in range(start + 1, steps + 1):
@@ -180,8 +186,8 @@ def train(args: TrainArguments) -> None:
                     log.write(step, evaluation)
                 if saving and checkpoints:
                     checkpoints.save(step, state, log.notes)
-    if checkpoints:
-        checkpoints.close()
+    if held_out and not evaluation:  # the run had ended, but not been exported
+        evaluation = _evaluate(state.model, held_out, args)
     record |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "evaluation": evaluation}
     write_record(args.output, record)
     save_reward_model(args.output / "model", state.model, tokenizer, provenance=_provenance(args, tokenizer, record))
@@ -210,14 +216,18 @@ def _evaluate(model: RewardModel, held_out: dict[str, TokenizedComparisons], arg
 
 
 def _provenance(args: TrainArguments, tokenizer: Tokenizer, record: dict[str, Any]) -> dict[str, Any]:
-    template = tokenizer.chat_template
+    template, evaluation = tokenizer.chat_template, record["evaluation"]
+    spread = {
+        name: [value for key, value in evaluation.items() if key.endswith(f"{name}_reward")] for name in ("mean", "std")
+    }
     return {
         "base_model": args.model,
         "base_model_is_hub_id": not Path(args.model).exists(),
         "dataset": args.dataset,
         "data": record["data"],
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
-        "evaluation": record["evaluation"],
+        "evaluation": evaluation,
+        "reward": {name: values[0] for name, values in spread.items() if values},  # over the first evaluation set
         "versions": record["versions"],
     }
 

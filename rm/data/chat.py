@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar
 
-from ..errors import TokenizerError
+from ..errors import RmError, TokenizerError
 
 
 def render_chat(template: str, variables: Mapping[str, Any]) -> str:
@@ -20,7 +20,9 @@ def render_chat(template: str, variables: Mapping[str, Any]) -> str:
         return _compile(template).render(**variables)
     except jinja2.TemplateError as error:
         raise TokenizerError(f"the chat template refused the conversation: {error}") from None
-    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+    except RmError:
+        raise
+    except Exception as error:  # a template is a program: it can fail in any way
         raise TokenizerError(f"the chat template failed on the conversation: {error!r}") from None
 
 

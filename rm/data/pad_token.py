@@ -13,7 +13,8 @@ _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|padd
 def choose_pad_token(tokenizer: Tokenizer) -> str | None:
     """A token of the vocabulary that can pad because no sequence ends in it, or `None`."""
     final = {tokenizer.eos_token, tokenizer.bos_token, _last_of_chat(tokenizer)}
-    candidates = (tokenizer.pad_token, *_PAD_TOKENS, tokenizer.unk_token)
+    unknown = tokenizer.unk_token if tokenizer.eos_token else None  # without an end, a text may end in a rare word
+    candidates = (tokenizer.pad_token, *_PAD_TOKENS, unknown)
     known = (token for token in candidates if token not in final and tokenizer.token_id(token) is not None)
     return next(known, None)
 

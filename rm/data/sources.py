@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+# no number, date or missing value is to be guessed from the texts
+_CSV_IS_TEXT = {"converters": dict.fromkeys(("prompt", "chosen", "rejected"), str)}
+_CSV_IS_TEXT |= {"keep_default_na": False, "na_values": [""]}
 
 
 def load_comparisons(path_or_hub_id: str | Path, *, split: str = "train") -> "Dataset":
@@ -28,7 +31,7 @@ def load_comparisons(path_or_hub_id: str | Path, *, split: str = "train") -> "Da
         dataset = _load_file(path, split)
     elif path.is_dir():
         dataset = _load_directory(path, split)
-    elif path.suffix in _READERS or str(path_or_hub_id).startswith((".", "/", "~")):
+    elif path.suffix in (*_READERS, ".gz", ".txt") or str(path_or_hub_id).startswith((".", "/", "~")):
         raise DataError(f"{path}: no such file")
     else:
         dataset = _load(str(path_or_hub_id), split=split, source=path)
@@ -45,7 +48,8 @@ def _load_file(path: Path, split: str) -> "Dataset":
         raise DataError(f"{path}: the file is empty; expected at least one comparison")
     if suffix == ".jsonl":  # first, for `datasets` reads on over two objects in a line and bytes that are not UTF-8
         _diagnose(path)
-    return _load(_READERS[suffix], data_files=str(path), split=split, source=path)
+    options = _CSV_IS_TEXT if suffix == ".csv" else {}
+    return _load(_READERS[suffix], data_files=str(path), split=split, source=path, **options)
 
 
 def _load_directory(path: Path, split: str) -> "Dataset":
@@ -53,22 +57,27 @@ def _load_directory(path: Path, split: str) -> "Dataset":
 
     if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _load(str(path), split=split, source=path)
-    saved = datasets.load_from_disk(str(path))
-    if isinstance(saved, datasets.Dataset):
-        return saved
-    if split not in saved:
-        raise DataError(f"{path}: no split {split!r}; it has {', '.join(map(repr, saved))}")
-    return saved[split]
+    try:
+        saved = datasets.load_from_disk(str(path))
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        name, _, rest = split.partition("[")
+        if name in splits:
+            chosen = splits[name]
+            spec = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(chosen)}) if rest else []
+            return chosen.select(range(*(spec[0].from_, spec[0].to))) if spec else chosen
+    except Exception as error:  # every reader raises its own kind
+        raise DataError(f"{path}: {str(error).strip().partition(chr(10))[0]}") from None
+    raise DataError(f"{path}: no split {name!r}; it has {', '.join(map(repr, splits))}")
 
 
-def _load(name: str, *, source: Path, split: str, data_files: str | None = None) -> "Dataset":
+def _load(name: str, *, source: Path, split: str, data_files: str | None = None, **options: Any) -> "Dataset":
     import datasets
 
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises besides
     try:
-        return datasets.load_dataset(name, data_files=data_files, split=split)  # pyright: ignore[reportReturnType]
+        return datasets.load_dataset(name, data_files=data_files, split=split, **options)  # pyright: ignore[reportReturnType]
     except Exception as error:  # every reader raises its own kind
         _diagnose(source)
         raise DataError(f"{source}: {str(error.__cause__ or error).strip().partition(chr(10))[0]}") from None
@@ -94,6 +103,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}: line {number}: not valid JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: line {number}: not valid UTF-8 ({error.reason})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+        raise DataError(f"{path}: line {number}: cannot be read ({error})") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: after line {number}: the gzip file is cut short or damaged ({error})") from None
     except OSError as error:

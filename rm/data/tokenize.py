@@ -189,7 +189,7 @@ def render_response(row: Row, field: str, tokenizer: Tokenizer, where: str) -> t
     response, prompt = row[field], row.get("prompt")
     if isinstance(response, str) and isinstance(prompt, str | None):
         eos = tokenizer.eos_token or ""
-        return (prompt or "") + (response if response.endswith(eos) else response + eos), False
+        return check_text((prompt or "") + (response if response.endswith(eos) else response + eos), where), False
     if is_messages(response) and (prompt is None or is_messages(prompt)):
         return render_messages(row, [*(prompt or []), *response], tokenizer, where), True
     raise DataError(
@@ -200,15 +200,37 @@ def render_response(row: Row, field: str, tokenizer: Tokenizer, where: str) -> t
 
 def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer, where: str) -> str:
     """A conversation through the chat template, with the row's `tools` and `chat_template_kwargs`."""
-    tools = row.get("tools")
-    variables = row.get("chat_template_kwargs") or {}
+    tools, variables = row.get("tools"), _without_nulls(row.get("chat_template_kwargs") or {})
+    if not isinstance(variables, dict) or not variables.keys().isdisjoint(("messages", "tools")):
+        raise DataError(f"{where}: field 'chat_template_kwargs': expected an object without messages and tools")
+    messages = _without_nulls(messages)
+    for message in messages:
+        content, role = message.get("content"), message.get("role")
+        if not isinstance(role, str) or not (isinstance(content, str | list) or message.get("tool_calls")):
+            raise DataError(f"{where}: a message needs a role and a content (or tool_calls), found {message}")
     try:
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        return tokenizer.apply_chat_template(messages, tools=tools, **variables)
+        tools = json.loads(tools) if isinstance(tools, str) else _without_nulls(tools)
+        return check_text(tokenizer.apply_chat_template(messages, tools=tools, **variables), where)
     except TokenizerError as error:
         raise DataError(f"{where}: {error}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: field 'tools': not valid JSON ({error.msg})") from None
+
+
+def check_text(text: str, where: str) -> str:
+    """The text, refused where UTF-8 cannot write it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: the text holds half a character ({error.reason}), expected whole ones") from None
+    return text
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without keys that are null: columnar files give every message the keys that any message has."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def is_messages(value: Any) -> TypeGuard[list[Row]]:
@@ -220,6 +242,6 @@ def _margin(row: Row, where: str) -> float:
     if "margin" not in row:
         return 0.0
     margin = row["margin"]
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not np.isfinite(margin):
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) < 3e38:
         raise DataError(f"{where}: field 'margin': expected a finite number in every row, found {margin!r}")
     return float(margin)

@@ -131,12 +131,14 @@ def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -
     for name, token in special.items():
         if not isinstance(token, str | None):
             raise TokenizerError(f"{directory / 'tokenizer_config.json'}: {name} must be a text, found {token!r}")
-    _register_special_tokens(backend, config, special)
-    _set_bos_eos(backend, config, special)
     try:
+        _register_special_tokens(backend, config, special)
+        _set_bos_eos(backend, config, special)
         template = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else _chat_template(config)
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{directory / 'chat_template.jinja'}: not valid UTF-8 ({error.reason})") from None
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise TokenizerError(f"{directory / 'tokenizer_config.json'}: not as expected ({error!r})") from None
     return Tokenizer(
         backend=backend,
         **special,
