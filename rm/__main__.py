@@ -50,7 +50,8 @@ def _parse(argv: Sequence[str]) -> TrainArguments | ScoreArguments | DemoArgumen
 def _one_line(box: str) -> str:
     """The words of the box that tyro draws around a usage error."""
     lines = [re.sub(r"[^\x20-\x7e]|-{4,}", " ", line).strip() for line in box.splitlines()]
-    return "; ".join(" ".join(line.split()) for line in lines if line)
+    _, *words = (" ".join(line.split()) for line in lines if line)  # the first is the title of the box
+    return "; ".join(words)
 
 
 if __name__ == "__main__":
