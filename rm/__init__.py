@@ -4,8 +4,9 @@ from .batch import PreferenceBatch
 from .checkpoint import Checkpoints
 from .config import LlamaConfig, Rope
 from .data.batches import BatchPlan, plan_batches
+from .data.comparisons import TokenizedComparisons
 from .data.sources import load_comparisons
-from .data.tokenize import TokenizedComparisons, tokenize_comparisons
+from .data.tokenize import tokenize_comparisons
 from .data.tokenizer import Tokenizer, load_tokenizer
 from .errors import ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
 from .evaluate import evaluate, score

@@ -9,12 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from .config import LlamaConfig
+from .data.comparisons import TokenizedComparisons, flatten
 from .data.packing import RowShape, fit_row_shape, pack
 from .data.tokenize import (
-    TokenizedComparisons,
     check_text,
     check_vocabulary,
-    flatten,
     is_messages,
     render_messages,
     render_response,

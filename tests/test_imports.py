@@ -16,7 +16,7 @@ ROOT = Path(rm.__file__).parent
 # A module imports only from those before it.
 _ORDER = """
     errors shapes version config batch layers attention block_attention model losses metrics optimizer update hub output
-    weights card data.chat data.tokenizer data.pad_token data.sources data.tokenize data.packing data.batches
+    weights card data.chat data.tokenizer data.pad_token data.sources data.comparisons data.tokenize data.packing data.batches
     hf checkpoint evaluate commands.run commands.train commands.score commands.demo __main__
 """
 ORDER = _ORDER.split()

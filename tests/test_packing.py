@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rm
+from rm.data.comparisons import TokenizedComparisons, flatten
 from rm.data.packing import RowShape, fit_row_shape, pack
-from rm.data.tokenize import TokenizedComparisons, flatten
 
 from .tiny import CONFIG
 
@@ -31,6 +31,7 @@ def comparisons_of_any_length(draw) -> TokenizedComparisons:
         tokens=1 + np.arange(offsets[-1], dtype=np.int32),
         offsets=np.stack([offsets[k : k + lengths.size : K + 1] for k in range(K + 1)] + [offsets[K + 1 :: K + 1]], 1),
         ends=((sequence_lengths - 1) * np.array(fractions).reshape(-1, K)).round().astype(np.int32),
+        keys=np.arange(len(lengths) * K).reshape(-1, K),
         margin=np.array(fractions[::K], np.float32) + 1,
     )
 
@@ -129,6 +130,7 @@ def ten(lengths=((3, 2, 4),) * 10) -> TokenizedComparisons:
         tokens=np.arange(offsets[-1], dtype=np.int32),
         offsets=np.stack([offsets[0:-1:3], offsets[1::3], offsets[2::3], offsets[3::3]], 1),
         ends=(sizes[:, :1] + sizes[:, 1:] - 1).astype(np.int32),
+        keys=np.arange(len(sizes) * 2).reshape(-1, 2),
         margin=np.zeros(len(sizes), np.float32),
     )
 

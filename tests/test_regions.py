@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import rm
+from rm.data.comparisons import TokenizedComparisons, flatten
 from rm.data.packing import RowShape, fit_row_shape, pack
-from rm.data.tokenize import TokenizedComparisons, flatten
 
 CONFIG = rm.LlamaConfig(
     vocab_size=97,

@@ -11,7 +11,8 @@ import pytest
 
 import rm
 from rm.data import tokenize
-from rm.data.tokenize import TokenizedComparisons, flatten, reward_index, tokenize_comparisons
+from rm.data.comparisons import TokenizedComparisons, flatten, reward_index
+from rm.data.tokenize import tokenize_comparisons
 
 from .conftest import shared
 from .tiny import CONFIG, NAMED, SPECIAL, TEMPLATE, WORDS, make_tokenizer

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import rm
+from rm.data.comparisons import flatten
 from rm.data.packing import RowShape, pack
-from rm.data.tokenize import flatten
 from rm.optimizer import decay_mask
 from rm.update import init_sums
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from ..batch import PreferenceBatch
 from ..checkpoint import Checkpoints
 from ..data.batches import plan_batches
+from ..data.comparisons import TokenizedComparisons
 from ..data.sources import load_comparisons
-from ..data.tokenize import TokenizedComparisons, tokenize_comparisons
+from ..data.tokenize import tokenize_comparisons
 from ..data.tokenizer import Tokenizer, load_tokenizer
 from ..errors import ConfigError
 from ..evaluate import evaluate

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from ..batch import PreferenceBatch
+from .comparisons import TokenizedComparisons
 from .packing import RowShape, fit_row_shape, pack
-from .tokenize import TokenizedComparisons
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..batch import PreferenceBatch
-from .tokenize import TokenizedComparisons
+from .comparisons import TokenizedComparisons
 
 _MULTIPLE = 32  # region lengths are multiples of this, which vector units like
 _MICRO_BATCH_TOKENS = 4096  # beyond that, more rows only cost memory

@@ -1,47 +1,17 @@
 """Preference rows to token ids with the prefix that the responses share; the conventions are TRL's."""
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeGuard
 
-import numpy as np
-from jaxtyping import Float32, Int32, Int64
-
 from ..config import LlamaConfig
 from ..errors import DataError, TokenizerError
+from .comparisons import TokenizedComparisons, flatten
 from .tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
 _CHUNK = 1024  # rows whose texts are in memory at a time
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizedComparisons:
-    """Comparisons of K responses each, as flat arrays.
-
-    Comparison `i` lies at `tokens[offsets[i, 0] : offsets[i, K + 1]]`: the shared prefix, then what each response has
-    of its own. `ends[i, k]` is the index, in the sequence `prefix + response k`, of the token its reward is read at.
-    """
-
-    tokens: Int32[np.ndarray, "tokens"]
-    offsets: Int64[np.ndarray, "B K+2"]
-    ends: Int32[np.ndarray, "B K"]
-    margin: Float32[np.ndarray, "B"]
-
-    def __len__(self) -> int:
-        return len(self.margin)
-
-    @property
-    def lengths(self) -> Int64[np.ndarray, "B K+1"]:
-        """Token counts of the prefix and of each response's own part."""
-        return np.diff(self.offsets, axis=1)
-
-    @property
-    def num_tokens(self) -> Int64[np.ndarray, "B"]:
-        """Tokens of a comparison's sequences, the prefix counted once for each response, as peers count them."""
-        return self.lengths[:, 1:].sum(1) + self.ends.shape[1] * self.lengths[:, 0]
 
 
 def tokenize_comparisons(
@@ -96,56 +66,6 @@ def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
             f"the tokenizer is larger than the embedding: token ids reach {tokenizer.max_token_id}, the model has "
             f"{config.vocab_size} rows; use the tokenizer that belongs to the model"
         )
-
-
-def flatten(
-    sequences: Sequence[Sequence[Sequence[int]]],
-    margins: Sequence[float],
-    config: LlamaConfig,
-    *,
-    share_prefix: bool = True,
-) -> TokenizedComparisons:
-    """Comparisons from the K whole sequences of each: splits off the longest common prefix.
-
-    Each response keeps at least one token of its own. A sequence that `dynamic` rotary scaling stretches shares
-    nothing: its length changes how even the prompt is rotated.
-    """
-    pieces, lengths, ends = [], [], []
-    for sides in sequences:
-        arrays = [np.asarray(side, np.int32) for side in sides]
-        stretched = config.rope.type == "dynamic" and max(map(len, arrays)) > config.max_position_embeddings
-        prefix = _common_prefix(arrays) if share_prefix and not stretched else 0
-        pieces += [arrays[0][:prefix], *(side[prefix:] for side in arrays)]
-        lengths.append([prefix, *(len(side) - prefix for side in arrays)])
-        ends.append([reward_index(side, config.pad_token_id) for side in arrays])
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    count, parts = len(lengths), len(lengths[0])
-    return TokenizedComparisons(
-        tokens=np.concatenate(pieces),
-        offsets=np.stack([starts[k : k + count * parts : parts] for k in range(parts + 1)], axis=1),
-        ends=np.asarray(ends, np.int32),
-        margin=np.asarray(margins, np.float32),
-    )
-
-
-def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
-    """Where the reward is read: the rightmost token that is not padding by id, the last one without a pad token.
-
-    This is `LlamaForSequenceClassification`'s rule; see `LlamaConfig.pad_token_id`.
-
-    >>> reward_index(np.array([5, 6, 2], np.int32), pad_token_id=0), reward_index(np.array([5, 6, 2], np.int32), 2)
-    (2, 1)
-    """
-    if pad_token_id is None:
-        return len(ids) - 1
-    real = np.flatnonzero(ids != pad_token_id)
-    return int(real[-1]) if len(real) else 0
-
-
-def _common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
-    shortest = min(map(len, arrays))
-    equal = np.logical_and.reduce([side[:shortest] == arrays[0][:shortest] for side in arrays])
-    return min(shortest - 1, shortest if equal.all() else int(equal.argmin()))
 
 
 def _reason_to_drop(sides: Sequence[Sequence[int]], max_length: int) -> str | None:

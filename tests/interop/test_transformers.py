@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason="needs the extra `interop`: torch, t
 transformers = pytest.importorskip("transformers", reason="needs the extra `interop`: torch, transformers, trl")
 
 import rm
+from rm.data.comparisons import flatten
 from rm.data.packing import fit_row_shape, pack
-from rm.data.tokenize import flatten
 from rm.evaluate import score_sequences
 from rm.hf import tensor_names
 

@@ -1,0 +1,126 @@
+"""Tokenized comparisons as flat arrays, with the prefix that the responses of each share."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from ..config import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizedComparisons:
+    """Comparisons of K responses each, as flat arrays.
+
+    Comparison `i` lies at `tokens[offsets[i, 0] : offsets[i, K + 1]]`: the shared prefix, then what each response has
+    of its own. `ends[i, k]` is the index, in the sequence `prefix + response k`, of the token its reward is read at.
+    Two whole sequences are equal where their `keys` are.
+    """
+
+    tokens: Int32[np.ndarray, "tokens"]
+    offsets: Int64[np.ndarray, "B K+2"]
+    ends: Int32[np.ndarray, "B K"]
+    keys: Int64[np.ndarray, "B K"]
+    margin: Float32[np.ndarray, "B"]
+
+    def __len__(self) -> int:
+        return len(self.margin)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "B K+1"]:
+        """Token counts of the prefix and of each response's own part."""
+        return np.diff(self.offsets, axis=1)
+
+    @property
+    def num_tokens(self) -> Int64[np.ndarray, "B"]:
+        """Tokens of a comparison's sequences, the prefix counted once for each response, as peers count them."""
+        return self.lengths[:, 1:].sum(1) + self.ends.shape[1] * self.lengths[:, 0]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "TokenizedComparisons":
+        """The comparisons at `indices`, in that order."""
+        chosen = self.offsets[np.asarray(indices, np.int64)]
+        pieces = [self.tokens[start:stop] for start, stop in chosen[:, [0, -1]]]
+        starts = np.concatenate([[0], np.cumsum(chosen[:, -1] - chosen[:, 0])])[:-1]
+        return TokenizedComparisons(
+            tokens=np.concatenate([np.zeros(0, np.int32), *pieces]),
+            offsets=chosen - chosen[:, :1] + starts[:, None],
+            ends=self.ends[indices],
+            keys=self.keys[indices],
+            margin=self.margin[indices],
+        )
+
+
+def concatenate(parts: Sequence[TokenizedComparisons]) -> TokenizedComparisons:
+    """The comparisons of all parts, one part after the other; all have the same K."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.concatenate([[0], np.cumsum([len(part.tokens) for part in parts])])
+    return TokenizedComparisons(
+        tokens=np.concatenate([part.tokens for part in parts]),
+        offsets=np.concatenate([part.offsets + start for part, start in zip(parts, starts, strict=False)]),
+        ends=np.concatenate([part.ends for part in parts]),
+        keys=np.concatenate([part.keys for part in parts]),
+        margin=np.concatenate([part.margin for part in parts]),
+    )
+
+
+def flatten(
+    sequences: Sequence[Sequence[Sequence[int] | np.ndarray]],
+    margins: Sequence[float],
+    config: LlamaConfig,
+    *,
+    share_prefix: bool = True,
+) -> TokenizedComparisons:
+    """Comparisons from the K whole sequences of each: splits off the longest common prefix.
+
+    Each response keeps at least one token of its own. A sequence that `dynamic` rotary scaling stretches shares
+    nothing: its length changes how even the prompt is rotated.
+    """
+    pieces, lengths, ends, keys = [], [], [], []
+    for number, sides in enumerate(sequences):
+        arrays = [np.asarray(side, np.int32) for side in sides]
+        stretched = config.rope.type == "dynamic" and max(map(len, arrays)) > config.max_position_embeddings
+        prefix = common_prefix(arrays) if share_prefix and not stretched else 0
+        pieces += [arrays[0][:prefix], *(side[prefix:] for side in arrays)]
+        lengths.append([prefix, *(len(side) - prefix for side in arrays)])
+        ends.append([reward_index(side, config.pad_token_id) for side in arrays])
+        keys.append(
+            [_key(side) for side in arrays] if share_prefix else [number * len(arrays) + k for k in range(len(arrays))]
+        )
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    count, parts = len(lengths), len(lengths[0])
+    return TokenizedComparisons(
+        tokens=np.concatenate(pieces),
+        offsets=np.stack([starts[k : k + count * parts : parts] for k in range(parts + 1)], axis=1),
+        ends=np.asarray(ends, np.int32),
+        keys=np.asarray(keys, np.int64),
+        margin=np.asarray(margins, np.float32),
+    )
+
+
+def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
+    """Where the reward is read: the rightmost token that is not padding by id, the last one without a pad token.
+
+    This is `LlamaForSequenceClassification`'s rule; see `LlamaConfig.pad_token_id`.
+
+    >>> reward_index(np.array([5, 6, 2], np.int32), pad_token_id=0), reward_index(np.array([5, 6, 2], np.int32), 2)
+    (2, 1)
+    """
+    if pad_token_id is None:
+        return len(ids) - 1
+    real = np.flatnonzero(ids != pad_token_id)
+    return int(real[-1]) if len(real) else 0
+
+
+def common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
+    """Tokens that all sequences begin with, at least one short of the shortest."""
+    shortest = min(map(len, arrays))
+    equal = np.logical_and.reduce([side[:shortest] == arrays[0][:shortest] for side in arrays])
+    return min(shortest - 1, shortest if equal.all() else int(equal.argmin()))
+
+
+def _key(ids: Int32[np.ndarray, "N"]) -> int:
+    # 64 bits: among the sequences of an update, two different ones never share them in practice
+    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little", signed=True)
