@@ -11,13 +11,8 @@ from jaxtyping import Float
 from .config import LlamaConfig
 from .data.comparisons import TokenizedComparisons, flatten
 from .data.packing import RowShape, fit_row_shape, pack
-from .data.tokenize import (
-    check_text,
-    check_vocabulary,
-    is_messages,
-    render_messages,
-    render_response,
-)
+from .data.render import RowError, as_messages, check_text, render_messages, render_response
+from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
 from .errors import DataError
 from .losses import centering_penalty, pairwise_loss
@@ -85,7 +80,12 @@ def encode_inputs(
 ) -> list[list[int]]:
     """The token ids of the inputs of `score`; `names` are what errors call them."""
     check_vocabulary(tokenizer, config)
-    rendered = [_render_input(item, tokenizer, name) for item, name in zip(inputs, names, strict=True)]
+    rendered = []
+    for item, name in zip(inputs, names, strict=True):
+        try:
+            rendered.append(_render_input(item, tokenizer))
+        except RowError as error:
+            raise DataError(f"{name}: {error}") from None
     ids: list[list[int]] = [[]] * len(rendered)
     for chat in (False, True):
         where = [i for i, (_, is_chat) in enumerate(rendered) if is_chat == chat]
@@ -97,14 +97,16 @@ def encode_inputs(
     return ids
 
 
-def _render_input(item: Input, tokenizer: Tokenizer, where: str) -> tuple[str, bool]:
+def _render_input(item: Input, tokenizer: Tokenizer) -> tuple[str, bool]:
     if isinstance(item, str) or isinstance(item.get("text"), str):
-        return check_text(item if isinstance(item, str) else item["text"], where), False
-    if is_messages(item.get("messages")):
-        return render_messages(item, item["messages"], tokenizer, where), True
+        return check_text(item if isinstance(item, str) else item["text"]), False
+    messages = as_messages(item.get("messages"))
+    if messages:
+        return render_messages(item, messages, tokenizer), True
     if "response" in item and "prompt" in item:
-        return render_response(item, "response", tokenizer, where)
-    raise DataError(f"{where}: expected text, prompt and response, or messages; found {', '.join(item) or 'nothing'}")
+        text, kind, _ = render_response(item, item["response"], "response", tokenizer)
+        return text, kind == "chat"
+    raise RowError(f"expected text, prompt and response, or messages; found {', '.join(item) or 'nothing'}")
 
 
 @checked

@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from ..data.sources import read_rows
+from ..data.jsonl import read_rows
 from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError, DataError, OutputError
 from ..evaluate import encode_inputs, score_sequences

@@ -2,22 +2,24 @@
 
 import functools
 import json
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from datetime import date, datetime
 from typing import Any, ClassVar
 
 from ..errors import RmError, TokenizerError
 
 
-def render_chat(template: str, variables: Mapping[str, Any]) -> str:
+def render_chat(template: str, variables: Mapping[str, Any], today: date) -> str:
     """Renders a chat template in jinja's immutable sandbox, with what templates in the wild use.
+
+    `today` is the date that templates which ask for the present one are told (those of Llama 3.2 write it down).
 
     **Raises:** `TokenizerError` where the template is not valid, or refuses the conversation.
     """
     import jinja2
 
     try:
-        return _compile(template).render(**variables)
+        return _compile(template).render(strftime_now=_clock(today), **variables)
     except jinja2.TemplateError as error:
         raise TokenizerError(f"the chat template refused the conversation: {error}") from None
     except RmError:
@@ -46,11 +48,14 @@ def _compile(template: str):
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(f"the chat template is not valid jinja (line {error.lineno}: {error.message})") from None
+
+
+def _clock(today: date) -> Callable[[str], str]:
+    return datetime(today.year, today.month, today.day).strftime
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:

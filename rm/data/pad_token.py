@@ -46,7 +46,8 @@ def add_pad_token(tokenizer: Tokenizer) -> Tokenizer:
     # All added tokens: those that only the configuration lists would else be counted on from the new one.
     added = {"added_tokens": json.loads(backend.to_str())["added_tokens"]}
     content = dump_json(parse_json(tokenizer.files, "tokenizer.json") | added)
-    return set_pad_token(tokenizer_from_files({**tokenizer.files, "tokenizer.json": content}), NEW_PAD_TOKEN)
+    grown = tokenizer_from_files({**tokenizer.files, "tokenizer.json": content})
+    return set_pad_token(dataclasses.replace(grown, today=tokenizer.today), NEW_PAD_TOKEN)
 
 
 def _last_of_chat(tokenizer: Tokenizer) -> str | None:

@@ -1,123 +1,178 @@
 """Preference data from files, saved data sets and the hub, as columns of a `datasets.Dataset`."""
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
+import dataclasses
+import glob
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
+from .jsonl import check_json, read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
 # no number, date or missing value is to be guessed from the texts
 _CSV_IS_TEXT = {"converters": dict.fromkeys(("prompt", "chosen", "rejected"), str)}
 _CSV_IS_TEXT |= {"keep_default_na": False, "na_values": [""]}
+_HUB_ID = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(:(?P<config_name>[^@]+))?(@(?P<revision>.+))?")
 
 
-def load_comparisons(path_or_hub_id: str | Path, *, split: str = "train") -> "Dataset":
-    """The rows of a local file, a directory that `datasets` saved, or a data set of the hub.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set as the command line names it."""
 
-    **Arguments:** `path_or_hub_id`, a `.json`, `.jsonl`, `.csv` (each also `.gz`) or `.parquet` file, a directory, or a
-    hub id; `split`, the split to read, slices such as `train[:5%]` included (a file is one split, `train`).
+    path: str
+    config_name: str | None = None
+    revision: str | None = None
+    weight: float | None = None
+
+
+def parse_source(text: str) -> Source:
+    """`PATH`, or `org/name[:CONFIG][@REVISION]` on the hub, and `=WEIGHT` after either.
+
+    **Raises:** `ConfigError` where the weight is no positive number.
+
+    >>> parse_source("org/name:english@v2=0.7")
+    Source(path='org/name', config_name='english', revision='v2', weight=0.7)
+    """
+    if Path(text).exists():
+        return Source(path=text)
+    path, separator, weight = text.rpartition("=")
+    if separator:
+        try:
+            share = float(weight)
+        except ValueError:
+            share = -1.0
+        if not 0 < share < float("inf"):
+            raise ConfigError(f"{text}: expected a weight greater than 0 after '=', found {weight!r}")
+        return dataclasses.replace(parse_source(path), weight=share)
+    found = _HUB_ID.fullmatch(text)
+    if found is None or is_file_name(text):
+        return Source(path=text)
+    return Source(path=found["path"], config_name=found["config_name"], revision=found["revision"])
+
+
+def is_file_name(path: str) -> bool:
+    """Whether a name that does not exist means a file, and no repository of the hub."""
+    return Path(path).suffix in (*_READERS, ".gz", ".txt") or path.startswith((".", "/", "~")) or glob.has_magic(path)
+
+
+def expand(path: str) -> list[str]:
+    """The files that a pattern such as `data/*.jsonl` stands for, sorted; anything else stands for itself.
+
+    **Raises:** `DataError` where no file matches.
+    """
+    if Path(path).exists() or not glob.has_magic(path):
+        return [path]
+    files = sorted(glob.glob(path, recursive=True))
+    if not files:
+        raise DataError(f"{path}: no file matches")
+    return files
+
+
+def load_comparisons(
+    path_or_hub_id: str | Path,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+) -> "Dataset":
+    """The rows of local files, a directory that `datasets` saved, or a data set of the hub.
+
+    **Arguments:** `path_or_hub_id`, a `.json`, `.jsonl`, `.csv` (each also `.gz`), `.parquet` or `.arrow` file, a
+    pattern for several (`data/*.jsonl`; a slice of the split is taken of each), a directory, or a hub id; `split`, the
+    split to read, slices such as `train[:5%]` or `train[10:20]+test` included (a file is one split, `train`);
+    `config_name` and `revision`, of a hub data set; `streaming`, rows one by one instead of all on the disk (an
+    `IterableDataset`, whole splits only).
 
     **Raises:** `DataError`, naming the file and, in a JSON-lines file, the line.
+
+    Any preprocessing is `load_comparisons(…).map(f)`: `f` gets a row and returns the columns of one of the forms.
     """
-    path = Path(path_or_hub_id)
+    from datasets import concatenate_datasets
+
+    files = expand(str(path_or_hub_id))
+    options = {"split": split, "config_name": config_name, "revision": revision, "streaming": streaming}
+    parts = [_load_one(file, **options) for file in files]  # pyright: ignore[reportArgumentType]
+    try:
+        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    except ValueError as error:
+        raise DataError(f"{path_or_hub_id}: the files' columns differ in type ({_first_line(error)})") from None
+
+
+def _load_one(name: str, *, split: str, config_name: str | None, revision: str | None, streaming: bool) -> "Dataset":
+    path = Path(name)
     if path.is_file():
-        dataset = _load_file(path, split)
+        dataset = _load_file(path, split, streaming)
     elif path.is_dir():
-        dataset = _load_directory(path, split)
-    elif path.suffix in (*_READERS, ".gz", ".txt") or str(path_or_hub_id).startswith((".", "/", "~")):
+        dataset = _load_directory(path, split, config_name, streaming)
+    elif is_file_name(name):
         raise DataError(f"{path}: no such file")
     else:
-        dataset = _load(str(path_or_hub_id), split=split, source=path)
-    if not len(dataset):
-        raise DataError(f"{path_or_hub_id}: no rows; expected at least one comparison")
+        dataset = _load(name, config_name=config_name, revision=revision, split=split, streaming=streaming, source=path)
+    if not streaming and not len(dataset):
+        raise DataError(f"{name}: no rows; expected at least one comparison")
     return dataset
 
 
-def _load_file(path: Path, split: str) -> "Dataset":
+def _load_file(path: Path, split: str, streaming: bool) -> "Dataset":
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in _READERS:
         raise DataError(f"{path}: expected a file that ends in {', '.join(_READERS)} (or .gz), found {path.suffix!r}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; expected at least one comparison")
-    if suffix == ".jsonl":  # first, for `datasets` reads on over two objects in a line and bytes that are not UTF-8
-        _diagnose(path)
+    if suffix == ".jsonl" and not streaming:  # first, for `datasets` reads on over what is wrong in a line
+        check_json(path)
     options = _CSV_IS_TEXT if suffix == ".csv" else {}
-    return _load(_READERS[suffix], data_files=str(path), split=split, source=path, **options)
+    dataset = _load(_READERS[suffix], data_files=str(path), split=split, source=path, streaming=streaming, **options)
+    if suffix in (".json", ".jsonl") and "timestamp" in str(
+        dataset.features
+    ):  # guessed from texts that look like dates
+        from datasets import Dataset
+
+        return _slice({"train": Dataset.from_list([row for _, row in read_json(path)])}, split)
+    return dataset
 
 
-def _load_directory(path: Path, split: str) -> "Dataset":
+def _load_directory(path: Path, split: str, config_name: str | None, streaming: bool) -> "Dataset":
     import datasets
 
     if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return _load(str(path), split=split, source=path)
+        return _load(str(path), config_name=config_name, split=split, source=path, streaming=streaming)
     try:
         saved = datasets.load_from_disk(str(path))
-        splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        name, _, rest = split.partition("[")
-        if name in splits:
-            chosen = splits[name]
-            spec = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(chosen)}) if rest else []
-            return chosen.select(range(*(spec[0].from_, spec[0].to))) if spec else chosen
+        chosen = _slice(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
+        return chosen.to_iterable_dataset() if streaming else chosen  # pyright: ignore[reportReturnType]
     except Exception as error:  # every reader raises its own kind
-        raise DataError(f"{path}: {str(error).strip().partition(chr(10))[0]}") from None
-    raise DataError(f"{path}: no split {name!r}; it has {', '.join(map(repr, splits))}")
+        raise DataError(f"{path}: {_first_line(error)}") from None
 
 
-def _load(name: str, *, source: Path, split: str, data_files: str | None = None, **options: Any) -> "Dataset":
+def _slice(splits: Any, split: str) -> "Dataset":
+    """What `split` names of data sets that are here already."""
+    from datasets import ReadInstruction, concatenate_datasets
+
+    parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
+    return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
+
+
+def _load(path: str, *, source: Path, config_name: str | None = None, **options: Any) -> "Dataset":
     import datasets
 
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises besides
     try:
-        return datasets.load_dataset(name, data_files=data_files, split=split, **options)  # pyright: ignore[reportReturnType]
+        return datasets.load_dataset(path, config_name, **options)  # pyright: ignore[reportReturnType]
     except Exception as error:  # every reader raises its own kind
-        _diagnose(source)
-        raise DataError(f"{source}: {str(error.__cause__ or error).strip().partition(chr(10))[0]}") from None
+        if source.is_file() and {source.suffix, Path(source.stem).suffix} & {".json", ".jsonl"}:
+            check_json(source, same_kinds=True)
+        raise DataError(f"{source}: {_first_line(error)}") from None
     finally:
         datasets.logging.set_verbosity(verbosity)
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line numbers and the objects of a JSON-lines file, plain or gzipped, one at a time.
-
-    **Raises:** `DataError`, naming the file and the line.
-    """
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise DataError(f"{path}: line {number}: expected a JSON object, found {type(row).__name__}")
-                    yield number, row
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {number}: not valid JSON ({error.msg}, column {error.colno})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: line {number}: not valid UTF-8 ({error.reason})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
-        raise DataError(f"{path}: line {number}: cannot be read ({error})") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: after line {number}: the gzip file is cut short or damaged ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _diagnose(path: Path) -> None:
-    """Raises what is wrong with a JSON-lines file, as precisely as a line number; nothing is said of other files."""
-    if path.is_file() and {Path(path.stem).suffix, path.suffix} & {".jsonl", ".json"}:
-        try:
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-                is_document = file.read(1) == b"["
-        except (OSError, EOFError, zlib.error):
-            is_document = False
-        if not is_document and not sum(1 for _ in read_rows(path)):
-            raise DataError(f"{path}: no rows; expected at least one comparison")
+def _first_line(error: Exception) -> str:
+    return str(error.__cause__ or error).strip().partition("\n")[0]

@@ -1,17 +1,35 @@
-"""Preference rows to token ids with the prefix that the responses share; the conventions are TRL's."""
+"""Preference rows to token ids, in chunks and in parallel; the conventions are TRL's."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import os
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from datetime import date
 from itertools import islice
-from typing import Any, TypeGuard
+from multiprocessing import get_context
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
 
 from ..config import LlamaConfig
-from ..errors import DataError, TokenizerError
-from .comparisons import TokenizedComparisons, flatten
-from .tokenizer import Tokenizer
+from ..errors import DataError, RmError, TokenizerError
+from .cache import ARRAYS, Result, cache_entry, load_entry, save_entry
+from .comparisons import TokenizedComparisons
+from .encode import Chunk, EncodeOptions, Invalid, Truncation, check_same_number, encode_chunk
+from .formats import COLUMNS
+from .render import Row
+from .table import data_table
+from .tokenizer import Tokenizer, tokenizer_from_files
 
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _CHUNK = 1024  # rows whose texts are in memory at a time
+_NO_TOKENS = np.zeros(0, np.int32)
+_tokenizer: Tokenizer  # of a worker process
 
 
 def tokenize_comparisons(
@@ -20,43 +38,63 @@ def tokenize_comparisons(
     config: LlamaConfig,
     *,
     max_length: int = 1024,
+    truncation: Truncation = "drop",
     share_prefix: bool = True,
+    expand_pairs: bool = True,
+    margin_from_scores: bool = False,
+    min_score_margin: float | None = None,
+    drop_empty: bool = False,
+    invalid: Invalid = "raise",
+    limit: int | None = None,
+    num_proc: int = 1,
+    cache: bool = True,
     source: str = "data",
 ) -> tuple[TokenizedComparisons, dict[str, Any]]:
-    """Tokenizes rows of `chosen` and `rejected`, each a text or a list of messages, `prompt` optional.
+    """Tokenizes preference rows of any form, see README.md for the columns.
 
     Text: the end-of-sequence token is appended where missing, prompt and response are joined as strings and tokenized
     once. Chat: the template renders prompt and response as one conversation, and no special token is added to that.
-    A comparison with a side over `max_length` tokens, or with two identical sides, is dropped and counted.
+    A comparison with a side over `max_length` tokens, or with identical sides, is dropped and counted.
 
-    **Arguments:** `rows`, a `datasets.Dataset` or dicts, which may also hold `margin`, `tools` and
-    `chat_template_kwargs`; `config`, for the pooling rule and the vocabulary; `share_prefix`, whether a comparison's
-    common token prefix is kept once; `source`, the name that errors use.
+    **Arguments:** `rows`, a `datasets.Dataset` or dicts; `config`, for the pooling rule and the vocabulary;
+    `truncation`, what happens over `max_length` tokens: `"truncate-left-prompt"` takes the beginning of the shared
+    prefix away, `"truncate-right"` the ends; `share_prefix`, whether a comparison's common token prefix is kept once;
+    `expand_pairs`, whether a K-wise row gives every pair of its responses (ties left out) or one comparison of K;
+    `margin_from_scores`, whether the margin is the difference of the scores; `min_score_margin`, the least such
+    difference to keep; `drop_empty`, whether empty responses are left out; `invalid`, whether a malformed row ends it
+    all or is left out; `limit`, comparisons after which reading ends; `num_proc`, processes (more than one need
+    `if __name__ == "__main__":` in a script); `cache`, whether a `Dataset` that was tokenized in the same way before
+    is taken from the disk; `source`, the name that errors use.
 
-    **Returns:** the comparisons, and a table of what was read, kept and dropped.
+    **Returns:** the comparisons, and a table of what was read, kept and dropped (`data_table`).
 
     **Raises:** `DataError`, naming the row and the field; `TokenizerError` where the tokenizer does not fit the model.
+
+    >>> rows = [{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}]
+    >>> comparisons, table = tokenize_comparisons(rows, tokenizer, model.config)  # doctest: +SKIP
     """
     check_vocabulary(tokenizer, config)
-    pairs, margins = [], []
-    dropped = {"over_length": 0, "identical": 0}
-    read = 0
-    for sides, margin in _encode(rows, tokenizer, source):
-        read += 1
-        reason = _reason_to_drop(sides, max_length)
-        if reason:
-            dropped[reason] += 1
-        else:
-            pairs.append(sides)
-            margins.append(margin)
-    table = {"read": read, "kept": len(pairs), "dropped": dropped}
-    if not pairs:
-        raise DataError(
-            f"{source}: no comparison is left of {read} (over {max_length} tokens: {dropped['over_length']}, "
-            f"identical: {dropped['identical']}); raise --max-length or check the data"
-        )
-    comparisons = flatten(pairs, margins, config, share_prefix=share_prefix)
-    return comparisons, table | {"tokens": int(comparisons.num_tokens.sum()), "tokens_stored": len(comparisons.tokens)}
+    options = EncodeOptions(
+        max_length=max_length,
+        truncation=truncation,
+        share_prefix=share_prefix,
+        expand_pairs=expand_pairs,
+        margin_from_scores=margin_from_scores,
+        min_score_margin=min_score_margin,
+        drop_empty=drop_empty,
+        invalid=invalid,
+    )
+    rows = _known_columns(rows)
+    entry = cache_entry(rows, tokenizer, config, options) if cache and limit is None and _is_dataset(rows) else None
+    found = load_entry(entry) if entry else None
+    if found is None:
+        chunks = _encode_all(_jobs(_read(rows, source)), tokenizer, config, options, num_proc, source)
+        with tempfile.TemporaryFile() as file:
+            found = _collect(chunks, file, limit, options, source)
+            if entry:
+                save_entry(entry, file, *found)
+    comparisons, counts = found
+    return comparisons, data_table(comparisons, counts)
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
@@ -68,100 +106,125 @@ def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
         )
 
 
-def _reason_to_drop(sides: Sequence[Sequence[int]], max_length: int) -> str | None:
-    if max(map(len, sides)) > max_length:
-        return "over_length"
-    return "identical" if sides[0] == sides[1] else None
+def _is_dataset(rows: Any) -> TypeGuard["Dataset"]:
+    return hasattr(rows, "select_columns") and hasattr(rows, "__len__")
 
 
-def _encode(rows: Iterable[Row], tokenizer: Tokenizer, source: str) -> Iterator[tuple[list[list[int]], float]]:
-    """The two token sequences and the margin of every row, encoded in chunks."""
-    numbered = enumerate(rows)
-    while chunk := list(islice(numbered, _CHUNK)):
-        rendered = [_render_row(row, tokenizer, f"{source}: row {number}") for number, row in chunk]
-        ids: list[list[int]] = [[]] * (2 * len(chunk))
-        for chat in (False, True):
-            where = [2 * i + side for i, (_, is_chat, _) in enumerate(rendered) if is_chat == chat for side in (0, 1)]
-            texts = [rendered[w // 2][0][w % 2] for w in where]
-            for w, encoded in zip(where, tokenizer.encode_batch(texts, add_special_tokens=not chat), strict=True):
-                ids[w] = encoded
-        for i, (_, _, margin) in enumerate(rendered):
-            for name, side in zip(("chosen", "rejected"), ids[2 * i : 2 * i + 2], strict=True):
-                if not side:
-                    raise DataError(f"{source}: row {chunk[i][0]}: field {name!r} has no tokens; expected at least one")
-            yield ids[2 * i : 2 * i + 2], margin
+def _known_columns(rows: Any) -> Any:
+    """A `Dataset` without the columns that are not read, so that they are not decoded."""
+    known = [name for name in rows.column_names if name in COLUMNS] if _is_dataset(rows) else []
+    return rows.select_columns(known) if len(known) > 1 else rows
 
 
-def _render_row(row: Row, tokenizer: Tokenizer, where: str) -> tuple[tuple[str, str], bool, float]:
-    """The texts of both sides, whether they are rendered chats, and the margin."""
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            raise DataError(f"{where}: no column {name!r}; found {', '.join(row)}, expected chosen, rejected, [prompt]")
-    chosen, chat = render_response(row, "chosen", tokenizer, where)
-    rejected, other = render_response(row, "rejected", tokenizer, where)
-    if chat != other:
-        raise DataError(f"{where}: chosen and rejected must both be texts or both be messages")
-    return (chosen, rejected), chat, _margin(row, where)
+def _read(rows: Any, source: str) -> Iterator[list[Row]]:
+    """The rows in chunks; what a reader raises in the middle of them says where."""
+    number = 0
+    try:
+        if _is_dataset(rows):
+            columns: dict[str, list[Any]]
+            for columns in rows.iter(_CHUNK):  # pyright: ignore[reportAssignmentType]
+                chunk: list[Row] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+                number += len(chunk)
+                yield chunk
+        else:
+            rows = iter(rows)
+            while chunk := list(islice(rows, _CHUNK)):
+                number += len(chunk)
+                yield chunk
+    except RmError:
+        raise
+    except Exception as error:  # every reader raises its own kind
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise DataError(f"{source}: after row {number}: cannot be read ({reason})") from None
 
 
-def render_response(row: Row, field: str, tokenizer: Tokenizer, where: str) -> tuple[str, bool]:
-    """The text of `prompt` + `field`, and whether the chat template rendered it."""
-    response, prompt = row[field], row.get("prompt")
-    if isinstance(response, str) and isinstance(prompt, str | None):
-        eos = tokenizer.eos_token or ""
-        return check_text((prompt or "") + (response if response.endswith(eos) else response + eos), where), False
-    if is_messages(response) and (prompt is None or is_messages(prompt)):
-        return render_messages(row, [*(prompt or []), *response], tokenizer, where), True
-    raise DataError(
-        f"{where}: field {field!r}: expected text or a list of messages (and a prompt of the same kind), found "
-        f"{type(response).__name__} with a prompt of type {type(prompt).__name__}"
+def _jobs(rows: Iterator[list[Row]]) -> Iterator[tuple[list[Row], int, bool]]:
+    """Every chunk with the number of its first row, and whether the rows have margins (as the very first has)."""
+    first, has_margin = 0, None
+    for chunk in rows:
+        has_margin = "margin" in chunk[0] if has_margin is None else has_margin
+        yield chunk, first, has_margin
+        first += len(chunk)
+
+
+def _encode_all(
+    jobs: Iterator[tuple[list[Row], int, bool]],
+    tokenizer: Tokenizer,
+    config: LlamaConfig,
+    options: EncodeOptions,
+    num_proc: int,
+    source: str,
+) -> Iterator[Chunk]:
+    """The chunks encoded, in the order of the rows."""
+    if num_proc == 1:
+        yield from (encode_chunk(*job, tokenizer, config, options, source) for job in jobs)
+        return
+    # spawned and not forked, for JAX's threads do not survive a fork
+    pool = ProcessPoolExecutor(
+        num_proc, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer.files, tokenizer.today)
     )
-
-
-def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer, where: str) -> str:
-    """A conversation through the chat template, with the row's `tools` and `chat_template_kwargs`."""
-    tools, variables = row.get("tools"), _without_nulls(row.get("chat_template_kwargs") or {})
-    if not isinstance(variables, dict) or not variables.keys().isdisjoint(("messages", "tools")):
-        raise DataError(f"{where}: field 'chat_template_kwargs': expected an object without messages and tools")
-    messages = _without_nulls(messages)
-    for message in messages:
-        content, role = message.get("content"), message.get("role")
-        if not isinstance(role, str) or not (isinstance(content, str | list) or message.get("tool_calls")):
-            raise DataError(f"{where}: a message needs a role and a content (or tool_calls), found {message}")
+    pending: deque[Future[Chunk]] = deque()
     try:
-        tools = json.loads(tools) if isinstance(tools, str) else _without_nulls(tools)
-        return check_text(tokenizer.apply_chat_template(messages, tools=tools, **variables), where)
-    except TokenizerError as error:
-        raise DataError(f"{where}: {error}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: field 'tools': not valid JSON ({error.msg})") from None
+        for job in jobs:
+            pending.append(pool.submit(_work, *job, config, options, source))
+            if len(pending) > 2 * num_proc:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise RmError(f"{source}: a tokenizing process died, perhaps for want of memory; lower --num-proc") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def check_text(text: str, where: str) -> str:
-    """The text, refused where UTF-8 cannot write it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: the text holds half a character ({error.reason}), expected whole ones") from None
-    return text
+def _start_worker(files: Mapping[str, bytes], today: date) -> None:
+    global _tokenizer  # a process has one, built once
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _tokenizer = dataclasses.replace(tokenizer_from_files(files), today=today)
 
 
-def _without_nulls(value: Any) -> Any:
-    """The value without keys that are null: columnar files give every message the keys that any message has."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+def _work(
+    rows: list[Row], first: int, has_margin: bool, config: LlamaConfig, options: EncodeOptions, source: str
+) -> Chunk:
+    return encode_chunk(rows, first, has_margin, _tokenizer, config, options, source)
 
 
-def is_messages(value: Any) -> TypeGuard[list[Row]]:
-    """Whether a value is a conversation: a list of dicts with a `role`."""
-    return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
+def _collect(
+    chunks: Iterator[Chunk], file: IO[bytes], limit: int | None, options: EncodeOptions, source: str
+) -> Result:
+    """All chunks as one; tokens go by way of a file and are mapped from there, so that they need not fit in memory."""
+    counts: Counter[tuple[str, str]] = Counter()
+    parts: list[TokenizedComparisons] = []
+    kept = size = 0
+    for chunk in chunks:
+        counts.update(chunk.counts)
+        if chunk.comparisons is None:
+            continue
+        part = chunk.comparisons
+        file.write(part.tokens.tobytes())
+        parts.append(dataclasses.replace(part, tokens=_NO_TOKENS, offsets=part.offsets + size))
+        kept, size = kept + len(part), size + len(part.tokens)
+        if limit is not None and kept >= limit:
+            counts["dropped", "not_needed"] += kept - limit
+            kept = limit
+            break
+    file.flush()
+    if not kept:
+        raise DataError(_nothing_left(counts, options, source))
+    check_same_number([part.ends.shape[1] for part in parts], source)
+    columns = {name: np.concatenate([getattr(part, name) for part in parts])[:kept] for name in ARRAYS}
+    tokens = np.memmap(file, np.int32, "r")[: columns["offsets"][-1, -1]]
+    return TokenizedComparisons(tokens=tokens, **columns), counts
 
 
-def _margin(row: Row, where: str) -> float:
-    if "margin" not in row:
-        return 0.0
-    margin = row["margin"]
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) < 3e38:
-        raise DataError(f"{where}: field 'margin': expected a finite number in every row, found {margin!r}")
-    return float(margin)
+def _nothing_left(counts: Counter[tuple[str, str]], options: EncodeOptions, source: str) -> str:
+    if not counts["rows", "read"]:
+        return f"{source}: no rows; expected at least one comparison"
+    names = {"over_length": f"over {options.max_length} tokens"}
+    dropped = [
+        f"{names.get(reason, reason.replace('_', ' '))}: {count}"
+        for (kind, reason), count in counts.items()
+        if kind == "dropped" and count
+    ]
+    advice = "raise --max-length or check the data" if counts["dropped", "over_length"] else "check the data"
+    return f"{source}: no comparison is left of {counts['rows', 'read']} rows ({', '.join(dropped)}); {advice}"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ Messages = Sequence[Mapping[str, Any]]
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 FILES += ("added_tokens.json", "tokenizer.model")
+_RECORD = "rm.json"
+DATE = date(2024, 7, 26)  # what Llama 3's templates say where they are told no date
+# transformers' classes, without Tokenizer and Fast, which tokenizer.json describes in full
+_CLASSES = {"PreTrained", "TokenizersBackend", "Llama", "CodeLlama", "GPT2", "GPTNeoX", "Qwen2", "Gemma", "Cohere"}
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -23,7 +28,8 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 class Tokenizer:
     """Text and conversations to token ids.
 
-    `files` are the bytes of the directory it came from, which an export repeats unchanged.
+    `files` are the bytes of the directory it came from, which an export repeats unchanged; `today` is the
+    date that chat templates are told, so that a reward does not change with the calendar.
     """
 
     backend: tokenizers.Tokenizer
@@ -33,6 +39,7 @@ class Tokenizer:
     pad_token: str | None
     chat_template: str | None
     files: Mapping[str, bytes]
+    today: date = DATE
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`, what `transformers`' `tokenizer(text)` gives."""
@@ -92,29 +99,58 @@ class Tokenizer:
             special
             | {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
             | variables,
+            self.today,
         )
 
 
-def load_tokenizer(path_or_hub_id: str | Path, *, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    path_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    chat_template: str | Path | None = None,
+    today: date | None = None,
+) -> Tokenizer:
     """The tokenizer of a directory or a hub repository, from its `tokenizer.json`.
 
     Special tokens come from `tokenizer_config.json`, else `special_tokens_map.json`; the chat template from
     `chat_template.jinja`, else `tokenizer_config.json`.
 
+    **Arguments:** `chat_template`, a file with another template, which an export carries instead; `today`, the date
+    that templates are told: when `None`, the one that the directory's `rm.json` records, else 2024-07-26.
+
     **Raises:** `TokenizerError` where a file is missing or unreadable, `RmError` where the hub has no such repository.
     """
-    directory = resolve_directory(path_or_hub_id, FILES, revision=revision)
-    files = {}
-    for path in (directory / name for name in FILES):
-        try:
-            files |= {path.name: path.read_bytes()} if path.is_file() else {}
-        except OSError as error:
-            raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
+    directory = resolve_directory(path_or_hub_id, (*FILES, _RECORD), revision=revision)
+    files = {name: content for name in FILES if (content := _read(directory / name)) is not None}
     if "tokenizer.json" not in files:
         raise TokenizerError(
             f"{directory / 'tokenizer.json'}: no such file; convert the tokenizer to the `tokenizers` format"
         )
-    return tokenizer_from_files(files, directory)
+    if chat_template is not None:
+        content = _read(Path(chat_template))
+        if content is None:
+            raise TokenizerError(f"{chat_template}: no such file; expected a chat template (jinja)")
+        files["chat_template.jinja"] = content
+    tokenizer = tokenizer_from_files(files, directory)
+    return dataclasses.replace(tokenizer, today=today or _recorded_date(directory))
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _recorded_date(directory: Path) -> date:
+    record = parse_json({_RECORD: _read(directory / _RECORD) or b"{}"}, _RECORD, directory)
+    try:
+        return date.fromisoformat(record.get("chat_template_date", DATE.isoformat()))
+    except (TypeError, ValueError):
+        found = record["chat_template_date"]
+        raise TokenizerError(
+            f"{directory / _RECORD}: chat_template_date must be a date like 2024-07-26, found {found!r}"
+        ) from None
 
 
 def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -> Tokenizer:
@@ -126,6 +162,7 @@ def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -
     backend.no_padding()
     backend.no_truncation()
     config = parse_json(files, "tokenizer_config.json", directory)
+    _check_class(config, directory / "tokenizer_config.json")
     legacy = parse_json(files, "special_tokens_map.json", directory)
     special = {name: _content(config.get(name) or legacy.get(name)) for name in _SPECIAL}
     for name, token in special.items():
@@ -139,9 +176,13 @@ def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -
         raise TokenizerError(f"{directory / 'chat_template.jinja'}: not valid UTF-8 ({error.reason})") from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{directory / 'tokenizer_config.json'}: not as expected ({error!r})") from None
+    bos, eos, unk, pad = (special[name] for name in _SPECIAL)
     return Tokenizer(
         backend=backend,
-        **special,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unk,
+        pad_token=pad,
         chat_template=template,
         files=dict(files),
     )
@@ -161,6 +202,16 @@ def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) 
 def dump_json(value: Mapping[str, Any]) -> bytes:
     """A JSON file's bytes."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _check_class(config: Mapping[str, Any], source: Path) -> None:
+    """A class of another name brings code of its own, which may encode otherwise than `tokenizer.json` says."""
+    name = config.get("tokenizer_class")
+    if name is not None and str(name).removesuffix("Fast").removesuffix("Tokenizer") not in _CLASSES:
+        raise TokenizerError(
+            f"{source}: unknown tokenizer class {name!r}; expected PreTrainedTokenizerFast or one that tokenizer.json "
+            f"describes in full ({', '.join(sorted(_CLASSES - {'PreTrained'}))}, with Tokenizer or TokenizerFast)"
+        )
 
 
 def _content(token: str | Mapping[str, Any] | None) -> str | None:

@@ -1,0 +1,87 @@
+"""Tokenized comparisons on disk, found again by what went into them."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import tokenizers
+
+from ..config import LlamaConfig
+from ..errors import OutputError
+from ..output import new_directory
+from ..version import __version__
+from .comparisons import TokenizedComparisons
+from .encode import EncodeOptions
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ARRAYS = ("offsets", "ends", "keys", "margin")
+_HASHED_ROWS = 10_000
+
+Result = tuple[TokenizedComparisons, Counter[tuple[str, str]]]
+
+
+def cache_entry(rows: "Dataset", tokenizer: Tokenizer, config: LlamaConfig, options: EncodeOptions) -> Path:
+    """Where the result lies, or would: a directory named by the contents of data, tokenizer and options.
+
+    It is in the cache of `datasets`, so `HF_HOME` moves it along.
+    """
+    from datasets import config as settings
+
+    digest = hashlib.sha256()
+    pooling = [config.pad_token_id, config.vocab_size, config.rope.type, config.max_position_embeddings]
+    facts = [__version__, tokenizers.__version__, tokenizer.today, pooling, dataclasses.asdict(options), rows.features]
+    digest.update(json.dumps(facts, default=str, sort_keys=True).encode())
+    for name, content in sorted(tokenizer.files.items()):
+        digest.update(f"{name}:{len(content)}:".encode() + content)
+    _hash_rows(rows, digest)
+    return Path(settings.HF_DATASETS_CACHE) / "rm-tokenized" / digest.hexdigest()
+
+
+def _hash_rows(rows: "Dataset", digest: Any) -> None:
+    """The rows' values, however they are chunked in memory and wherever they come from."""
+    import pyarrow as pa
+
+    for table in rows.with_format("arrow").iter(_HASHED_ROWS):
+        sink = pa.BufferOutputStream()
+        table = table.combine_chunks().replace_schema_metadata(None)  # pyright: ignore[reportAttributeAccessIssue]
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        digest.update(sink.getvalue())
+
+
+def load_entry(entry: Path) -> Result | None:
+    """What an entry holds, its tokens mapped rather than read; `None` where it is not there or not whole."""
+    try:
+        arrays = {name: np.load(entry / f"{name}.npy") for name in ARRAYS}
+        counts = json.loads((entry / "counts.json").read_text(encoding="utf-8"))
+        tokens = np.memmap(entry / "tokens.bin", np.int32, "r")
+    except (OSError, ValueError):
+        return None
+    if len(tokens) != arrays["offsets"][-1, -1]:
+        return None
+    return TokenizedComparisons(tokens=tokens, **arrays), Counter({(kind, name): n for kind, name, n in counts})
+
+
+def save_entry(
+    entry: Path, tokens: IO[bytes], comparisons: TokenizedComparisons, counts: Counter[tuple[str, str]]
+) -> None:
+    """Keeps a result, its tokens copied from the file that holds them; a cache that cannot be written is none."""
+    try:
+        with new_directory(entry) as draft:
+            tokens.seek(0)
+            with (draft / "tokens.bin").open("wb") as file:
+                shutil.copyfileobj(tokens, file)
+            for name in ARRAYS:
+                np.save(draft / f"{name}.npy", getattr(comparisons, name))
+            listed = [[kind, name, n] for (kind, name), n in counts.items()]
+            (draft / "counts.json").write_text(json.dumps(listed), encoding="utf-8")
+    except OutputError:
+        pass

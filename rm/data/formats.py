@@ -1,0 +1,159 @@
+"""The forms that preference data come in, each row recognised by its columns and brought to one form."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from .render import Row, RowError, is_sharegpt, render_response, shorten
+from .tokenizer import Tokenizer
+
+# token ids of chosen and rejected, and their attention masks: TRL's columns, now and before, and EasyDeL's
+_IDS = (
+    ("chosen_ids", "rejected_ids", "", ""),
+    ("chosen_input_ids", "rejected_input_ids", "chosen_attention_mask", "rejected_attention_mask"),
+    ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
+)
+COLUMNS = {"prompt", "conversations", "chosen", "rejected", "responses", "scores", "ranks", "margin", "score_chosen"}
+COLUMNS |= {"score_rejected", "tools", "chat_template_kwargs", *itertools.chain(*_IDS)} - {""}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Responses of a row in order of preference."""
+
+    order: tuple[int, ...]
+    margin: float = 0.0
+    difference: float | None = None  # of the scores, where they are used
+    tied: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A row in the one form: whole sequences, prompt included, and how they are ranked."""
+
+    format: str
+    kind: str  # text, chat (rendered) or ids
+    sequences: list[Any]  # texts, or lists of token ids
+    empty: list[bool]  # the responses without content
+    rankings: list[Ranking]
+
+
+def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_scores: bool = False) -> Example:
+    """A row of any form; texts end in the end-of-sequence token, chats are rendered by the template.
+
+    **Arguments:** `expand_pairs`, whether a K-wise row gives every pair of its responses or one ranking of all;
+    `use_scores`, whether the difference of `score_chosen` and `score_rejected` is needed.
+
+    **Raises:** `RowError`, naming the field.
+    """
+    row = {name: value for name, value in row.items() if value is not None or name in ("chosen", "rejected", "margin")}
+    ids = next((names for names in _IDS if names[0] in row or names[1] in row), None)
+    if ids:
+        _require(row, ids[:2])
+        sequences = [_token_ids(row, ids[k], ids[k + 2]) for k in (0, 1)]
+        return Example(
+            format="token ids",
+            kind="ids",
+            sequences=sequences,
+            empty=[False, False],
+            rankings=[_pair(row, use_scores)],
+        )
+    if "responses" in row:
+        responses, rankings = _ranked(row, expand_pairs)
+        fields = [f"responses[{number}]" for number in range(len(responses))]
+    else:
+        _require(row, ("chosen", "rejected"))
+        responses, rankings = [row["chosen"], row["rejected"]], [_pair(row, use_scores)]
+        fields = ["chosen", "rejected"]
+    rendered = [
+        render_response(row, response, field, tokenizer) for response, field in zip(responses, fields, strict=True)
+    ]
+    kinds = {kind for _, kind, _ in rendered}
+    if len(kinds) > 1:
+        raise RowError(f"{fields[0]} and {fields[1]} must both be texts or both be messages")
+    (kind,) = kinds
+    return Example(
+        format=_format_name(row, responses, kind),
+        kind=kind,
+        sequences=[text for text, _, _ in rendered],
+        empty=[empty for _, _, empty in rendered],
+        rankings=rankings,
+    )
+
+
+def _format_name(row: Row, responses: Sequence[Any], kind: str) -> str:
+    prompt = "explicit" if "prompt" in row or "conversations" in row else "implicit"
+    sharegpt = any(is_sharegpt(value) for value in (*responses, row.get("prompt"), row.get("conversations")))
+    kwise = "K-wise " if "responses" in row else ""
+    return f"{kwise}{kind}, {prompt} prompt" + (" (from/value)" if sharegpt else "")
+
+
+def _require(row: Row, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in row:
+            expected = "chosen and rejected (prompt optional), responses with scores or ranks, or token ids"
+            raise RowError(
+                f"no column {name!r}; found {', '.join(row) or 'none'}; expected {expected}", "missing_column"
+            )
+
+
+def _token_ids(row: Row, name: str, mask_name: str) -> list[int]:
+    ids, mask = row[name], row.get(mask_name)
+    if not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
+        raise RowError(f"field {name!r}: expected a list of at least one token id, found {shorten(ids)}")
+    if mask is None:
+        return ids
+    if not isinstance(mask, list) or len(mask) != len(ids) or not any(mask):
+        raise RowError(
+            f"field {mask_name!r}: expected {len(ids)} values like {name!r}, some of them 1, found {shorten(mask)}"
+        )
+    return [i for i, real in zip(ids, mask, strict=True) if real]
+
+
+def _pair(row: Row, use_scores: bool) -> Ranking:
+    difference = None
+    if use_scores:
+        for name in ("score_chosen", "score_rejected"):
+            if name not in row:
+                raise RowError(f"no column {name!r}, which the scores' difference needs", "missing_column")
+        difference = _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
+    return Ranking(
+        order=(0, 1), margin=_number(row["margin"], "margin") if "margin" in row else 0.0, difference=difference
+    )
+
+
+def _ranked(row: Row, expand_pairs: bool) -> tuple[list[Any], list[Ranking]]:
+    """The responses of a K-wise row and its rankings: one of all K, or one for every pair."""
+    responses, name = row["responses"], "scores" if "scores" in row else "ranks"
+    if name not in row:
+        raise RowError(
+            "the column 'responses' needs 'scores' (higher is better) or 'ranks' (1 is best)", "missing_column"
+        )
+    if row.get("margin") is not None:
+        raise RowError("field 'margin': does not say which of the responses it is between; make it from the scores")
+    if not isinstance(responses, list) or len(responses) < 2:
+        raise RowError(f"field 'responses': expected a list of at least two, found {shorten(responses)}")
+    values = row[name]
+    if not isinstance(values, list) or len(values) != len(responses):
+        raise RowError(
+            f"field {name!r}: expected {len(responses)} values, one for each response, found {shorten(values)}"
+        )
+    scores = [_number(value, name) * (1 if name == "scores" else -1) for value in values]
+    order = sorted(range(len(scores)), key=lambda k: -scores[k])
+    if not expand_pairs:
+        return responses, [Ranking(order=tuple(order), tied=scores[order[0]] == scores[order[-1]])]
+    return responses, [
+        Ranking(
+            order=(better, worse),
+            difference=scores[better] - scores[worse] if name == "scores" else None,
+            tied=scores[better] == scores[worse],
+        )
+        for better, worse in itertools.combinations(order, 2)
+    ]
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 3e38:
+        raise RowError(f"field {name!r}: expected a finite number in every row, found {shorten(value)}")
+    return float(value)

@@ -1,0 +1,122 @@
+"""Prompts and responses to text: joined as strings, or rendered by the chat template."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+from ..errors import DataError, TokenizerError
+from .tokenizer import Tokenizer
+
+Row = Mapping[str, Any]
+Messages = list[dict[str, Any]]
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+
+
+class RowError(DataError):
+    """What is wrong with a row; `reason` is how the table counts it where such rows are dropped."""
+
+    def __init__(self, message: str, reason: str = "malformed"):
+        super().__init__(message)
+        self.reason = reason
+
+
+def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -> tuple[str, str, bool]:
+    """The whole text of the row's prompt and a response, `"text"` or `"chat"`, and whether the response is empty.
+
+    Text: the end-of-sequence token is appended where missing, prompt and response are joined as strings. Chat: the
+    template renders prompt and response as one conversation.
+
+    **Raises:** `RowError`, naming the field.
+    """
+    prompt = row.get("prompt", row.get("conversations"))
+    if isinstance(response, str) and isinstance(prompt, str | None):
+        eos = tokenizer.eos_token or ""
+        whole = (prompt or "") + (response if response.endswith(eos) else response + eos)
+        return check_text(whole), "text", response in ("", eos)
+    own = [{"role": "assistant", "content": response}] if isinstance(response, str) else as_messages(response)
+    before = [] if prompt is None else as_messages(prompt)
+    if isinstance(prompt, str) and own:  # a prompt as text beside chats: they begin with it, or it is the first turn
+        user = [{"role": "user", "content": prompt}]
+        said = [message.get("content") for message in own if message.get("role") == "user"]
+        before = [] if prompt in said else user if own[0].get("role") == "assistant" else None
+    if not own or before is None:
+        found = f"{shorten(response)} with a prompt {shorten(prompt)}"
+        raise RowError(
+            f"field {field!r}: expected text or a list of messages (and a prompt of the same kind), found {found}"
+        )
+    last = own[-1]
+    empty = last.get("content") in ("", None) and not last.get("tool_calls")
+    return render_messages(row, [*before, *own], tokenizer), "chat", empty
+
+
+def as_messages(value: Any) -> Messages | None:
+    """A conversation, where `value` is one: messages with `role` and `content`, or ShareGPT's `from` and `value`."""
+    value = [value] if isinstance(value, Mapping) else value
+    if is_messages(value):
+        return list(value)
+    if is_sharegpt(value):
+        return [
+            {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")} for turn in value
+        ]
+    return None
+
+
+def is_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    """Whether a value is a conversation: a list of dicts with a `role`."""
+    return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
+
+
+def is_sharegpt(value: Any) -> bool:
+    """Whether a value is a conversation in ShareGPT's keys."""
+    value = [value] if isinstance(value, Mapping) else value
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) and "from" in turn for turn in value)
+    )
+
+
+def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> str:
+    """A conversation through the chat template, with the row's `tools` and `chat_template_kwargs`.
+
+    **Raises:** `RowError`, naming the field.
+    """
+    tools, variables = row.get("tools"), _without_nulls(row.get("chat_template_kwargs") or {})
+    if not isinstance(variables, dict) or not variables.keys().isdisjoint(("messages", "tools")):
+        raise RowError("field 'chat_template_kwargs': expected an object without messages and tools")
+    messages = _without_nulls(messages)
+    for message in messages:
+        content, role = message.get("content"), message.get("role")
+        if not isinstance(role, str) or not (isinstance(content, str | list) or message.get("tool_calls")):
+            raise RowError(f"a message needs a role and a content (or tool_calls), found {shorten(message)}")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else _without_nulls(tools)
+        return check_text(tokenizer.apply_chat_template(messages, tools=tools, **variables))
+    except TokenizerError as error:
+        raise RowError(str(error)) from None
+    except json.JSONDecodeError as error:
+        raise RowError(f"field 'tools': not valid JSON ({error.msg})") from None
+
+
+def check_text(text: str) -> str:
+    """The text, refused where UTF-8 cannot write it.
+
+    **Raises:** `RowError`.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"the text holds half a character ({error.reason}), expected whole ones") from None
+    return text
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without keys that are null: columnar files give every message the keys that any message has."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def shorten(value: Any) -> str:
+    """The kind of a value and how it begins, for an error of one line."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '…'}"

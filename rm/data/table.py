@@ -1,0 +1,65 @@
+"""What happened to a data set on its way to token ids: the table that a run prints and records."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .comparisons import TokenizedComparisons
+from .encode import REASONS
+
+
+def data_table(comparisons: TokenizedComparisons, counts: Counter[tuple[str, str]]) -> dict[str, Any]:
+    """Counts, lengths and shares, all plain numbers.
+
+    `read` counts rows, and a K-wise row may give several comparisons: `comparisons = kept + Σ dropped`. `tokens` counts
+    the prefix once for each response, `tokens_stored` once for each comparison.
+    """
+    lengths = comparisons.lengths
+    sequences = lengths[:, :1] + lengths[:, 1:]
+    dropped = {reason: counts["dropped", reason] for reason in REASONS if counts["dropped", reason]}
+    tokens = int(comparisons.num_tokens.sum())
+    return {
+        "read": counts["rows", "read"],
+        "comparisons": len(comparisons) + sum(dropped.values()),
+        "kept": len(comparisons),
+        "dropped": dropped,
+        "formats": {name: count for (kind, name), count in sorted(counts.items()) if kind == "format"},
+        "empty_responses": counts["kept", "empty_response"],
+        "truncated": counts["kept", "truncated"],
+        "double_bos_removed": counts["kept", "double_bos_removed"],
+        "tokens": tokens,
+        "tokens_stored": len(comparisons.tokens),
+        "saved_by_shared_prefix": 1 - len(comparisons.tokens) / tokens,
+        "length": _percentiles(sequences),
+        "prefix_length": _percentiles(lengths[:, 0]),
+        "chosen_longer": float((sequences[:, 0] > sequences[:, 1]).mean()) if sequences.shape[1] > 1 else None,
+    }
+
+
+def _percentiles(lengths: np.ndarray) -> dict[str, int]:
+    values = np.percentile(lengths, (50, 90, 99, 100), method="higher")
+    return dict(zip(("p50", "p90", "p99", "max"), map(int, values), strict=True))
+
+
+def describe_table(name: str, table: Mapping[str, Any]) -> str:
+    """The table as lines of text."""
+    dropped = [f"{count} {reason.replace('_', ' ')}" for reason, count in table["dropped"].items()]
+    notes = [
+        f"{table[key]} {key.replace('_', ' ')}"
+        for key in ("empty_responses", "truncated", "double_bos_removed")
+        if table[key]
+    ]
+    length, prefix = (", ".join(f"{k} {v}" for k, v in table[key].items()) for key in ("length", "prefix_length"))
+    lines = [
+        ("rows read", f"{table['read']} ({', '.join(f'{n} {form}' for form, n in table['formats'].items())})"),
+        ("comparisons", f"{table['comparisons']}, of which {table['kept']} kept"),
+        ("dropped", ", ".join(dropped) or "none"),
+        ("among the kept", ", ".join(notes)),
+        ("tokens", f"{table['tokens']}, {table['saved_by_shared_prefix']:.0%} saved by shared prefixes"),
+        ("sequence length", length),
+        ("prefix length", prefix),
+        ("chosen is longer", "" if table["chosen_longer"] is None else f"{table['chosen_longer']:.1%}"),
+    ]
+    return "\n".join([f"{name}:", *(f"  {label:<17} {text}" for label, text in lines if text)])
