@@ -4,7 +4,7 @@ from .batch import PreferenceBatch
 from .checkpoint import Checkpoints
 from .config import LlamaConfig, Rope
 from .data.batches import BatchPlan, plan_batches
-from .data.comparisons import TokenizedComparisons
+from .data.comparisons import TokenizedComparisons, mix
 from .data.sources import load_comparisons
 from .data.tokenize import tokenize_comparisons
 from .data.tokenizer import Tokenizer, load_tokenizer
@@ -49,6 +49,7 @@ __all__ = [
     "load_reward_model",
     "load_tokenizer",
     "match_tokenizer",
+    "mix",
     "pairwise_loss",
     "plan_batches",
     "preference_metrics",

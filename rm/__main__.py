@@ -1,4 +1,4 @@
-"""The command line: `python -m rm train | score | demo`."""
+"""The command line: `python -m rm train | data | score | demo`."""
 
 import contextlib
 import io
@@ -9,14 +9,16 @@ from typing import Annotated
 
 import tyro
 
+from .commands.data import DataArguments, data
 from .commands.demo import DemoArguments, demo
 from .commands.score import ScoreArguments, score
 from .commands.train import TrainArguments, train
 from .errors import RmError
 
-_RUN = {TrainArguments: train, ScoreArguments: score, DemoArguments: demo}
+_RUN = {TrainArguments: train, DataArguments: data, ScoreArguments: score, DemoArguments: demo}
 _Command = (
     Annotated[TrainArguments, tyro.conf.subcommand("train")]
+    | Annotated[DataArguments, tyro.conf.subcommand("data")]
     | Annotated[ScoreArguments, tyro.conf.subcommand("score")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> TrainArguments | ScoreArguments | DemoArguments:
+def _parse(argv: Sequence[str]) -> TrainArguments | DataArguments | ScoreArguments | DemoArguments:
     usage = io.StringIO()
     try:
         with contextlib.redirect_stderr(usage):

@@ -79,12 +79,7 @@ def load_reward_model(
     causal LM without `key`.
     """
     directory = resolve_directory(path_or_hub_id, _PATTERNS, revision=revision)
-    source = directory / "config.json"
-    hf = read_json(source)
-    config = LlamaConfig.from_hf(hf, source=str(source))
-    classifier = "ForSequenceClassification" in str(hf.get("architectures"))
-    if classifier:
-        _check_labels(hf, source)
+    config, classifier = _read_config(directory / "config.json")
     files = TensorFiles(directory)
     has_head = classifier or "score.weight" in files.names
     if not has_head:
@@ -103,6 +98,26 @@ def load_reward_model(
         return jnp.asarray(files.read(tensor_names(name, config), leaf, stacked=name.startswith("blocks.")))
 
     return jax.tree_util.tree_map_with_path(load, template)
+
+
+def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> LlamaConfig:
+    """The configuration that `load_reward_model` finds, without weights: all that the data path needs of a model.
+
+    **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels.
+    """
+    directory = resolve_directory(path_or_hub_id, ("config.json",), revision=revision)
+    config, classifier = _read_config(directory / "config.json")
+    return config if classifier else replace(config, pad_token_id=None)
+
+
+def _read_config(source: Path) -> tuple[LlamaConfig, bool]:
+    """The configuration, and whether the model is a sequence classifier."""
+    hf = read_json(source)
+    classifier = "ForSequenceClassification" in str(hf.get("architectures"))
+    config = LlamaConfig.from_hf(hf, source=str(source))
+    if classifier:
+        _check_labels(hf, source)
+    return config, classifier
 
 
 def save_reward_model(
@@ -127,6 +142,8 @@ def save_reward_model(
     model, tokenizer = match_tokenizer(model, tokenizer)
     pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
     record = {"rm_version": __version__, "pooling": pooling, **(provenance or {})}
+    if tokenizer.chat_template is not None:
+        record["chat_template_date"] = tokenizer.today.isoformat()
     with new_directory(path) as directory:
         write_model(directory, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
         stored = jnp.dtype(model.norm.dtype if dtype is None else dtype).name
@@ -171,19 +188,24 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
 
     **Raises:** `TokenizerError` where the tokenizer knows ids that the embedding lacks.
     """
-    config = model.config
+    config, tokenizer = match_config(model.config, tokenizer)
+    grow = config.vocab_size - model.config.vocab_size
+    embedding = jnp.pad(model.embed_tokens, ((0, grow), (0, 0))) if grow else model.embed_tokens
+    return replace(model, embed_tokens=embedding, config=config), tokenizer
+
+
+def match_config(config: LlamaConfig, tokenizer: Tokenizer) -> tuple[LlamaConfig, Tokenizer]:
+    """`match_tokenizer` for a model's configuration alone."""
     check_vocabulary(tokenizer, config)
     if config.pad_token_id is not None:
         token = tokenizer.backend.id_to_token(config.pad_token_id) if config.pad_token_id >= 0 else None
         if token is None:
             raise TokenizerError(f"config.json says pad_token_id {config.pad_token_id}, an id the tokenizer lacks")
-        return model, set_pad_token(tokenizer, token)
+        return config, set_pad_token(tokenizer, token)
     token = choose_pad_token(tokenizer)
     tokenizer = add_pad_token(tokenizer) if token is None else set_pad_token(tokenizer, token)
-    grow = max(0, tokenizer.max_token_id + 1 - config.vocab_size)
-    config = replace(config, pad_token_id=tokenizer.pad_token_id, vocab_size=config.vocab_size + grow)
-    embedding = jnp.pad(model.embed_tokens, ((0, grow), (0, 0))) if grow else model.embed_tokens
-    return replace(model, embed_tokens=embedding, config=config), tokenizer
+    vocab_size = max(config.vocab_size, tokenizer.max_token_id + 1)
+    return replace(config, pad_token_id=tokenizer.pad_token_id, vocab_size=vocab_size), tokenizer
 
 
 def _leaf_name(path: tuple) -> str:

@@ -1,13 +1,19 @@
 """Strict numerics for every test, four CPU devices, and small models and data made here."""
 
+import atexit
 import os
+import tempfile
 
 # little optimization: these models run in no time, it is compiling them that takes long
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# nothing is left in, or read from, the cache of the person who runs the tests
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="rm-tests-")
+
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,6 +22,7 @@ import pytest
 import rm
 from rm.commands.demo import write_llama
 
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).parents[2] / "shared"

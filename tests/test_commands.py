@@ -81,13 +81,9 @@ def test_train_writes_metrics_record_and_model(run, pairs_file, llama_directory)
 
     record = json.loads((output / "run.json").read_text())
     assert record["arguments"]["batch_size"] == 4
-    assert record["data"]["train"] | {"tokens": 0, "tokens_stored": 0} == {
-        "read": 12,
-        "kept": 12,
-        "dropped": {"over_length": 0, "identical": 0},
-        "tokens": 0,
-        "tokens_stored": 0,
-    }
+    table = record["data"]["train"]
+    assert (table["read"], table["kept"], table["dropped"], table["taken"]) == (12, 12, {}, 12)
+    assert table["source"] == str(pairs_file)
     assert record["versions"]["jax"] == jax.__version__
     tokenizer = rm.load_tokenizer(llama_directory)
     rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
@@ -182,7 +178,7 @@ def test_resuming_before_the_first_checkpoint_starts_the_log_again(run, monkeypa
 )
 def test_resuming_with_other_arguments_is_refused(tmp_path, llama_directory, pairs_file, capsys, flag, value):
     given = {"--model": llama_directory, "--dataset": pairs_file, "--output": tmp_path / "run", "--max-steps": 6}
-    arguments = {"model": str(llama_directory), "dataset": str(pairs_file), "max_steps": 6}
+    arguments = {"model": str(llama_directory), "dataset": (str(pairs_file),), "max_steps": 6}
     defaults = dataclasses.asdict(TrainArguments(**arguments, output=tmp_path / "run"))
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/run.json").write_text(json.dumps({"arguments": defaults}, default=str))

@@ -147,6 +147,7 @@ def test_the_export_holds_what_others_need_and_nothing_else(tmp_path, export):
 def test_the_record_states_version_pooling_rule_and_provenance(tmp_path, tokenizer):
     rm.save_reward_model(tmp_path / "export", make_model(), tokenizer, provenance={"data": "pairs", "seed": 3})
     record = json.loads((tmp_path / "export/rm.json").read_bytes())
+    assert record.pop("chat_template_date", None) == (tokenizer.chat_template and "2024-07-26")
     reads = "the rightmost token that is not pad_token_id"
     pooling = {"reads": reads, "pad_token_id": 0}
     assert record == {"rm_version": rm.__version__, "pooling": pooling, "data": "pairs", "seed": 3}

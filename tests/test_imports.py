@@ -18,7 +18,7 @@ _ORDER = """
     errors shapes version config batch layers attention block_attention model losses metrics optimizer update hub
     output weights card data.chat data.tokenizer data.pad_token data.jsonl data.sources data.comparisons data.render
     data.formats data.encode data.cache data.table data.tokenize data.packing data.batches hf checkpoint evaluate
-    commands.run commands.train commands.score commands.demo __main__
+    commands.run commands.data commands.train commands.score commands.demo __main__
 """
 ORDER = _ORDER.split()
 HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tyro"]

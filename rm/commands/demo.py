@@ -63,7 +63,7 @@ def demo(args: DemoArguments) -> None:
     train(
         TrainArguments(
             model=str(base),
-            dataset=str(args.output / "train.jsonl"),
+            dataset=(str(args.output / "train.jsonl"),),
             eval_dataset=(str(args.output / "test.jsonl"),),
             output=run,
             learning_rate=1e-3,

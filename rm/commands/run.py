@@ -23,7 +23,17 @@ from ..version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "tokenizers", "datasets", "safetensors", "orbax-checkpoint")
 
-_MAY_CHANGE = {"output", "resume", "eval_dataset", "eval_split", "log_every", "eval_every", "save_every"}
+_MAY_CHANGE = {
+    "output",
+    "resume",
+    "eval_dataset",
+    "eval_split",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "num_proc",
+    "cache",
+}
 
 
 def check_output(output: Path, *, resume: bool) -> None:

@@ -15,9 +15,9 @@ from ..batch import PreferenceBatch
 from ..checkpoint import Checkpoints
 from ..data.batches import plan_batches
 from ..data.comparisons import TokenizedComparisons
-from ..data.sources import load_comparisons
-from ..data.tokenize import tokenize_comparisons
-from ..data.tokenizer import Tokenizer, load_tokenizer
+from ..data.sources import parse_source
+from ..data.table import describe_table
+from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError
 from ..evaluate import evaluate
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
@@ -25,33 +25,22 @@ from ..losses import centering_penalty, pairwise_loss
 from ..model import Remat, RewardModel, rewards
 from ..optimizer import Schedule, adamw, learning_rate_schedule
 from ..update import init_state, jit_update
+from .data import DataOptions, read_comparisons, read_tokenizer
 from .run import Reporter, TrainingLog, check_output, check_same_arguments, dataset_name, versions, write_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainArguments:
+class TrainArguments(DataOptions):
     """Train a reward model on preference pairs."""
 
-    model: str
-    """Llama weights: a directory with config.json, safetensors and tokenizer.json, or a hub id."""
-    dataset: str
-    """Preference pairs: a json, jsonl(.gz), parquet or csv file, a directory saved by datasets, or a hub id."""
     output: Path
     """Directory of the run; metrics.jsonl, run.json, checkpoints/ and model/ appear in it."""
-    split: str = "train"
-    """Split of --dataset to train on; slices such as train[:5%] work, and a file is one split, train."""
     eval_dataset: tuple[str, ...] = ()
-    """Data sets to evaluate on, each like --dataset."""
+    """Data sets to evaluate on, each like --dataset, one by one."""
     eval_split: str | None = None
     """Split to evaluate on: of every --eval-dataset (default: train), or of --dataset where there is none."""
-    max_length: int = 1024
-    """Comparisons with a side over this many tokens are dropped, and counted."""
-    batch_size: int = 16
-    """Comparisons of an update."""
     epochs: float = 1.0
     """Passes over the data."""
-    max_steps: int | None = None
-    """Updates in all, whatever --epochs says."""
     learning_rate: float = 5e-6
     """Peak learning rate of AdamW."""
     learning_rate_end: float = 0.0
@@ -70,12 +59,6 @@ class TrainArguments:
     """Type of activations and matrix products; parameters, losses and the score head stay float32."""
     remat: Remat = "full"
     """What the backward pass computes again instead of keeping: full needs least memory, none least time."""
-    seed: int = 0
-    """Seed of the new score head and of the order of the data."""
-    shuffle: bool = True
-    """Shuffle the data, anew every epoch."""
-    share_prefix: bool = True
-    """Compute the tokens that both sides begin with once."""
     log_every: int = 10
     """Updates between lines of metrics.jsonl."""
     eval_every: int | None = None
@@ -86,19 +69,17 @@ class TrainArguments:
     """Go on from the newest checkpoint in --output; give the same arguments as before."""
 
     def __post_init__(self):
-        positive = ("max_length", "batch_size", "epochs", "max_steps", "log_every", "eval_every", "save_every")
-        for name in (*positive, "learning_rate"):
+        super().__post_init__()
+        for name in ("epochs", "learning_rate", "log_every", "eval_every", "save_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"--{name.replace('_', '-')} must be finite, found {value}")
-        for name in ("seed", "max_grad_norm", "weight_decay", "learning_rate_end"):
+        for name in ("max_grad_norm", "weight_decay", "learning_rate_end"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise ConfigError(f"--seed must be below 2**32, found {self.seed}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
 
@@ -108,19 +89,18 @@ def train(args: TrainArguments) -> None:
     check_output(args.output, resume=args.resume)
     if args.resume:
         check_same_arguments(args.output, dataclasses.asdict(args))
-    tokenizer = load_tokenizer(args.model)
-    model = load_reward_model(args.model, key=jax.random.key(args.seed))
-    model, tokenizer = match_tokenizer(model, tokenizer)
+    source = parse_source(args.model)
+    model = load_reward_model(source.path, key=jax.random.key(args.seed), revision=source.revision)
+    model, tokenizer = match_tokenizer(model, read_tokenizer(args))
 
-    def read(dataset: str, split: str) -> tuple[TokenizedComparisons, dict[str, Any]]:
-        rows = load_comparisons(dataset, split=split)
-        options = {"max_length": args.max_length, "share_prefix": args.share_prefix, "source": dataset}
-        return tokenize_comparisons(rows, tokenizer, model.config, **options)  # pyright: ignore[reportArgumentType]
-
-    comparisons, table = read(args.dataset, args.split)
-    tables, held_out = {"train": table}, {}
-    for name, dataset, split in _evaluation_sets(args):
-        held_out[name], tables[f"eval_{name}"] = read(dataset, split)
+    comparisons, read = read_comparisons(args.dataset, args.split, tokenizer, model.config, args)
+    tables = {"train" if len(read) == 1 else f"train_{name}": table for name, table in read.items()}
+    held_out: dict[str, TokenizedComparisons] = {}
+    for dataset, split in _evaluation_sets(args):
+        name = dataset_name(parse_source(dataset).path, list(held_out))
+        whole = dataclasses.replace(args, streaming=False)
+        held_out[name], read = read_comparisons([dataset], split, tokenizer, model.config, whole)
+        tables |= {f"eval_{name}": table for table in read.values()}
 
     plan = plan_batches(comparisons, args.batch_size, seed=args.seed, shuffle=args.shuffle)
     steps = math.ceil(args.epochs * plan.steps_per_epoch) if args.max_steps is None else args.max_steps
@@ -163,7 +143,9 @@ def train(args: TrainArguments) -> None:
             state, notes = checkpoints.restore(start, state)
         write_record(args.output, record)
         report = stack.enter_context(Reporter(steps, done=start))
-        report.print(_describe(tables, steps, args))
+        for name, table in tables.items():
+            report.print(describe_table(f"{name} ({table['source']})", table))
+        report.print(f"{steps} updates of {args.batch_size} comparisons")
         log = TrainingLog(args.output / "metrics.jsonl", steps, plan.steps_per_epoch, args.log_every, schedule, report)
         log.resume(start, notes)
 
@@ -195,15 +177,11 @@ def train(args: TrainArguments) -> None:
     print(f"the reward model is in {args.output / 'model'}")
 
 
-def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str, str]]:
-    """Name, data set and split of everything to evaluate on."""
-    if not args.eval_dataset:
-        return [(dataset_name(args.dataset), args.dataset, args.eval_split)] if args.eval_split else []
-    sets: list[tuple[str, str, str]] = []
-    for dataset in args.eval_dataset:
-        name = dataset_name(dataset, [name for name, _, _ in sets])
-        sets.append((name, dataset, args.eval_split or "train"))
-    return sets
+def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str]]:
+    """Data set and split of everything to evaluate on."""
+    if not args.eval_dataset and not args.eval_split:
+        return []
+    return [(dataset, args.eval_split or "train") for dataset in args.eval_dataset or args.dataset]
 
 
 def _evaluate(model: RewardModel, held_out: dict[str, TokenizedComparisons], args: TrainArguments) -> dict[str, float]:
@@ -231,18 +209,3 @@ def _provenance(args: TrainArguments, tokenizer: Tokenizer, record: dict[str, An
         "reward": {name: values[0] for name, values in spread.items() if values},  # over the first evaluation set
         "versions": record["versions"],
     }
-
-
-def _describe(tables: dict[str, dict[str, Any]], steps: int, args: TrainArguments) -> str:
-    lines = []
-    for name, table in tables.items():
-        dropped = ", ".join(
-            f"{count} {reason.replace('_', ' ')}" for reason, count in table["dropped"].items() if count
-        )
-        saved = 1 - table["tokens_stored"] / table["tokens"]
-        lines.append(
-            f"{name}: {table['read']} comparisons read, {table['kept']} kept"
-            + (f" (dropped: {dropped})" if dropped else "")
-            + f", {table['tokens']} tokens, {saved:.0%} saved by shared prefixes"
-        )
-    return "\n".join([*lines, f"{steps} updates of {args.batch_size} comparisons"])

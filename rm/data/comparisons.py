@@ -66,6 +66,29 @@ def concatenate(parts: Sequence[TokenizedComparisons]) -> TokenizedComparisons:
     )
 
 
+def mix(
+    parts: Sequence[TokenizedComparisons], weights: Sequence[float] | None = None, *, seed: int = 0
+) -> tuple[TokenizedComparisons, list[int]]:
+    """One set of several, and how many comparisons it has of each.
+
+    Without weights it has all of them. With weights it has as many as the ratio allows before one part runs out, drawn
+    at random without repetition: `nᵢ = ⌊wᵢ · minⱼ(|partⱼ| / wⱼ)⌋`.
+
+    **Raises:** `ValueError` where a weight is so small that its part gets none.
+    """
+    counts = [len(part) for part in parts]
+    if weights is not None:
+        scale = min(count / weight for count, weight in zip(counts, weights, strict=True))
+        counts = [int(weight * scale + 1e-9) for weight in weights]  # what rounding took from a whole number comes back
+    if not all(counts):
+        raise ValueError(f"weights {list(weights or ())} leave a part of the mixture without comparisons: {counts}")
+    drawn = [
+        part if count == len(part) else part.take(np.random.default_rng([seed, number]).permutation(len(part))[:count])
+        for number, (part, count) in enumerate(zip(parts, counts, strict=True))
+    ]
+    return concatenate(drawn), counts
+
+
 def flatten(
     sequences: Sequence[Sequence[Sequence[int] | np.ndarray]],
     margins: Sequence[float],

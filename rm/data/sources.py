@@ -126,7 +126,7 @@ def _load_file(path: Path, split: str, streaming: bool) -> "Dataset":
         raise DataError(f"{path}: the file is empty; expected at least one comparison")
     if suffix == ".jsonl" and not streaming:  # first, for `datasets` reads on over what is wrong in a line
         check_json(path)
-    options = _CSV_IS_TEXT if suffix == ".csv" else {}
+    options: dict[str, Any] = _CSV_IS_TEXT if suffix == ".csv" else {}
     dataset = _load(_READERS[suffix], data_files=str(path), split=split, source=path, streaming=streaming, **options)
     if suffix in (".json", ".jsonl") and "timestamp" in str(
         dataset.features

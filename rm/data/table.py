@@ -44,7 +44,7 @@ def _percentiles(lengths: np.ndarray) -> dict[str, int]:
 
 
 def describe_table(name: str, table: Mapping[str, Any]) -> str:
-    """The table as lines of text."""
+    """The table as lines of text; `taken` of the kept ones are in a mixture."""
     dropped = [f"{count} {reason.replace('_', ' ')}" for reason, count in table["dropped"].items()]
     notes = [
         f"{table[key]} {key.replace('_', ' ')}"
@@ -52,9 +52,10 @@ def describe_table(name: str, table: Mapping[str, Any]) -> str:
         if table[key]
     ]
     length, prefix = (", ".join(f"{k} {v}" for k, v in table[key].items()) for key in ("length", "prefix_length"))
+    taken = "" if table.get("taken", table["kept"]) == table["kept"] else f", {table['taken']} of them in the mixture"
     lines = [
         ("rows read", f"{table['read']} ({', '.join(f'{n} {form}' for form, n in table['formats'].items())})"),
-        ("comparisons", f"{table['comparisons']}, of which {table['kept']} kept"),
+        ("comparisons", f"{table['comparisons']}, of which {table['kept']} kept{taken}"),
         ("dropped", ", ".join(dropped) or "none"),
         ("among the kept", ", ".join(notes)),
         ("tokens", f"{table['tokens']}, {table['saved_by_shared_prefix']:.0%} saved by shared prefixes"),
