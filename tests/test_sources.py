@@ -7,6 +7,7 @@ import datasets
 import pytest
 
 import rm
+from rm.data.sources import Source, expand, parse_source
 
 ROWS = [{"prompt": f"{i}?", "chosen": "NA" if i == 3 else f"{i}", "rejected": "None"} for i in range(10)]
 
@@ -21,10 +22,14 @@ def write(path, name: str):
     """The rows in the format that the name asks for."""
     dataset, file = datasets.Dataset.from_list(ROWS), path / name
     lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-    if name.endswith((".jsonl", ".gz")):
+    if name.startswith("pairs.jsonl"):
         file.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
-    elif name == "document.json":
-        file.write_text(json.dumps(ROWS))
+    elif name.startswith("document"):
+        document = json.dumps(ROWS).encode()
+        file.write_bytes(gzip.compress(document) if name.endswith(".gz") else document)
+    elif name == "pairs.arrow":
+        dataset.save_to_disk(str(path / "as_arrow"))
+        (path / "as_arrow/data-00000-of-00001.arrow").rename(file)
     elif name == "pairs.parquet":
         dataset.to_parquet(file)
     elif name == "pairs.csv":
@@ -36,7 +41,8 @@ def write(path, name: str):
     return file
 
 
-FORMATS = ["pairs.jsonl", "pairs.jsonl.gz", "document.json", "pairs.parquet", "pairs.csv", "saved", "saved_dict"]
+FORMATS = ["pairs.jsonl", "pairs.jsonl.gz", "document.json", "document.json.gz", "pairs.parquet", "pairs.arrow"]
+FORMATS += ["pairs.csv", "saved", "saved_dict"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -47,11 +53,83 @@ def test_every_format_gives_the_same_texts(tmp_path, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(
-    ("split", "kept"), [("train[:20%]", ROWS[:2]), ("train[8:]", ROWS[8:]), ("train[-1:]", ROWS[9:])]
+    ("split", "kept"),
+    [
+        ("train[:20%]", ROWS[:2]),
+        ("train[8:]", ROWS[8:]),
+        ("train[-1:]", ROWS[9:]),
+        ("train[:1]+train[4:6]", [ROWS[0], *ROWS[4:6]]),
+    ],
 )
 def test_slices_of_a_split(tmp_path, name, split, kept):
     """A split that was ignored would evaluate on the training data."""
     assert rm.load_comparisons(write(tmp_path, name), split=split).to_list() == kept
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_streaming_gives_the_same_rows(tmp_path, name):
+    streamed = rm.load_comparisons(write(tmp_path, name), streaming=True)
+    assert isinstance(streamed, datasets.IterableDataset)
+    assert list(streamed) == ROWS
+
+
+def test_a_pattern_reads_its_files_in_the_order_of_their_names(tmp_path):
+    for name, rows in (("b.jsonl", ROWS[4:]), ("a.jsonl", ROWS[:4])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pattern = str(tmp_path / "[ab].jsonl")
+    assert rm.load_comparisons(pattern).to_list() == ROWS
+    assert rm.load_comparisons(pattern, split="train[:50%]").to_list() == ROWS[:2] + ROWS[4:7]  # of each file
+    assert expand(pattern) == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+
+
+def test_files_whose_columns_differ_in_type_are_refused_and_other_columns_may_differ(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0] | {"source": "a"}))
+    (tmp_path / "b.jsonl").write_text(json.dumps(ROWS[1] | {"votes": 3}))
+    loaded = rm.load_comparisons(str(tmp_path / "*.jsonl")).select_columns(["prompt", "chosen", "rejected"])
+    assert loaded.to_list() == ROWS[:2]
+    (tmp_path / "b.jsonl").write_text(json.dumps(ROWS[1] | {"chosen": [{"role": "user", "content": "a"}]}))
+    with pytest.raises(rm.DataError, match=r"\*\.jsonl.*differ in type"):
+        rm.load_comparisons(str(tmp_path / "*.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["dates.jsonl", "dates.json"])
+def test_texts_that_look_like_dates_stay_texts(tmp_path, name):
+    rows = [{"chosen": f"2024-01-0{i}", "rejected": [{"role": "user", "content": "2024-02-01"}]} for i in range(1, 4)]
+    text = json.dumps(rows) if name.endswith("json") else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / name).write_text(text)
+    assert rm.load_comparisons(tmp_path / name).to_list() == rows
+    assert rm.load_comparisons(tmp_path / name, split="train[1:2]").to_list() == rows[1:2]
+
+
+def test_a_map_of_the_user_comes_between_reading_and_tokenizing(tmp_path, loaded):
+    model, tokenizer = loaded
+    rows = rm.load_comparisons(write(tmp_path, "pairs.jsonl"))
+    renamed = rows.rename_columns({"chosen": "better", "rejected": "worse"})
+    mapped = renamed.map(lambda row: {"chosen": row["better"], "rejected": row["worse"]})
+    one, other = (rm.tokenize_comparisons(data, tokenizer, model.config)[0] for data in (rows, mapped))
+    assert one.tokens.tolist() == other.tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", Source(path="org/name")),
+        ("org/name:english", Source(path="org/name", config_name="english")),
+        ("org/name@v1.0", Source(path="org/name", revision="v1.0")),
+        ("org/name:en@refs/pr/3=2", Source(path="org/name", config_name="en", revision="refs/pr/3", weight=2.0)),
+        ("name=0.5", Source(path="name", weight=0.5)),
+        ("./data/a=b.jsonl=1", Source(path="./data/a=b.jsonl", weight=1.0)),
+        ("/data/*.jsonl", Source(path="/data/*.jsonl")),
+        ("pairs@home.jsonl", Source(path="pairs@home.jsonl")),
+    ],
+)
+def test_what_the_command_line_says_of_a_data_set(text, expected):
+    assert parse_source(text) == expected
+
+
+def test_a_name_with_an_equals_sign_that_exists_is_no_weight(tmp_path):
+    path = write(tmp_path, "pairs.jsonl").rename(tmp_path / "lr=0.1")
+    assert parse_source(str(path)) == Source(path=str(path))
 
 
 def test_splits_of_a_saved_directory(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,17 +40,21 @@ def parse_source(text: str) -> Source:
     """
     if Path(text).exists():
         return Source(path=text)
-    path, separator, weight = text.rpartition("=")
-    if separator:
-        try:
-            share = float(weight)
-        except ValueError:
-            share = -1.0
-        if not 0 < share < float("inf"):
-            raise ConfigError(f"{text}: expected a weight greater than 0 after '=', found {weight!r}")
-        return dataclasses.replace(parse_source(path), weight=share)
+    path, separator, number = text.rpartition("=")
+    if not separator:
+        return _parse_name(text)
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ConfigError(f"{text}: expected a weight greater than 0 after '=', found {number!r}")
+    return dataclasses.replace(_parse_name(path), weight=weight)
+
+
+def _parse_name(text: str) -> Source:
     found = _HUB_ID.fullmatch(text)
-    if found is None or is_file_name(text):
+    if found is None or is_file_name(text) or Path(text).exists():
         return Source(path=text)
     return Source(path=found["path"], config_name=found["config_name"], revision=found["revision"])
 
