@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from nbclient import NotebookClient
 
 import rm
 from rm.__main__ import main
+from rm.commands.data import DataArguments
 from rm.commands.demo import DemoArguments, make_pair, write_llama
 from rm.commands.score import ScoreArguments
 from rm.commands.train import TrainArguments
@@ -28,7 +30,7 @@ from .test_imports import ORDER
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-COMMANDS = {"train": TrainArguments, "score": ScoreArguments, "demo": DemoArguments}
+COMMANDS = {"train": TrainArguments, "data": DataArguments, "score": ScoreArguments, "demo": DemoArguments}
 
 
 def blocks(language: str) -> list[str]:
@@ -145,14 +147,18 @@ def test_links_lead_somewhere(name):
 
 
 def documented(command: str) -> dict[str, str]:
-    """The fields of a command's arguments with the text below each."""
-    arguments = COMMANDS[command]
-    tree = ast.parse((ROOT / "rm/commands" / f"{command}.py").read_text(encoding="utf-8"))
-    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == arguments.__name__]
+    """The fields of a command's arguments, inherited ones first, with the text below each."""
     texts = {}
-    for field, below in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            texts[ast.unparse(field.target)] = below.value.value
+    for kind in reversed(COMMANDS[command].__mro__[:-1]):
+        (definition,) = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in pairwise(definition.body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                texts[ast.unparse(field.target)] = below.value.value
     return texts
 
 

@@ -28,20 +28,17 @@ class DataOptions:
     model: str
     """Llama weights: a directory with config.json, safetensors and tokenizer.json, or a hub id, org/name[@revision]."""
     dataset: tuple[str, ...]
-    """Preference data: files (json, jsonl, csv, each also .gz; parquet, arrow), patterns for files, directories saved
-    by datasets, or hub ids (org/name[:config][@revision]); several are mixed, with weights A=0.7 B=0.3."""
+    """Preferences: files, patterns, saved directories, hub ids (org/name[:config][@revision]); mixed as in A=0.7 B=0.3."""
     split: str = "train"
     """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
     max_length: int = 1024
     """Tokens that a side may have."""
     truncation: Truncation = "drop"
-    """What happens to a comparison with a side over --max-length: dropped and counted; the beginning of the prompt cut
-    off so that both responses stay whole; or the end of the side cut off."""
+    """What becomes of longer ones: comparison dropped, or the beginning of the prompt cut off, or the end of the side."""
     chat_template: Path | None = None
     """File with a chat template (jinja) instead of the model's own; the export carries it."""
     chat_template_date: datetime.date | None = None
-    """Date that chat templates are told (Llama 3.2's write it down); by default the one that the model was trained
-    with, else 2024-07-26."""
+    """Today's date for chat templates that ask; by default the one that the model was trained with, else 2024-07-26."""
     margin_from_scores: bool = False
     """Take the margin from score_chosen - score_rejected, or from the scores of a K-wise row."""
     min_score_margin: float | None = None
