@@ -5,6 +5,7 @@ from .checkpoint import Checkpoints
 from .config import LlamaConfig, Rope
 from .data.batches import BatchPlan, plan_batches
 from .data.comparisons import TokenizedComparisons, mix
+from .data.prefetch import prefetch
 from .data.sources import load_comparisons
 from .data.tokenize import tokenize_comparisons
 from .data.tokenizer import Tokenizer, load_tokenizer
@@ -53,6 +54,7 @@ __all__ = [
     "pairwise_loss",
     "plan_batches",
     "preference_metrics",
+    "prefetch",
     "rewards",
     "save_reward_model",
     "score",

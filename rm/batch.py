@@ -12,14 +12,16 @@ from .shapes import checked
 class PreferenceBatch(eqx.Module):
     """Comparisons packed into rows, in the region layout.
 
-    A row of N tokens is cut into static regions `[prefix | response 1 | … | response K]`. Several comparisons share a
-    row: each has a segment id, its common prompt lies once in the prefix region, and its k-th response in a response
-    region. A response sees its own prefix and itself, so every reward equals that of `prefix + response` run alone.
+    A row of N tokens is cut into static regions `[prefix | response 1 | … | response K]`. It holds several segments,
+    each with an id of its own: a common prompt, which lies once in the prefix region, and up to K responses to it, one
+    in each response region. A response sees its own prefix and itself, so every reward equals that of
+    `prefix + response` run alone. A slot is a comparison; comparisons that have a response in common may read it at the
+    same place.
 
     | field       | shape, type      | meaning                                                                     |
     |-------------|------------------|-----------------------------------------------------------------------------|
     | `tokens`    | `[R, N]` int     | token ids                                                                   |
-    | `segments`  | `[R, N]` int     | the comparison that a token belongs to; 0 is padding                        |
+    | `segments`  | `[R, N]` int     | the segment that a token belongs to; 0 is padding                           |
     | `positions` | `[R, N]` int     | rotary position; a response goes on from the end of its own prefix          |
     | `ends`      | `[R, S, K]` int  | index in the row of the token at which a response's reward is read          |
     | `index`     | `[R, S]` int     | which comparison of the data set a slot holds; -1 where it is empty         |

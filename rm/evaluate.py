@@ -10,8 +10,10 @@ from jaxtyping import Float
 
 from .config import LlamaConfig
 from .data.comparisons import TokenizedComparisons, flatten
-from .data.packing import RowShape, fit_row_shape, pack
+from .data.fit_shapes import fit_row_shapes
+from .data.packing import pack
 from .data.render import RowError, as_messages, check_text, render_messages, render_response
+from .data.row_shapes import RowShape
 from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
 from .errors import DataError
@@ -71,7 +73,7 @@ def score_sequences(
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         shape = RowShape(rows=min(batch_size, len(order)), slots=1, regions=(0, _round_up(int(lengths[chunk].max()))))
-        out[chunk] = _rewards_of(model, cut, chunk, shape, dtype)[:, 0]
+        out[chunk] = _rewards_of(model, cut, chunk, [shape], dtype)[:, 0]
     return out
 
 
@@ -122,9 +124,9 @@ def evaluate(
 
     **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; the rest as for training.
     """
-    shape = fit_row_shape(comparisons, batch_size)
+    shapes = fit_row_shapes(comparisons, batch_size)
     chunks = np.split(np.arange(len(comparisons)), range(batch_size, len(comparisons), batch_size))
-    both = np.concatenate([_rewards_of(model, comparisons, chunk, shape, dtype) for chunk in chunks])
+    both = np.concatenate([_rewards_of(model, comparisons, chunk, shapes, dtype) for chunk in chunks])
     chosen, rejected = both[:, 0], both[:, 1]
     loss = pairwise_loss(chosen, rejected, comparisons.margin)
     loss += center_rewards_coefficient * centering_penalty(chosen, rejected)
@@ -133,12 +135,12 @@ def evaluate(
 
 
 def _rewards_of(
-    model: RewardModel, comparisons: TokenizedComparisons, indices: np.ndarray, shape: RowShape, dtype: Any
+    model: RewardModel, comparisons: TokenizedComparisons, indices: np.ndarray, shapes: Sequence[RowShape], dtype: Any
 ) -> Float[np.ndarray, "B K"]:
     """Rewards of the comparisons at `indices`, in that order."""
     place = {int(i): at for at, i in enumerate(indices)}
     out = np.empty((len(indices), comparisons.ends.shape[1]), np.float32)
-    for batch in pack(comparisons, indices, shape):
+    for batch in pack(comparisons, indices, shapes):
         computed = np.asarray(_jit_rewards(model, batch, dtype=dtype, remat="none"))
         for row, slot in np.argwhere(batch.index >= 0):
             out[place[int(batch.index[row, slot])]] = computed[row, slot]

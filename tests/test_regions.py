@@ -1,6 +1,7 @@
 """The region layout is exact: packed rows with shared prefixes give what each sequence gives alone."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 
 import rm
 from rm.data.comparisons import TokenizedComparisons, flatten
-from rm.data.packing import RowShape, fit_row_shape, pack
+from rm.data.fit_shapes import fit_row_shapes
+from rm.data.packing import pack
+from rm.data.row_shapes import RowShape
 
 CONFIG = rm.LlamaConfig(
     vocab_size=97,
@@ -71,7 +74,7 @@ def one_by_one(model, sequences, weights) -> tuple[np.ndarray, rm.RewardModel]:
 
 
 def packed(
-    model, comparisons: TokenizedComparisons, shape: RowShape, weights, attention="xla"
+    model, comparisons: TokenizedComparisons, shapes: Sequence[RowShape], weights, attention="xla"
 ) -> tuple[np.ndarray, rm.RewardModel]:
     """The same from packed rows."""
 
@@ -82,7 +85,7 @@ def packed(
         return (weights[batch.index] * rewards).sum(where=batch.mask[..., None]), rewards
 
     rewards, gradients = np.zeros(weights.shape), jax.tree.map(jnp.zeros_like, model)
-    for batch in pack(comparisons, range(len(comparisons)), shape):
+    for batch in pack(comparisons, range(len(comparisons)), shapes):
         (_, computed), gradient = weighted(model, batch)
         rows, slots = np.nonzero(batch.index >= 0)
         rewards[batch.index[rows, slots]] = np.asarray(computed)[rows, slots]
@@ -103,9 +106,9 @@ def test_packed_rewards_and_gradients_equal_one_by_one(K, config, share_prefix):
     expected, expected_gradients = one_by_one(model, sequences, weights)
 
     comparisons = flatten(sequences, [0.0] * len(sequences), config, share_prefix=share_prefix)
-    shape = fit_row_shape(comparisons, batch_size=len(sequences))
-    emptier = dataclasses.replace(shape, slots=2, rows=3)  # leaves rows and slots empty
-    for other, attention in ((shape, "xla"), (shape, "block"), (emptier, "block")):
+    shapes = fit_row_shapes(comparisons, batch_size=len(sequences))
+    emptier = dataclasses.replace(shapes[0], slots=2, rows=3)  # leaves rows and slots empty
+    for other, attention in ((shapes, "xla"), (shapes, "block"), ([emptier], "block")):
         rewards, gradients = packed(model, comparisons, other, weights, attention)
         np.testing.assert_allclose(rewards, expected, atol=1e-5)
         for name, a, b in named_leaves(expected_gradients, gradients):
@@ -125,7 +128,7 @@ def test_a_reward_can_be_read_inside_the_shared_prefix():
     sequences = [[[5, 6, 7, 2], [5, 6, 7, 8, 2]]]
     comparisons = flatten(sequences, [0.0], config)
     assert comparisons.lengths.tolist() == [[3, 1, 2]]
-    rewards, _ = packed(model, comparisons, fit_row_shape(comparisons, 1), jnp.ones((1, 2)))
+    rewards, _ = packed(model, comparisons, fit_row_shapes(comparisons, 1), jnp.ones((1, 2)))
     expected, _ = one_by_one(model, [[[5, 6, 7], [5, 6, 7, 8]]], np.ones((1, 2)))
     np.testing.assert_allclose(rewards, expected, atol=1e-5)
 
@@ -144,7 +147,7 @@ def test_sharing_stores_the_prompt_once():
 def test_recomputing_changes_no_gradient(remat):
     model = rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.5)
     comparisons = flatten(odd_comparisons(2), [0.0] * 10, CONFIG)
-    (batch, *_) = pack(comparisons, range(4), fit_row_shape(comparisons, 4))
+    (batch, *_) = pack(comparisons, range(4), fit_row_shapes(comparisons, 4))
 
     def gradients(remat):
         def total(model):
@@ -159,7 +162,7 @@ def test_recomputing_changes_no_gradient(remat):
 def test_bfloat16_compute_stays_near_float32():
     model = rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.1)
     comparisons = flatten(odd_comparisons(2), [0.0] * 10, CONFIG)
-    (batch, *_) = pack(comparisons, range(4), fit_row_shape(comparisons, 4))
+    (batch, *_) = pack(comparisons, range(4), fit_row_shapes(comparisons, 4))
     low = rm.rewards(model, batch, dtype=jnp.bfloat16)
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, rm.rewards(model, batch), atol=5e-2)

@@ -11,7 +11,8 @@ import pytest
 
 import rm
 from rm.data.comparisons import flatten
-from rm.data.packing import RowShape, pack
+from rm.data.packing import pack
+from rm.data.row_shapes import RowShape
 from rm.optimizer import decay_mask
 from rm.update import init_sums
 
@@ -66,7 +67,7 @@ def test_an_update_does_not_depend_on_the_packing(comparisons):
     states = {}
     for name, shape in SHAPES.items():
         states[name] = rm.jit_update(objective, optimizer)(
-            rm.init_state(new_model(), optimizer), pack(comparisons, range(6), shape)
+            rm.init_state(new_model(), optimizer), pack(comparisons, range(6), [shape])
         )
     reference, metrics = states["all in one row"]
     for name, (state, other) in states.items():
@@ -79,7 +80,7 @@ def test_an_update_does_not_depend_on_the_packing(comparisons):
 
 def test_pure_and_jitted_update_agree(comparisons):
     optimizer = optax.sgd(0.1)
-    batches = pack(comparisons, range(6), SHAPES["one a micro-batch"])
+    batches = pack(comparisons, range(6), [SHAPES["one a micro-batch"]])
     pure, pure_metrics = updated(batches, objective, optimizer)
     fast, fast_metrics = rm.jit_update(objective, optimizer)(rm.init_state(new_model(), optimizer), batches)
     assert int(pure.step) == int(fast.step) == 1
@@ -126,7 +127,7 @@ def test_one_trace_for_each_batch_shape(comparisons):
 
     optimizer = rm.adamw(1e-3)
     step, state = rm.jit_update(counting, optimizer), rm.init_state(new_model(), optimizer)
-    many, one = (pack(comparisons, range(6), SHAPES[name]) for name in ("one a micro-batch", "all in one row"))
+    many, one = (pack(comparisons, range(6), [SHAPES[name]]) for name in ("one a micro-batch", "all in one row"))
     for batches in (many, one, many[:2], [*one, *many], many):
         state, _ = step(state, batches)
     assert len(traces) == 2
@@ -137,7 +138,7 @@ def test_the_state_is_donated(comparisons):
     """Without donation an update would hold two copies of parameters and moments."""
     optimizer = rm.adamw(1e-3)
     state = rm.init_state(new_model(), optimizer)
-    new, _ = rm.jit_update(objective, optimizer)(state, pack(comparisons, [0], SHAPES["one a row"]))
+    new, _ = rm.jit_update(objective, optimizer)(state, pack(comparisons, [0], [SHAPES["one a row"]]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.model, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 
@@ -148,7 +149,7 @@ def test_what_an_objective_returns_for_empty_slots_does_not_count(comparisons):
         return jnp.where(batch.mask, loss, jnp.inf), rewards
 
     optimizer = optax.sgd(0.1)
-    batches = pack(comparisons, range(6), SHAPES["micro-batches with empty rows"])
+    batches = pack(comparisons, range(6), [SHAPES["micro-batches with empty rows"]])
     clean, _ = updated(batches, objective, optimizer)
     dirty, metrics = updated(batches, with_rubbish, optimizer)
     assert np.isfinite(float(metrics["loss"]))
@@ -163,7 +164,7 @@ def test_an_objective_of_the_wrong_shape_is_refused(comparisons):
 
     optimizer = optax.sgd(0.1)
     with pytest.raises(TypeError, match=r"shape \(1, 6\)"):
-        updated(pack(comparisons, range(6), SHAPES["all in one row"]), per_row, optimizer)
+        updated(pack(comparisons, range(6), [SHAPES["all in one row"]]), per_row, optimizer)
 
 
 @pytest.mark.parametrize(
@@ -195,5 +196,5 @@ def test_low_precision_parameters_keep_the_types_of_the_state(comparisons):
     model = rm.init_reward_model(CONFIG, key=jax.random.key(0), dtype=jnp.bfloat16)
     before = rm.init_state(model, optimizer)
     types = [leaf.dtype for leaf in jax.tree.leaves(before)]
-    after, _ = rm.jit_update(objective, optimizer)(before, pack(comparisons, [0], SHAPES["one a row"]))
+    after, _ = rm.jit_update(objective, optimizer)(before, pack(comparisons, [0], [SHAPES["one a row"]]))
     assert [leaf.dtype for leaf in jax.tree.leaves(after)] == types

@@ -126,7 +126,7 @@ def train(args: TrainArguments) -> None:
         "data": tables,
         "model": dataclasses.asdict(model.config)
         | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(model)), "pad_token": tokenizer.pad_token},
-        "row_shape": dataclasses.asdict(plan.shape),
+        "row_shapes": [dataclasses.asdict(shape) for shape in plan.shapes],
         "steps": steps,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -1,106 +1,134 @@
 """Packing comparisons into rows of the region layout."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int64
 
 from ..batch import PreferenceBatch
+from .bin_packing import pack_bins
 from .comparisons import TokenizedComparisons
-
-_MULTIPLE = 32  # region lengths are multiples of this, which vector units like
-_MICRO_BATCH_TOKENS = 4096  # beyond that, more rows only cost memory
-_MICRO_BATCH_SURCHARGE = 128  # what starting a micro-batch costs, in tokens
-_SAMPLES = 32  # updates that a shape is tried on
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RowShape:
-    """The static shape of a micro-batch: `rows` rows of `regions` (prefix first), `slots` comparisons each at most."""
-
-    rows: int
-    slots: int
-    regions: tuple[int, ...]
-
-
-def fit_row_shape(comparisons: TokenizedComparisons, batch_size: int) -> RowShape:
-    """One shape for a whole data set: of those with room for its longest comparison, the cheapest on sampled updates.
-
-    Candidate rows have room for `c` average comparisons, `c` from 1 to `batch_size`. The cost of an update is the
-    tokens that it computes, with a fixed surcharge for every micro-batch.
-    """
-    lengths = comparisons.lengths
-    order = np.random.default_rng(0).permutation(len(lengths))[: _SAMPLES * batch_size]
-    samples = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
-    best, least = RowShape(rows=1, slots=1, regions=_regions_for(lengths, 1)), np.inf
-    for count in np.unique(np.geomspace(1, batch_size, 8).round()):
-        regions = _regions_for(lengths, count)
-        slots = min(batch_size, int(4 * count) + 1)
-        rows_needed = [len(_first_fit(sample, regions, slots)) for sample in samples]
-        for rows in (1, 2, 4, 8, 16, 32):
-            micro_batches = sum(-(-needed // rows) for needed in rows_needed)
-            cost = micro_batches * (rows * sum(regions) + _MICRO_BATCH_SURCHARGE)
-            if cost < least and (rows == 1 or rows * sum(regions) <= _MICRO_BATCH_TOKENS):
-                best, least = RowShape(rows=rows, slots=slots, regions=regions), cost
-    return best
-
-
-def _regions_for(lengths: Int64[np.ndarray, "B K+1"], count: float) -> tuple[int, ...]:
-    """Region lengths with room for any one comparison and for `count` average ones; responses get regions alike."""
-    parts = (lengths[:, :1], lengths[:, 1:])
-    needs = [max(part.max(), 1.1 * count * part.mean()) for part in parts]
-    prefix, response = (int(np.ceil(need / _MULTIPLE)) * _MULTIPLE for need in needs)
-    return (prefix, *[response] * (lengths.shape[1] - 1))
+from .groups import Group, make_group, make_items
+from .row_shapes import RowShape
 
 
 def pack(
-    comparisons: TokenizedComparisons, indices: Sequence[int] | np.ndarray, shape: RowShape
+    comparisons: TokenizedComparisons,
+    indices: Sequence[int] | np.ndarray,
+    shapes: Sequence[RowShape],
+    *,
+    rows: slice = slice(None),
 ) -> list[PreferenceBatch]:
-    """The comparisons at `indices` in as few rows as first-fit-decreasing finds, cut into micro-batches of one shape.
+    """The comparisons at `indices` in the cheapest micro-batches of `shapes` that best-fit decreasing finds.
 
-    **Raises:** `ValueError` where a comparison is longer than the regions of `shape`.
+    **Arguments:** `shapes`, of which the first has room for any comparison; `rows`, those wanted of each micro-batch.
+
+    **Raises:** `ValueError` where a comparison is longer than the regions of the first shape.
+
+    >>> comparisons = TokenizedComparisons(
+    ...     tokens=np.array([5, 6, 7, 8, 9], np.int32), offsets=np.array([[0, 2, 3, 5]]),
+    ...     ends=np.array([[2, 3]], np.int32), keys=np.array([[0, 1]]), margin=np.zeros(1, np.float32))
+    >>> batch, = pack(comparisons, [0], [RowShape(rows=1, slots=1, regions=(3, 3, 3))])
+    >>> batch.tokens.tolist(), batch.ends.tolist()  # the longer response lies first
+    ([[5, 6, 0, 8, 9, 0, 7, 0, 0]], [[[6, 4]]])
     """
-    rows = _first_fit(comparisons.lengths[np.asarray(indices)], shape.regions, shape.slots)
-    rows = [[int(indices[i]) for i in row] for row in rows]
-    return [_fill(comparisons, rows[i : i + shape.rows], shape) for i in range(0, len(rows), shape.rows)]
+    shapes, chosen = tuple(shapes), np.asarray(indices, np.int64)
+    if not len(chosen):
+        return []
+    items = make_items(comparisons, chosen[None], shapes[0])
+    (counts,), (row_of,) = pack_bins(items.needs, shapes)
+    contents: dict[int, list[np.ndarray]] = {}  # of each row, the items, as places among the indices
+    for first, row in zip(items.first[0].tolist(), row_of.tolist(), strict=True):
+        members = np.flatnonzero(items.leader[0] == first)
+        if len(members):
+            contents.setdefault(row, []).append(members)
+    batches, start = [], 0
+    for shape in (shape for shape, count in zip(shapes, counts, strict=True) for _ in range(count)):
+        numbers = range(start, start + shape.rows)
+        if any(number in contents for number in numbers):
+            batches.append(_fill(comparisons, chosen, [contents.get(number, []) for number in numbers[rows]], shape))
+        start += shape.rows
+    return batches
 
 
-def _first_fit(lengths: Int64[np.ndarray, "B K+1"], regions: tuple[int, ...], slots: int) -> list[list[int]]:
-    """Which comparisons go in which row, the longest first."""
-    free, room, rows = np.empty((0, len(regions)), int), np.empty(0, int), []
-    for i in np.argsort(-lengths.sum(1), kind="stable"):
-        if (lengths[i] > regions).any():
-            raise ValueError(f"a comparison of {lengths[i].tolist()} tokens does not fit regions {regions}")
-        fits = np.flatnonzero((free >= lengths[i]).all(1) & (room > 0))
-        if not len(fits):
-            free, room = np.vstack([free, regions]), np.append(room, slots)
-            rows.append([])
-        row = fits[0] if len(fits) else len(rows) - 1
-        rows[row].append(int(i))
-        free[row] -= lengths[i]
-        room[row] -= 1
-    return rows
-
-
-def _fill(comparisons: TokenizedComparisons, rows: Sequence[Sequence[int]], shape: RowShape) -> PreferenceBatch:
+def _fill(
+    comparisons: TokenizedComparisons,
+    indices: Int64[np.ndarray, "B"],
+    rows: Sequence[Sequence[np.ndarray]],
+    shape: RowShape,
+) -> PreferenceBatch:
+    """A micro-batch of `rows`, each a list of items."""
     K = comparisons.ends.shape[1]
-    tokens, segments, positions = np.zeros((3, shape.rows, sum(shape.regions)), np.int32)
-    ends = np.zeros((shape.rows, shape.slots, K), np.int32)
-    index = np.full((shape.rows, shape.slots), -1, np.int32)
-    margin = np.zeros((shape.rows, shape.slots), np.float32)
-    starts = np.cumsum((0, *shape.regions[:-1]))
+    tokens, segments, positions = np.zeros((3, len(rows), sum(shape.regions)), np.int32)
+    ends = np.zeros((len(rows), shape.slots, K), np.int32)
+    index = np.full((len(rows), shape.slots), -1, np.int32)
+    margin = np.zeros((len(rows), shape.slots), np.float32)
     for r, row in enumerate(rows):
-        cursor = starts.copy()
-        for s, i in enumerate(row):
-            offsets, lengths = comparisons.offsets[i], np.diff(comparisons.offsets[i])
-            for region, length in enumerate(lengths):
-                where = slice(cursor[region], cursor[region] + length)
-                tokens[r, where] = comparisons.tokens[offsets[region] : offsets[region + 1]]
-                segments[r, where] = s + 1
-                positions[r, where] = np.arange(length) + (lengths[0] if region else 0)
-            own = comparisons.ends[i] - lengths[0]  # negative where the reward is read inside the prefix
-            ends[r, s] = np.where(own >= 0, cursor[1:] + own, cursor[0] + comparisons.ends[i])
-            index[r, s], margin[r, s] = i, comparisons.margin[i]
-            cursor += lengths
+        cursor, slot, segment = np.cumsum((0, *shape.regions[:-1])).tolist(), 0, 1
+        stops = np.cumsum(shape.regions).tolist()
+        for members in row:
+            group, starts = _place(comparisons, indices[members], cursor, stops)
+            for source, length, at, part, position in _pieces(comparisons, indices[members], group, starts):
+                tokens[r, at : at + length] = comparisons.tokens[source : source + length]
+                segments[r, at : at + length] = segment + part
+                positions[r, at : at + length] = np.arange(position, position + length)
+            slots = slice(slot, slot + len(members))
+            index[r, slots], margin[r, slots] = indices[members], comparisons.margin[indices[members]]
+            ends[r, slots] = _ends(comparisons, indices[members], group, starts)
+            slot, segment = slots.stop, segment + group.segments
     return PreferenceBatch(tokens, segments, positions, ends, index, margin, shape.regions)
+
+
+Starts = tuple[list[int], list[int]]  # in the row: of the prefix of each segment, of each response
+
+
+def _place(
+    comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "B"], cursor: list[int], stops: list[int]
+) -> tuple[Group, Starts]:
+    """The comparisons at `indices` as a group, and where it goes in a row; moves the row's `cursor` on."""
+    lengths = np.diff(comparisons.offsets[indices]).tolist()
+    group = make_group(lengths, comparisons.keys[indices].tolist(), range(len(indices)))
+    needs = group.region_lengths
+    longest = sorted(range(group.K), key=lambda k: -needs[k])
+    roomiest = sorted(range(1, group.K + 1), key=lambda region: cursor[region] - stops[region])
+    region_of = dict(zip(longest, roomiest, strict=True))  # the packing counted on the longest where most room is
+    prefixes = [cursor[0] + segment * group.prefix for segment in range(group.segments)]
+    responses = []
+    for number, length in enumerate(group.lengths):
+        region = region_of[group.region(number)]
+        responses.append(cursor[region])
+        cursor[region] += length
+    cursor[0] += group.segments * group.prefix
+    return group, (prefixes, responses)
+
+
+def _pieces(
+    comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "B"], group: Group, starts: Starts
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """Every stretch of tokens: its start among all tokens, length, start in the row, segment and first position."""
+    offsets = comparisons.offsets[indices].tolist()
+    prefixes, responses = starts
+    for segment, start in enumerate(prefixes):
+        yield offsets[0][0], group.prefix, start, segment, 0
+    for number, (start, (i, k)) in enumerate(zip(responses, group.responses, strict=True)):
+        beyond = offsets[i][1] - offsets[i][0] - group.prefix  # what the comparison shares beyond the group's prefix
+        segment = number // group.K
+        yield offsets[i][1] - beyond, beyond, start, segment, group.prefix
+        own = offsets[i][k + 2] - offsets[i][k + 1]
+        yield offsets[i][k + 1], own, start + beyond, segment, group.prefix + beyond
+
+
+def _ends(
+    comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "B"], group: Group, starts: Starts
+) -> list[list[int]]:
+    """Where the rewards of the group's comparisons are read: in a response, or in the prefix before it."""
+    prefixes, responses = starts
+
+    def place(i: int, k: int, end: int) -> int:
+        number = group.places[i, k]
+        inside = end < group.prefix
+        return prefixes[number // group.K] + end if inside else responses[number] + end - group.prefix
+
+    return [
+        [place(i, k, end) for k, end in enumerate(ends)] for i, ends in enumerate(comparisons.ends[indices].tolist())
+    ]

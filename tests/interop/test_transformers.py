@@ -12,7 +12,8 @@ transformers = pytest.importorskip("transformers", reason="needs the extra `inte
 
 import rm
 from rm.data.comparisons import flatten
-from rm.data.packing import fit_row_shape, pack
+from rm.data.fit_shapes import fit_row_shapes
+from rm.data.packing import pack
 from rm.evaluate import score_sequences
 from rm.hf import tensor_names
 
@@ -122,7 +123,7 @@ def test_rewards_and_gradients_equal_those_of_transformers(changes, tmp_path):
     (-torch.nn.functional.logsigmoid(chosen - rejected).mean()).backward()
 
     comparisons = flatten([[ids[i], ids[i + 4]] for i in range(4)], [0.0] * 4, ours.config)
-    batches = pack(comparisons, range(4), fit_row_shape(comparisons, 4))
+    batches = pack(comparisons, range(4), fit_row_shapes(comparisons, 4))
 
     def loss(model):
         total = 0.0

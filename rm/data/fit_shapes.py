@@ -1,0 +1,108 @@
+"""Row shapes fitted to the lengths of a data set."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Int64
+
+from .bin_packing import pack_bins
+from .comparisons import TokenizedComparisons
+from .groups import make_items
+from .row_shapes import RowShape, cost
+
+_MULTIPLE = 32  # region lengths are multiples of this, which vector units like
+_SHAPES = 8
+_SAMPLED_COMPARISONS = 1024
+_LARGEST_SAMPLE = 64  # comparisons; shapes that suit updates of so many suit larger ones too
+_EVALUATIONS = 300
+
+Sizes = tuple[tuple[int, int], ...]  # of each shape, the lengths of its prefix and of each response, in multiples
+
+
+def fit_row_shapes(
+    comparisons: TokenizedComparisons, batch_size: int, *, rows: int = 1, micro_batch_tokens: int = 4096
+) -> tuple[RowShape, ...]:
+    """Up to eight shapes that waste little on sampled updates; the first has room for any of the comparisons.
+
+    A hill climb over the lengths of the regions; the cost of an update is that of the combination of shapes it takes.
+
+    **Arguments:** `rows`, of every micro-batch; `micro_batch_tokens`, the longest row, unless a comparison is longer.
+    """
+    lengths, K = comparisons.lengths, comparisons.ends.shape[1]
+    mean = lengths[:, 0].mean(), lengths[:, 1:].mean()
+    longest = _multiples(lengths[:, 0].max()), _multiples(lengths[:, 1:].max())
+    limit = max(micro_batch_tokens // _MULTIPLE, longest[0] + K * longest[1])
+    indices = _sample(len(lengths), min(batch_size, _LARGEST_SAMPLE))
+
+    def shapes_of(sizes: Sizes) -> tuple[RowShape, ...]:
+        comparison = mean[0] + K * mean[1]
+        return tuple(_row_shape(size, rows, K, batch_size, float(comparison)) for size in sizes)
+
+    def cost_of(sizes: Sizes) -> float:
+        tokens, shapes = [prefix + K * response for prefix, response in sizes], shapes_of(sizes)
+        allowed = tokens[0] == max(tokens) <= limit and min(map(min, sizes)) >= 0
+        if not allowed or any(a < b for a, b in zip(sizes[0], longest, strict=True)) or (needs > shapes[0].room).any():
+            return np.inf
+        return float(cost(pack_bins(needs, shapes)[0], shapes).mean())
+
+    start = _start(mean, K, indices.shape[1] / rows, longest, limit)
+    needs = make_items(comparisons, indices, shapes_of(start)[0]).needs
+    shapes = shapes_of(_climb(start, cost_of))
+    used = pack_bins(needs, shapes)[0].sum(axis=0)
+    return tuple(shape for i, shape in enumerate(shapes) if used[i] or i == 0)
+
+
+def _sample(count: int, batch_size: int) -> Int64[np.ndarray, "U B"]:
+    """Updates to try shapes on, all of them whole."""
+    updates = max(1, min(_SAMPLED_COMPARISONS, count) // batch_size)
+    return np.random.default_rng(0).permutation(count)[: updates * batch_size].reshape(updates, -1)
+
+
+def _multiples(length: float) -> int:
+    return int(np.ceil(length / _MULTIPLE))
+
+
+def _row_shape(size: tuple[int, int], rows: int, K: int, batch_size: int, comparison: float) -> RowShape:
+    prefix, response = size[0] * _MULTIPLE, size[1] * _MULTIPLE
+    slots = min(batch_size, int(2 * (prefix + K * response) / comparison) + 2)  # so that slots hardly ever run out
+    return RowShape(rows=rows, slots=slots, regions=(prefix, *[response] * K))
+
+
+def _start(mean: tuple[float, float], K: int, per_row: float, longest: tuple[int, int], limit: int) -> Sizes:
+    """Sizes from an eighth of an update, or of the longest row, to all of it; the largest has room for anything."""
+    whole = (mean[0] + K * mean[1]) / _MULTIPLE
+    count = min(1.1 * per_row, limit / whole)  # comparisons
+    sizes = [
+        (int(fraction * count * mean[0] / _MULTIPLE), max(1, int(fraction * count * mean[1] / _MULTIPLE)))
+        for fraction in np.geomspace(1, 1 / 8, _SHAPES)
+    ]
+    first = max(sizes[0][0], longest[0]), max(sizes[0][1], longest[1])
+    if first[0] + K * first[1] > limit:
+        first = longest
+    smaller = [size for size in dict.fromkeys(sizes) if size[0] + K * size[1] < first[0] + K * first[1]]
+    return (first, *smaller[1 - _SHAPES :])
+
+
+def _climb(sizes: Sizes, cost_of: Callable[[Sizes], float]) -> Sizes:
+    """Takes every change that lowers the cost, the large ones first, until none does or patience ends."""
+    least, evaluations = cost_of(sizes), 0
+    for step in (8, 4, 2, 1):
+        improved = True
+        while improved:
+            improved = False
+            for changed in _changes(len(sizes), step):
+                other = tuple((p + dp, r + dr) for (p, r), (dp, dr) in zip(sizes, changed, strict=True))
+                new = cost_of(other)
+                evaluations += new < np.inf
+                if new < least:
+                    sizes, least, improved = other, new, True
+                if evaluations >= _EVALUATIONS:
+                    return sizes
+    return sizes
+
+
+def _changes(count: int, step: int) -> Iterator[list[tuple[int, int]]]:
+    """One shape at a time: either length up or down, or one for the other."""
+    for i in range(count):
+        for change in ((-1, 0), (0, -1), (1, 0), (0, 1), (1, -1), (-1, 1)):
+            yield [(step * change[0], step * change[1]) if j == i else (0, 0) for j in range(count)]

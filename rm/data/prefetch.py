@@ -1,0 +1,33 @@
+"""Batches computed ahead, so that the host packs while the device works."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from ..batch import PreferenceBatch
+from .batches import BatchPlan
+
+
+def prefetch(
+    plan: BatchPlan, start: int, stop: int, *, ahead: int = 2, process: int | None = None
+) -> Iterator[list[PreferenceBatch]]:
+    """`plan.batch_at(step, process)` for the steps from `start` to before `stop`, computed in a thread.
+
+    **Arguments:** `ahead`, how many updates are computed or waiting beyond the one that the loop has.
+
+    **Raises:** at its step, what `plan.batch_at` raised. Leaving the loop ends the thread.
+
+    Example: `for batches in rm.prefetch(plan, 0, plan.steps_per_epoch): state, metrics = step(state, batches)`.
+    """
+    if ahead < 1:
+        raise ValueError(f"ahead must be at least 1, found {ahead}")
+    steps = iter(range(start, stop))
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    try:
+        waiting = deque(pool.submit(plan.batch_at, step, process) for step in islice(steps, ahead))
+        while waiting:
+            waiting.extend(pool.submit(plan.batch_at, step, process) for step in islice(steps, 1))
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,66 @@
+"""The static shapes that micro-batches may have, and the combinations of them that an update may take."""
+
+import dataclasses
+from functools import lru_cache
+from itertools import combinations_with_replacement
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+_MICRO_BATCH_SURCHARGE = 128  # what starting a micro-batch costs, in tokens
+_MOST_FREELY_CHOSEN = 4  # micro-batches of a combination; sums of so many sizes lie close together
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowShape:
+    """The static shape of a micro-batch: `rows` rows of `regions` (prefix first), `slots` comparisons each at most."""
+
+    rows: int
+    slots: int
+    regions: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        """The tokens that a micro-batch computes, padding included."""
+        return self.rows * sum(self.regions)
+
+    @property
+    def room(self) -> Int32[np.ndarray, "2+K"]:
+        """What an empty row has room for: slots, prefix tokens, and tokens of each response region, the longest first.
+
+        >>> RowShape(rows=1, slots=4, regions=(64, 32, 96)).room.tolist()
+        [4, 64, 96, 32]
+        """
+        prefix, *responses = self.regions
+        return np.array([self.slots, prefix, *sorted(responses, reverse=True)], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Combinations:
+    """Multisets of shapes, the cheapest first: how often each shape occurs, and what that has room for in all."""
+
+    counts: Int64[np.ndarray, "C shapes"]
+    totals: Int64[np.ndarray, "C 3"]  # slots, prefix tokens, response tokens
+    longest: Int64[np.ndarray, "C 2"]  # prefix and response
+
+
+@lru_cache(maxsize=64)
+def combinations(shapes: tuple[RowShape, ...]) -> Combinations:
+    """All of one to four micro-batches."""
+    kinds, sizes = range(len(shapes)), range(1, _MOST_FREELY_CHOSEN + 1)
+    picks = [pick for size in sizes for pick in combinations_with_replacement(kinds, size)]
+    counts = np.array([[pick.count(kind) for kind in kinds] for pick in picks])
+    cheapest = np.argsort(counts @ [shape.positions + _MICRO_BATCH_SURCHARGE for shape in shapes], kind="stable")
+    counts = counts[cheapest]
+    longest = np.stack([shape.room[1:3] for shape in shapes]).astype(np.int64)
+    return Combinations(counts, counts @ totals(shapes), np.where(counts[..., None] > 0, longest, 0).max(axis=1))
+
+
+def totals(shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "shapes 3"]:
+    """Slots, prefix tokens and response tokens of a micro-batch of each shape."""
+    return np.array([[s.rows * s.slots, s.rows * s.regions[0], s.rows * sum(s.regions[1:])] for s in shapes], np.int64)
+
+
+def cost(counts: Int64[np.ndarray, "*U shapes"], shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "*U"]:
+    """Positions of the micro-batches, with a surcharge for each of them."""
+    return counts @ np.array([shape.positions + _MICRO_BATCH_SURCHARGE for shape in shapes])
