@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -29,6 +29,27 @@ UNWANTED = (
     "training_args.bin",
 )
 
+CONFIGS = """---
+configs:
+- config_name: english
+  data_files: [{split: train, path: en.jsonl}]
+- config_name: german
+  data_files: [{split: test, path: de.jsonl}]
+---
+"""
+ENGLISH = [{"prompt": "2?", "chosen": word, "rejected": "no"} for word in ("two", "a pair", "2")]
+GERMAN = [row | {"chosen": "zwei"} for row in ENGLISH]
+PAIRS = {
+    commit: {
+        "README.md": CONFIGS.encode(),
+        "en.jsonl": "".join(
+            json.dumps(row | {"prompt": f"{version} {row['prompt']}"}) + "\n" for row in ENGLISH
+        ).encode(),
+        "de.jsonl": "".join(json.dumps(row) + "\n" for row in GERMAN).encode(),
+    }
+    for version, commit in COMMITS.items()
+}
+
 CODE = """
 import json, sys
 import jax
@@ -44,7 +65,18 @@ def attempt(function, *args, **options):
     except rm.RmError as error:
         return str(error)
 
+def data(name, **options):
+    return rm.load_comparisons(name, **options).to_list()
+
 print(json.dumps({
+    "data": attempt(data, "org/pairs", config_name="english"),
+    "data, German": attempt(data, "org/pairs", config_name="german", split="test[1:]"),
+    "data v2": attempt(data, "org/pairs", config_name="english", revision="v2", split="train[:1]"),
+    "data, streaming": attempt(lambda: list(rm.load_comparisons("org/pairs", config_name="english", streaming=True))),
+    "data, no config": attempt(data, "org/pairs", config_name="french"),
+    "data, no revision": attempt(data, "org/pairs", config_name="english", revision="v3"),
+    "data, no split": attempt(data, "org/pairs", config_name="english", split="dev"),
+    "data, missing": attempt(data, "org/nothing"),
     "main": attempt(weights, "org/tiny"),
     "v2": attempt(weights, "org/tiny", revision="v2"),
     "ids": attempt(lambda: rm.load_tokenizer("org/tiny").encode("The old house.")),
@@ -59,9 +91,9 @@ class Hub(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, repository: dict[str, dict[str, bytes]]):
+    def __init__(self, repositories: dict[str, dict[str, dict[str, bytes]]]):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repository = repository
+        self.repositories = repositories
         self.asked: list[str] = []
 
 
@@ -71,28 +103,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.do_GET()
 
+    def do_POST(self):
+        self.do_GET()
+
     def do_GET(self):
         path = unquote(urlsplit(self.path).path).strip("/")
         self.server.asked.append(path)
-        match path.split("/"):
-            case ["api", "models", "org", "tiny", *rest]:
-                self.answer_api(rest)
-            case ["org", "tiny", "resolve", commit, *name] if "/".join(name) in self.server.repository.get(commit, {}):
-                content = self.server.repository[commit]["/".join(name)]
-                digest = hashlib.sha1(content).hexdigest()
-                self.send(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"})
+        match path.removeprefix("datasets/").split("/"):
+            case ["api", "models" | "datasets", "org", "tiny" | "pairs" as repository, *rest]:
+                self.answer_api(self.server.repositories[repository], rest)
+            case ["org", "tiny" | "pairs" as repository, "resolve", revision, *name]:
+                self.answer_file(self.server.repositories[repository], revision, "/".join(name))
             case _:
                 self.refuse("RepoNotFound")
 
-    def answer_api(self, rest: list[str]):
+    def answer_file(self, repository: dict[str, dict[str, bytes]], revision: str, name: str):
+        commit = COMMITS.get(revision, revision)
+        content = repository.get(commit, {}).get(name)
+        if content is None:
+            self.refuse("EntryNotFound" if commit in repository else "RevisionNotFound")
+        else:
+            digest = hashlib.sha1(content).hexdigest()
+            self.send(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"})
+
+    def answer_api(self, repository: dict[str, dict[str, bytes]], rest: list[str]):
         commit = COMMITS.get(rest[1] if rest else "main", rest[1] if rest else "")
-        if commit not in self.server.repository:
+        if commit not in repository:
             self.refuse("RevisionNotFound")
-        elif rest and rest[0] == "tree":
-            files = self.server.repository[commit]
+        elif rest and rest[0] in ("tree", "paths-info"):
+            files = repository[commit]
+            if rest[0] == "paths-info":
+                asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                files = {path: content for path, content in files.items() if path in asked.get("paths", [])}
             self.send_json([{"type": "file", "path": p, "size": len(c), "oid": "0" * 40} for p, c in files.items()])
         else:
-            siblings = [{"rfilename": path} for path in self.server.repository[commit]]
+            siblings = [{"rfilename": path} for path in repository[commit]]
             self.send_json({"_id": "0", "id": "org/tiny", "sha": commit, "private": False, "siblings": siblings})
 
     def refuse(self, code: str):
@@ -137,7 +182,7 @@ def repository(tmp_path_factory, llama_directory) -> dict[str, dict[str, bytes]]
 def runs(repository, tmp_path_factory) -> dict:
     """What `CODE` prints with an empty cache and, the hub gone, with a full one; and what the hub was asked for."""
     home = tmp_path_factory.mktemp("hf_home")
-    hub = Hub(repository)
+    hub = Hub({"tiny": repository, "pairs": PAIRS})
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("HF_", "HUGGING"))}
     environment = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")} | {
@@ -177,7 +222,7 @@ def test_a_revision_is_another_commit(runs):
 
 
 def test_only_needed_files_are_fetched(runs):
-    fetched = {tuple(path.split("/", 4)[3:]) for path in runs["asked"] if "/resolve/" in path}
+    fetched = {tuple(path.split("/", 4)[3:]) for path in runs["asked"] if path.startswith("org/tiny/resolve/")}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)} | {"model.safetensors.index.json"}
     main = {(COMMITS["main"], name) for name in {"config.json", "model.safetensors"} | tokenizer}
@@ -221,3 +266,19 @@ def test_a_local_directory_wins_over_the_hub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org/tiny").mkdir(parents=True)
     assert resolve_directory("org/tiny", ["*"]) == Path("org/tiny")
+
+
+def test_a_data_set_of_the_hub_has_configurations_revisions_splits_and_streams(runs):
+    english = [row | {"prompt": "main 2?"} for row in ENGLISH]
+    assert runs["first"]["data"] == english
+    assert runs["first"]["data, streaming"] == english
+    assert runs["first"]["data v2"] == [ENGLISH[0] | {"prompt": "v2 2?"}]
+    assert runs["first"]["data, German"] == GERMAN[1:]
+    assert runs["offline"]["data v2"] == runs["first"]["data v2"]  # without a revision, offline, the newest counts
+
+
+def test_what_a_data_set_of_the_hub_lacks_is_named(runs):
+    assert "french" in runs["first"]["data, no config"]
+    assert "v3" in runs["first"]["data, no revision"]
+    assert "dev" in runs["first"]["data, no split"]
+    assert "org/nothing" in runs["first"]["data, missing"]

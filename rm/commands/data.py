@@ -28,13 +28,13 @@ class DataOptions:
     model: str
     """Llama weights: a directory with config.json, safetensors and tokenizer.json, or a hub id, org/name[@revision]."""
     dataset: tuple[str, ...]
-    """Preferences: files, patterns, saved directories, hub ids (org/name[:config][@revision]); mixed as in A=0.7 B=0.3."""
+    """Preferences: files, patterns, saved directories, hub ids (org/name[:config][@revision]); mixed: A=0.7 B=0.3."""
     split: str = "train"
     """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
     max_length: int = 1024
     """Tokens that a side may have."""
     truncation: Truncation = "drop"
-    """What becomes of longer ones: comparison dropped, or the beginning of the prompt cut off, or the end of the side."""
+    """What becomes of longer sides: drop the comparison, or cut off the beginning of the prompt, or the side's end."""
     chat_template: Path | None = None
     """File with a chat template (jinja) instead of the model's own; the export carries it."""
     chat_template_date: datetime.date | None = None

@@ -117,7 +117,9 @@ def _load_one(name: str, *, split: str, config_name: str | None, revision: str |
     elif is_file_name(name):
         raise DataError(f"{path}: no such file")
     else:
-        dataset = _load(name, config_name=config_name, revision=revision, split=split, streaming=streaming, source=path)
+        source = name + (f":{config_name}" if config_name else "") + (f"@{revision}" if revision else "")
+        options = {"revision": revision, "split": split, "streaming": streaming}
+        dataset = _load(name, config_name=config_name, source=source, **options)
     if not streaming and not len(dataset):
         raise DataError(f"{name}: no rows; expected at least one comparison")
     return dataset
@@ -132,12 +134,13 @@ def _load_file(path: Path, split: str, streaming: bool) -> "Dataset":
     if suffix == ".jsonl" and not streaming:  # first, for `datasets` reads on over what is wrong in a line
         check_json(path)
     options: dict[str, Any] = _CSV_IS_TEXT if suffix == ".csv" else {}
-    dataset = _load(_READERS[suffix], data_files=str(path), split=split, source=path, streaming=streaming, **options)
-    if suffix in (".json", ".jsonl") and "timestamp" in str(
-        dataset.features
-    ):  # guessed from texts that look like dates
+    dataset = _load(
+        _READERS[suffix], data_files=str(path), split=split, source=str(path), streaming=streaming, **options
+    )
+    if not streaming and suffix in (".json", ".jsonl") and "timestamp" in str(dataset.features):
         from datasets import Dataset
 
+        # texts that look like dates were taken for such
         return _slice({"train": Dataset.from_list([row for _, row in read_json(path)])}, split)
     return dataset
 
@@ -146,7 +149,7 @@ def _load_directory(path: Path, split: str, config_name: str | None, streaming: 
     import datasets
 
     if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return _load(str(path), config_name=config_name, split=split, source=path, streaming=streaming)
+        return _load(str(path), config_name=config_name, split=split, source=str(path), streaming=streaming)
     try:
         saved = datasets.load_from_disk(str(path))
         chosen = _slice(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
@@ -163,7 +166,7 @@ def _slice(splits: Any, split: str) -> "Dataset":
     return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 
-def _load(path: str, *, source: Path, config_name: str | None = None, **options: Any) -> "Dataset":
+def _load(path: str, *, source: str, config_name: str | None = None, **options: Any) -> "Dataset":
     import datasets
 
     datasets.disable_progress_bars()
@@ -172,8 +175,8 @@ def _load(path: str, *, source: Path, config_name: str | None = None, **options:
     try:
         return datasets.load_dataset(path, config_name, **options)  # pyright: ignore[reportReturnType]
     except Exception as error:  # every reader raises its own kind
-        if source.is_file() and {source.suffix, Path(source.stem).suffix} & {".json", ".jsonl"}:
-            check_json(source, same_kinds=True)
+        if Path(source).is_file() and {".json", ".jsonl"} & set(Path(source).suffixes):
+            check_json(Path(source), same_kinds=True)
         raise DataError(f"{source}: {_first_line(error)}") from None
     finally:
         datasets.logging.set_verbosity(verbosity)
