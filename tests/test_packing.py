@@ -1,24 +1,30 @@
 """Packing loses nothing, and the batches of any step are known without the steps before it."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rm
+from rm.data.bin_packing import pack_bins
 from rm.data.comparisons import TokenizedComparisons, flatten
 from rm.data.fit_shapes import fit_row_shapes
+from rm.data.groups import make_items
 from rm.data.packing import pack
 from rm.data.row_shapes import RowShape
 
+from .conftest import shared
 from .tiny import CONFIG
 
 PAD = 0
+FIELDS = ("tokens", "segments", "positions", "ends", "index", "margin")
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
 
@@ -276,3 +282,136 @@ def test_without_shuffling_every_epoch_follows_the_file():
     expected = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert [plan.indices_at(step).tolist() for step in range(6)] == expected * 2
     assert order_of(plan, 1) == list(range(10))
+
+
+@quick
+@given(any_comparisons, st.integers(1, 5), st.integers(1, 3))
+def test_an_update_is_packed_alike_alone_and_among_others(comparisons, batch_size, rows):
+    """Else the fill that is reported, planned for a whole epoch, is not that of the batches."""
+    shapes = fit_row_shapes(comparisons, batch_size, rows=rows)
+    indices = np.random.default_rng(0).integers(0, len(comparisons), (7, batch_size))
+    together = pack_bins(make_items(comparisons, indices, shapes[0]).needs, shapes)
+    for u in range(7):
+        alone = pack_bins(make_items(comparisons, indices[u : u + 1], shapes[0]).needs, shapes)
+        for one, all_of_them in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[0], all_of_them[u])
+
+
+@quick
+@given(any_comparisons, st.integers(1, 16), st.integers(1, 4), st.integers(0, 3))
+def test_the_processes_together_have_what_one_has(comparisons, batch_size, processes, seed):
+    plan = rm.plan_batches(comparisons, batch_size, processes=processes, seed=seed)
+    alone = rm.plan_batches(comparisons, batch_size, seed=seed)
+    step = plan.steps_per_epoch - 1
+    parts = [plan.batch_at(step, process) for process in range(processes)]
+    for whole, *shares in zip(plan.batch_at(step), *parts, strict=True):
+        assert {share.tokens.shape for share in shares} == {(1, sum(whole.regions))}, "devices would wait or fail"
+        for name in FIELDS:
+            np.testing.assert_array_equal(np.concatenate([getattr(s, name) for s in shares]), getattr(whole, name))
+    found = [i for part in parts for batch in part for i in unpack(batch)]
+    assert sorted(found) == sorted(alone.indices_at(step)) == sorted(i for b in alone.batch_at(step) for i in unpack(b))
+
+
+@pytest.mark.parametrize("process", [-1, 2])
+def test_a_process_that_there_is_not_is_refused(process):
+    with pytest.raises(ValueError, match=f"process must be at least 0 and below 2, found {process}"):
+        rm.plan_batches(ten(), 4, processes=2).batch_at(0, process)
+
+
+def test_the_short_last_batch_of_an_epoch_can_be_left_out():
+    plan = rm.plan_batches(ten(), 4, drop_last=True)
+    assert plan.steps_per_epoch == 2
+    assert [len(plan.indices_at(step)) for step in range(6)] == [4] * 6
+    orders = [np.concatenate([plan.indices_at(2 * epoch + s) for s in (0, 1)]).tolist() for epoch in range(8)]
+    assert set().union(*orders) == set(range(10)), "always the same ones are left out"
+    assert rm.plan_batches(ten(), 5, drop_last=True).steps_per_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 11, "drop_last": True}, "10 comparisons make no update of 11"),
+        ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
+        ({"batch_size": 4, "processes": 0}, "processes must be at least 1, found 0"),
+    ],
+)
+def test_a_plan_without_updates_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rm.plan_batches(ten(), **arguments)
+
+
+@quick
+@given(any_comparisons, st.integers(1, 6), st.integers(1, 2))
+def test_the_fill_is_that_of_the_batches(comparisons, batch_size, processes):
+    plan = rm.plan_batches(comparisons, batch_size, processes=processes)
+    batches = [batch for step in range(plan.steps_per_epoch) for batch in plan.batch_at(step)]
+    assert plan.fill() == pytest.approx(real_tokens(batches) / sum(batch.tokens.size for batch in batches))
+    last = plan.batch_at(plan.steps_per_epoch - 1)
+    assert plan.fill([plan.steps_per_epoch - 1]) == pytest.approx(
+        real_tokens(last) / sum(batch.tokens.size for batch in last)
+    )
+
+
+def test_rows_stay_under_the_cap_unless_a_comparison_is_longer():
+    comparisons = ten([(30, 40, 40)] * 60 + [(200, 300, 300)])
+    for cap, longest in ((4096, 4096), (1024, 1024), (64, 864)):  # the last comparison, in multiples of 32: 224 + 2·320
+        shapes = rm.plan_batches(comparisons, 60, micro_batch_tokens=cap).shapes
+        assert max(sum(shape.regions) for shape in shapes) <= longest
+
+
+@functools.cache
+def real_comparisons(name: str) -> TokenizedComparisons:
+    rows = rm.load_comparisons(str(shared(f"data/{name}/pairs.jsonl.gz")))
+    tokenizer = rm.load_tokenizer(shared("tokenizers/smollm2-135m-instruct"))
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.max_token_id + 1)
+    return rm.tokenize_comparisons(rows, tokenizer, config, max_length=1024)[0]
+
+
+@pytest.mark.parametrize(("batch_size", "least"), [(16, 0.80), (64, 0.85)])
+@pytest.mark.parametrize("name", ["hh-rlhf", "humanevalpack", "ukp-convarg1"])
+def test_little_is_padding_on_real_data(name, batch_size, least):
+    plan = rm.plan_batches(real_comparisons(name), batch_size)
+    assert len(plan.shapes) <= 8
+    assert plan.fill() >= least
+
+
+def test_arguments_that_meet_in_a_batch_are_computed_once():
+    """In ukp-convarg1 about a thousand arguments make 12,792 pairs."""
+    plan = rm.plan_batches(real_comparisons("ukp-convarg1"), 64)
+    batches, indices = plan.batch_at(0), plan.indices_at(0)
+    found = {i: read for batch in batches for i, read in unpack(batch).items()}
+    assert found == {i: as_read(plan.comparisons, i) for i in indices}
+    assert real_tokens(batches) < 0.99 * plan.comparisons.lengths[indices].sum()
+
+
+def test_packed_rewards_equal_unpacked_ones_on_real_comparisons():
+    """A trained Llama, every sequence in a row of its own, its prompt not shared, against packed batches."""
+    model = rm.load_reward_model(shared("models/stories260K"), key=jax.random.key(0), head_std=0.1)
+    tokenizer = rm.load_tokenizer(shared("models/stories260K"))
+    model, tokenizer = rm.match_tokenizer(model, tokenizer)
+    rows = [
+        {side: row[side] for side in ("prompt", "chosen", "rejected")}
+        for name in ("hh-rlhf", "ukp-convarg1")
+        for row in rm.load_comparisons(str(shared(f"data/{name}/pairs.jsonl.gz")), split="train[:1000]")
+    ]
+    shared_prefix, unshared = (
+        rm.tokenize_comparisons(rows, tokenizer, model.config, max_length=288, share_prefix=share)[0]
+        for share in (True, False)
+    )
+    indices = np.random.default_rng(0).permutation(len(unshared))[:500]
+    plain = RowShape(rows=8, slots=1, regions=(0, 288, 288))
+    expected = rewards_by_index(model, pack(unshared, indices, [plain]))
+    shapes = fit_row_shapes(shared_prefix, 64)
+    batches = [batch for start in range(0, 500, 64) for batch in pack(shared_prefix, indices[start:][:64], shapes)]
+    assert real_tokens(batches) < 0.99 * shared_prefix.lengths[indices].sum(), "no response met another"
+    found = rewards_by_index(model, batches)
+    assert sorted(found) == sorted(expected) == sorted(indices)
+    for i in indices:
+        np.testing.assert_allclose(found[i], expected[i], rtol=0, atol=1e-5)
+    assert np.std(list(expected.values())) > 0.05, "too much alike to tell"
+
+
+def rewards_by_index(model: rm.RewardModel, batches) -> dict[int, np.ndarray]:
+    forward = jax.jit(rm.rewards)
+    computed = [(batch.index, np.asarray(forward(model, batch))) for batch in batches]
+    return {int(index[at]): r[at] for index, r in computed for at in zip(*np.nonzero(index >= 0), strict=True)}

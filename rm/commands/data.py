@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import LlamaConfig
+from ..data.batches import BatchPlan, plan_batches
 from ..data.comparisons import TokenizedComparisons, mix
 from ..data.encode import Invalid, Truncation
 from ..data.sources import Source, expand, load_comparisons, parse_source
@@ -93,6 +94,7 @@ def data(args: DataArguments) -> None:
     comparisons, tables = read_comparisons(args.dataset, args.split, tokenizer, config, args)
     for table in tables.values():
         print(describe_table(table["source"], table))
+    print(describe_plan(plan_updates(comparisons, args)))
     for number in range(min(args.show, len(comparisons))):
         print(show_comparison(comparisons, number, tokenizer))
 
@@ -152,6 +154,23 @@ def _read_source(
         for file in files if len(files) > 1 else ():
             read(file)  # names the one of several files that it is
         raise
+
+
+def plan_updates(comparisons: TokenizedComparisons, args: DataOptions) -> BatchPlan:
+    """The plan of the run's batches."""
+    if args.drop_last and len(comparisons) < args.batch_size:
+        raise ConfigError(
+            f"--drop-last leaves no update: {len(comparisons)} comparisons, --batch-size {args.batch_size}"
+        )
+    options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last}
+    return plan_batches(comparisons, args.batch_size, **options)
+
+
+def describe_plan(plan: BatchPlan) -> str:
+    """The row shapes and how full they are, over at most a thousand updates."""
+    shapes = ", ".join(f"{shape.rows} × {'+'.join(map(str, shape.regions))}" for shape in plan.shapes)
+    fill = plan.fill(range(min(plan.steps_per_epoch, 1000)))
+    return f"packing:\n  {'row shapes':<17} {shapes}\n  {'filled':<17} {fill:.1%} of the computed positions"
 
 
 def show_comparison(comparisons: TokenizedComparisons, number: int, tokenizer: Tokenizer) -> str:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from ..batch import PreferenceBatch
 from ..checkpoint import Checkpoints
-from ..data.batches import plan_batches
 from ..data.comparisons import TokenizedComparisons
+from ..data.prefetch import prefetch
 from ..data.sources import parse_source
 from ..data.table import describe_table
 from ..data.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ from ..losses import centering_penalty, pairwise_loss
 from ..model import Remat, RewardModel, rewards
 from ..optimizer import Schedule, adamw, learning_rate_schedule
 from ..update import init_state, jit_update
-from .data import DataOptions, read_comparisons, read_tokenizer
+from .data import DataOptions, describe_plan, plan_updates, read_comparisons, read_tokenizer
 from .run import Reporter, TrainingLog, check_output, check_same_arguments, dataset_name, versions, write_record
 
 
@@ -102,7 +102,7 @@ def train(args: TrainArguments) -> None:
         held_out[name], read = read_comparisons([dataset], split, tokenizer, model.config, whole)
         tables |= {f"eval_{name}": table for table in read.values()}
 
-    plan = plan_batches(comparisons, args.batch_size, seed=args.seed, shuffle=args.shuffle)
+    plan = plan_updates(comparisons, args)
     steps = math.ceil(args.epochs * plan.steps_per_epoch) if args.max_steps is None else args.max_steps
     schedule = learning_rate_schedule(
         args.schedule,
@@ -145,13 +145,14 @@ def train(args: TrainArguments) -> None:
         report = stack.enter_context(Reporter(steps, done=start))
         for name, table in tables.items():
             report.print(describe_table(f"{name} ({table['source']})", table))
-        report.print(f"{steps} updates of {args.batch_size} comparisons")
+        report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
         log = TrainingLog(args.output / "metrics.jsonl", steps, plan.steps_per_epoch, args.log_every, schedule, report)
         log.resume(start, notes)
 
         evaluation, waiting = {}, None
-        for step in range(start + 1, steps + 1):
-            state, metrics = advance(state, plan.batch_at(step - 1))
+        ahead = stack.enter_context(contextlib.closing(prefetch(plan, start, steps)))
+        for step, batches in enumerate(ahead, start + 1):
+            state, metrics = advance(state, batches)
             if waiting:
                 log.add(**waiting)
             indices = plan.indices_at(step - 1)

@@ -8,9 +8,9 @@ With both sorted, an item fits exactly where it fits in every place.
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from .row_shapes import Combinations, RowShape, combinations, totals
+from .row_shapes import Combinations, RowShape, combinations, costs, totals
 
-_AT_ONCE = 64  # attempts that cost hardly more than one, as long as few updates are left
+_AT_ONCE = 128  # attempts that cost hardly more than one, as long as few updates are left
 
 
 def pack_bins(
@@ -32,14 +32,23 @@ def pack_bins(
         raise ValueError(f"a comparison of {worst[1:].tolist()} tokens does not fit regions {largest.regions}")
     counts = np.zeros((len(needs), len(shapes)), np.int64)
     rows = np.zeros(needs.shape[:2], np.int64)
-    whole = _sums(needs) // np.maximum(totals(shapes)[0], 1)
-    base = np.maximum(whole.max(1) - 2, 0)  # so many of the largest are needed anyway; the rest is chosen freely
+    base = _base(needs, shapes)
     left = np.arange(len(needs))
     while len(left):
         found, counts[left], rows[left] = _try_combinations(needs[left], base[left], shapes)
         left = left[~found]
-        base[left] += 2
+        base[left] += (base[left] > 0) | (np.arange(len(shapes)) == 0)  # in the end, a row of the first for each item
     return counts, rows
+
+
+def _base(needs: Int32[np.ndarray, "U I 2+K"], shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "U shapes"]:
+    """What a large update takes anyway, of the shape that suits it best, so that only the rest is chosen freely."""
+    needed = np.max(_sums(needs)[:, None] / np.maximum(totals(shapes), 1), axis=2)  # micro-batches of one shape
+    best = (needed * costs(shapes)).argmin(1)
+    base = np.zeros((len(needs), len(shapes)), np.int64)
+    each = np.arange(len(needs))
+    base[each, best] = np.maximum(needed[each, best] - 2, 0)
+    return base
 
 
 def _sums(needs: Int32[np.ndarray, "U I 2+K"]) -> Int64[np.ndarray, "U 3"]:
@@ -49,9 +58,9 @@ def _sums(needs: Int32[np.ndarray, "U I 2+K"]) -> Int64[np.ndarray, "U 3"]:
 
 
 def _try_combinations(
-    needs: Int32[np.ndarray, "U I 2+K"], base: Int64[np.ndarray, "U"], shapes: tuple[RowShape, ...]
+    needs: Int32[np.ndarray, "U I 2+K"], base: Int64[np.ndarray, "U shapes"], shapes: tuple[RowShape, ...]
 ) -> tuple[Bool[np.ndarray, "U"], Int64[np.ndarray, "U shapes"], Int64[np.ndarray, "U I"]]:
-    """The first combination, added to `base` micro-batches of the largest shape, that each update packs into."""
+    """The cheapest combination that, with the micro-batches of `base`, each update packs into."""
     table = combinations(shapes)
     possible = _possible(needs, base, shapes, table)
     order = np.argsort(~possible, axis=1, kind="stable")  # the possible ones first, by cost
@@ -61,8 +70,7 @@ def _try_combinations(
     attempt, most = 0, possible.sum(1)
     while len(left := np.flatnonzero(~found & (most > attempt))):
         width = max(1, min(_AT_ONCE // len(left), order.shape[1] - attempt))
-        tried = table.counts[order[left, attempt : attempt + width]]
-        tried[..., 0] += base[left, None]
+        tried = table.counts[order[left, attempt : attempt + width]] + base[left, None]
         fits, row = _best_fit(np.repeat(needs[left], width, axis=0), tried.reshape(-1, len(shapes)), shapes)
         fits, row = fits.reshape(-1, width), row.reshape(-1, width, needs.shape[1])
         first, each = fits.argmax(1), np.arange(len(left))
@@ -73,8 +81,10 @@ def _try_combinations(
 
 def _possible(needs, base, shapes: tuple[RowShape, ...], table: Combinations) -> Bool[np.ndarray, "U C"]:
     """Which combinations have room for the sums and for the longest of each update: the others need not be tried."""
-    rest = _sums(needs) - base[:, None] * totals(shapes)[0]
-    longest = np.where(base[:, None] > 0, 0, needs[..., 1:3].max(1))  # the largest shape has room for any item
+    rest = _sums(needs) - base @ totals(shapes)
+    longest = needs[..., 1:3].max(1)
+    held = np.where(base[..., None] > 0, [shape.room[1:3] for shape in shapes], 0).max(1)
+    longest = np.where(longest > held, longest, 0)  # what the base has room for may lie anywhere
     bounds = np.concatenate([rest, longest], axis=1)
     room = np.concatenate([table.totals, table.longest], axis=1)
     return np.logical_and.reduce([bounds[:, d, None] <= room[None, :, d] for d in range(room.shape[1])])

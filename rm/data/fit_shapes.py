@@ -8,13 +8,14 @@ from jaxtyping import Int64
 from .bin_packing import pack_bins
 from .comparisons import TokenizedComparisons
 from .groups import make_items
-from .row_shapes import RowShape, cost
+from .row_shapes import RowShape, costs
 
 _MULTIPLE = 32  # region lengths are multiples of this, which vector units like
 _SHAPES = 8
 _SAMPLED_COMPARISONS = 1024
 _LARGEST_SAMPLE = 64  # comparisons; shapes that suit updates of so many suit larger ones too
 _EVALUATIONS = 300
+_COMPILATION = 4096  # what compiling a shape costs, in tokens
 
 Sizes = tuple[tuple[int, int], ...]  # of each shape, the lengths of its prefix and of each response, in multiples
 
@@ -25,6 +26,7 @@ def fit_row_shapes(
     """Up to eight shapes that waste little on sampled updates; the first has room for any of the comparisons.
 
     A hill climb over the lengths of the regions; the cost of an update is that of the combination of shapes it takes.
+    A small data set gets few shapes, because each has to be compiled.
 
     **Arguments:** `rows`, of every micro-batch; `micro_batch_tokens`, the longest row, unless a comparison is longer.
     """
@@ -43,13 +45,13 @@ def fit_row_shapes(
         allowed = tokens[0] == max(tokens) <= limit and min(map(min, sizes)) >= 0
         if not allowed or any(a < b for a, b in zip(sizes[0], longest, strict=True)) or (needs > shapes[0].room).any():
             return np.inf
-        return float(cost(pack_bins(needs, shapes)[0], shapes).mean())
+        return float((pack_bins(needs, shapes)[0] @ costs(shapes)).mean())
 
     start = _start(mean, K, indices.shape[1] / rows, longest, limit)
     needs = make_items(comparisons, indices, shapes_of(start)[0]).needs
-    shapes = shapes_of(_climb(start, cost_of))
-    used = pack_bins(needs, shapes)[0].sum(axis=0)
-    return tuple(shape for i, shape in enumerate(shapes) if used[i] or i == 0)
+    price = _COMPILATION / -(-len(lengths) // batch_size)  # of a shape, for each update of an epoch
+    kept = _prune(_climb(start, cost_of, _EVALUATIONS), cost_of, price)
+    return shapes_of(_climb(kept, cost_of, _EVALUATIONS // 4))
 
 
 def _sample(count: int, batch_size: int) -> Int64[np.ndarray, "U B"]:
@@ -83,7 +85,7 @@ def _start(mean: tuple[float, float], K: int, per_row: float, longest: tuple[int
     return (first, *smaller[1 - _SHAPES :])
 
 
-def _climb(sizes: Sizes, cost_of: Callable[[Sizes], float]) -> Sizes:
+def _climb(sizes: Sizes, cost_of: Callable[[Sizes], float], patience: int) -> Sizes:
     """Takes every change that lowers the cost, the large ones first, until none does or patience ends."""
     least, evaluations = cost_of(sizes), 0
     for step in (8, 4, 2, 1):
@@ -96,8 +98,19 @@ def _climb(sizes: Sizes, cost_of: Callable[[Sizes], float]) -> Sizes:
                 evaluations += new < np.inf
                 if new < least:
                     sizes, least, improved = other, new, True
-                if evaluations >= _EVALUATIONS:
+                if evaluations >= patience:
                     return sizes
+    return sizes
+
+
+def _prune(sizes: Sizes, cost_of: Callable[[Sizes], float], price: float) -> Sizes:
+    """Leaves out the shapes that save less than the price of having them; the first stays."""
+    while len(sizes) > 1:
+        fewer = [sizes[:i] + sizes[i + 1 :] for i in range(1, len(sizes))]
+        costs = [cost_of(some) for some in fewer]
+        if min(costs) > cost_of(sizes) + price:
+            break
+        sizes = fewer[int(np.argmin(costs))]
     return sizes
 
 

@@ -1,7 +1,7 @@
 """Batches computed ahead, so that the host packs while the device works."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -11,7 +11,7 @@ from .batches import BatchPlan
 
 def prefetch(
     plan: BatchPlan, start: int, stop: int, *, ahead: int = 2, process: int | None = None
-) -> Iterator[list[PreferenceBatch]]:
+) -> Generator[list[PreferenceBatch], None, None]:
     """`plan.batch_at(step, process)` for the steps from `start` to before `stop`, computed in a thread.
 
     **Arguments:** `ahead`, how many updates are computed or waiting beyond the one that the loop has.

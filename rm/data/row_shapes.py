@@ -50,7 +50,7 @@ def combinations(shapes: tuple[RowShape, ...]) -> Combinations:
     kinds, sizes = range(len(shapes)), range(1, _MOST_FREELY_CHOSEN + 1)
     picks = [pick for size in sizes for pick in combinations_with_replacement(kinds, size)]
     counts = np.array([[pick.count(kind) for kind in kinds] for pick in picks])
-    cheapest = np.argsort(counts @ [shape.positions + _MICRO_BATCH_SURCHARGE for shape in shapes], kind="stable")
+    cheapest = np.argsort(counts @ costs(shapes), kind="stable")
     counts = counts[cheapest]
     longest = np.stack([shape.room[1:3] for shape in shapes]).astype(np.int64)
     return Combinations(counts, counts @ totals(shapes), np.where(counts[..., None] > 0, longest, 0).max(axis=1))
@@ -61,6 +61,6 @@ def totals(shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "shapes 3"]:
     return np.array([[s.rows * s.slots, s.rows * s.regions[0], s.rows * sum(s.regions[1:])] for s in shapes], np.int64)
 
 
-def cost(counts: Int64[np.ndarray, "*U shapes"], shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "*U"]:
-    """Positions of the micro-batches, with a surcharge for each of them."""
-    return counts @ np.array([shape.positions + _MICRO_BATCH_SURCHARGE for shape in shapes])
+def costs(shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "shapes"]:
+    """What a micro-batch of each shape costs: its positions, with a surcharge for starting it."""
+    return np.array([shape.positions + _MICRO_BATCH_SURCHARGE for shape in shapes], np.int64)
