@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 
 DATA = ("hh-rlhf", "ukp-convarg1", "humanevalpack")
-REFERENCE = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8}
-REFERENCE |= {"num_attention_heads": 8, "num_key_value_heads": 4}
 UPDATES = 12
 
 
@@ -22,8 +20,13 @@ def comparisons_of(shared: Path, name: str, model: str):
     import rm
 
     tokenizer = rm.load_tokenizer(shared / model)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = rm.LlamaConfig(vocab_size=tokenizer.max_token_id + 1, **sizes)
+    config = rm.LlamaConfig(
+        vocab_size=tokenizer.max_token_id + 1,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
     start = time.perf_counter()
     rows = rm.load_comparisons(shared / f"data/{name}/pairs.jsonl.gz")
     comparisons, table = rm.tokenize_comparisons(rows, tokenizer, config, cache=False)
@@ -68,7 +71,7 @@ def plan_a_million(shared: Path, batch_size: int) -> None:
     print(f"| {batch_size} | {seconds:.0f} | {peak:.2f} | {filled:.1%} |", flush=True)
 
 
-def throughput(shared: Path, name: str, model, comparisons) -> None:
+def throughput(name: str, model, comparisons) -> None:
     """Logical tokens a second: batches made in one thread, and updates that take them."""
     import jax
 
@@ -91,7 +94,7 @@ def throughput(shared: Path, name: str, model, comparisons) -> None:
         state, _ = step(state, plan.batch_at(number))
     jax.block_until_ready(state.model.score)
     start = time.perf_counter()
-    for number, batches in enumerate(rm.prefetch(plan, 0, UPDATES)):
+    for batches in rm.prefetch(plan, 0, UPDATES):
         state, _ = step(state, batches)
     jax.block_until_ready(state.model.score)
     used = sum(tokens[:UPDATES]) / (time.perf_counter() - start)
@@ -123,12 +126,18 @@ def main() -> None:
     stories, _ = comparisons_of(args.shared, "hh-rlhf", "models/stories260K")
     smollm, speed = comparisons_of(args.shared, "hh-rlhf", "tokenizers/smollm2-135m-instruct")
     key = jax.random.key(0)
-    throughput(
-        args.shared, "stories260K, hh-rlhf", rm.load_reward_model(args.shared / "models/stories260K", key=key), stories
+    trained = rm.load_reward_model(args.shared / "models/stories260K", key=key)
+    throughput("stories260K, hh-rlhf", trained, stories)
+    reference = rm.LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
     )
-    reference = rm.init_reward_model(rm.LlamaConfig(**REFERENCE), key=key)
-    folded = dataclasses.replace(smollm, tokens=smollm.tokens % REFERENCE["vocab_size"])
-    throughput(args.shared, "29 M parameters, hh-rlhf", reference, folded)
+    folded = dataclasses.replace(smollm, tokens=smollm.tokens % reference.vocab_size)
+    throughput("29 M parameters, hh-rlhf", rm.init_reward_model(reference, key=key), folded)
     print(f"\nread and tokenized, one process: {speed:,.0f} tokens/s")
     return None
 

@@ -9,6 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from ..data.jsonl import read_rows
+from ..data.sources import parse_source
 from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError, DataError, OutputError
 from ..evaluate import encode_inputs, score_sequences
@@ -56,8 +57,9 @@ def score(args: ScoreArguments) -> None:
     for number, row in numbered:
         if "reward" in row:
             raise DataError(f"{args.input}: line {number}: has a field 'reward' already; rename it")
-    tokenizer = load_tokenizer(args.model)
-    model, tokenizer = match_tokenizer(load_reward_model(args.model), tokenizer)
+    source = parse_source(args.model)
+    tokenizer = load_tokenizer(source.path, revision=source.revision)
+    model, tokenizer = match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
     names = [f"{args.input}: line {number}" for number in numbers]
     sequences = encode_inputs(rows, tokenizer, model.config, names=names)
     rewards = score_sequences(

@@ -33,7 +33,7 @@ _tokenizer: Tokenizer  # of a worker process
 
 
 def tokenize_comparisons(
-    rows: Iterable[Row],
+    rows: "Iterable[Row] | Dataset",
     tokenizer: Tokenizer,
     config: LlamaConfig,
     *,
