@@ -386,17 +386,6 @@ def test_the_real_tokenizer_gives_the_ids_that_its_files_state(smollm2):
     assert tokenizer.decode(ids).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n")
 
 
-def test_real_pairs_as_chats(smollm2):
-    """36 of the 8,523 pairs are identical; those with an empty response stay."""
-    rows = rm.load_comparisons(shared("data/hh-rlhf/pairs.jsonl.gz"))
-    comparisons, table = tokenize_comparisons(rows, *smollm2, max_length=10**6)
-    assert (table["read"], table["kept"]) == (8523, 8487)
-    assert table["dropped"] == {"identical": 36}
-    assert len(comparisons) == 8487
-    empty = sum(any(not row[side][-1]["content"] for side in ("chosen", "rejected")) for row in rows)
-    assert empty > 0
-
-
 def test_real_pairs_as_texts_with_an_implicit_prompt(smollm2):
     rows = rm.load_comparisons(shared("data/hh-rlhf/harmless-base.raw.jsonl.gz"))
     comparisons, table = tokenize_comparisons(rows, *smollm2, max_length=1024)

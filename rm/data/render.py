@@ -71,7 +71,9 @@ def is_sharegpt(value: Any) -> bool:
     """Whether a value is a conversation in ShareGPT's keys."""
     value = [value] if isinstance(value, Mapping) else value
     return (
-        isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) and "from" in turn for turn in value)
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and isinstance(turn.get("from"), str) for turn in value)
     )
 
 
