@@ -125,10 +125,10 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkey
 
     advance = rm.BatchPlan.batch_at
 
-    def cut_off(plan, step):
+    def cut_off(plan, step, process=None):
         if step == 5:
             raise RuntimeError("cut off")
-        return advance(plan, step)
+        return advance(plan, step, process)
 
     monkeypatch.setattr(rm.BatchPlan, "batch_at", cut_off)
     with pytest.raises(RuntimeError, match="cut off"):
@@ -147,10 +147,10 @@ import signal, sys
 import rm
 from rm.__main__ import main
 batch_at = rm.BatchPlan.batch_at
-def interrupted(plan, step):
+def interrupted(plan, step, process=None):
     if step == 3:
         raise KeyboardInterrupt
-    return batch_at(plan, step)
+    return batch_at(plan, step, process)
 rm.BatchPlan.batch_at = interrupted
 flags = "--batch-size 4 --learning-rate 1e-3 --max-steps 5 --save-every 3 --log-every 1".split()
 sys.exit(main(["train", "--model", {str(llama_directory)!r}, "--dataset", {str(pairs_file)!r},
@@ -166,7 +166,9 @@ sys.exit(main(["train", "--model", {str(llama_directory)!r}, "--dataset", {str(p
 def test_resuming_before_the_first_checkpoint_starts_the_log_again(run, monkeypatch):
     with monkeypatch.context() as patch:
         batch_at = rm.BatchPlan.batch_at
-        patch.setattr(rm.BatchPlan, "batch_at", lambda plan, step: batch_at(plan, step) if step < 2 else 1 / 0)
+        patch.setattr(
+            rm.BatchPlan, "batch_at", lambda plan, step, *process: batch_at(plan, step) if step < 2 else 1 / 0
+        )
         with pytest.raises(ZeroDivisionError):
             run("cut", "--max-steps", "3", "--save-every", "3")
     entries = lines(run("cut", "--max-steps", "3", "--save-every", "3", "--resume") / "metrics.jsonl")
