@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import date
 
 import jax
 import numpy as np
@@ -230,7 +231,7 @@ def test_templates_render_as_in_transformers(llama_directory, template, tmp_path
     directory = tmp_path / "tokenizer"
     shutil.copytree(llama_directory, directory)
     (directory / "chat_template.jinja").write_text(template)
-    ours = rm.load_tokenizer(directory)
+    ours = rm.load_tokenizer(directory, today=date.today())
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     tools = [{"type": "function", "function": {"name": "f<é>", "parameters": {}}}]
     messages = [{"role": "user", "content": " hello & <b> "}, {"role": "assistant", "content": "yes"}]
