@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from datetime import date, datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -34,9 +35,9 @@ CONFIG = dataclasses.replace(CONFIG, vocab_size=50_000)
 COUNT = 200
 
 
-def read(name: str) -> Rows:
+def read(name: str, count: int | None = COUNT) -> Rows:
     with gzip.open(shared(f"data/{name}.jsonl.gz"), "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in itertools.islice(file, COUNT)]
+        return [json.loads(line) for line in itertools.islice(file, count)]
 
 
 def sides(row: dict, change: Callable) -> dict:
@@ -67,9 +68,22 @@ def pairs_of(row: dict) -> Rows:
     ]
 
 
-def tools(row: dict) -> list[dict]:
-    parameters = {"type": "object", "properties": {"city": {"type": "string", "description": row["subset"]}}}
+def tools(row: dict, key: str = "city") -> list[dict]:
+    about = row["chosen"][-1]["content"][:20]  # so that tools differ from row to row
+    parameters = {"type": "object", "properties": {key: {"type": "string", "description": about}}}
     return [{"type": "function", "function": {"name": "weather", "description": "é < ü", "parameters": parameters}}]
+
+
+def with_tools(rows: Rows) -> Rows:
+    return [row | {"tools": tools(row)} for row in rows]
+
+
+def with_tools_as_json(rows: Rows) -> Rows:
+    return [row | {"tools": json.dumps(tools(row))} for row in rows]
+
+
+def with_arguments(rows: Rows) -> Rows:
+    return [row | {"chat_template_kwargs": {"word": row["chosen"][-1]["content"][:20]}} for row in rows]
 
 
 # name: the data, rm's rows, TRL's rows
@@ -89,12 +103,9 @@ FORMS: dict[str, tuple[str, Callable[[Rows], Rows], Callable[[Rows], Rows]]] = {
         lambda rows: [sides(row, lambda side: side[-1]["content"]) for row in rows],
         list,
     ),
-    "tools as a list": ("hh-rlhf/pairs", *2 * (lambda rows: [row | {"tools": tools(row)} for row in rows],)),
-    "tools as JSON": ("hh-rlhf/pairs", *2 * (lambda rows: [row | {"tools": json.dumps(tools(row))} for row in rows],)),
-    "arguments of the template": (
-        "hh-rlhf/pairs",
-        *2 * (lambda rows: [row | {"chat_template_kwargs": {"word": row["subset"]}} for row in rows],),
-    ),
+    "tools as a list": ("hh-rlhf/pairs", with_tools, with_tools),
+    "tools as JSON": ("hh-rlhf/pairs", with_tools_as_json, with_tools_as_json),
+    "arguments of the template": ("hh-rlhf/pairs", with_arguments, with_arguments),
     "from/value": (
         "llama-factory-demo/dpo_en_demo",
         lambda rows: [sides(row, sharegpt) | {"prompt": sharegpt(row["prompt"])} for row in rows],
@@ -116,7 +127,7 @@ VARIABLES = "{{ word | default('') }}{% for tool in tools or [] %}{{ tool | tojs
 
 
 @functools.cache
-def tokenizers(directory: str, extended: bool = False) -> tuple[rm.Tokenizer, transformers.PreTrainedTokenizerFast]:
+def tokenizers(directory: str, extended: bool = False) -> tuple[rm.Tokenizer, Any]:
     """Ours and theirs; extended, of a template that writes the row's tools and arguments too."""
     ours, theirs = rm.load_tokenizer(shared(directory)), fast_tokenizer(shared(directory))
     if extended:
@@ -125,13 +136,15 @@ def tokenizers(directory: str, extended: bool = False) -> tuple[rm.Tokenizer, tr
     return ours, theirs
 
 
-def with_trl(rows: Rows, tokenizer, max_length: int | None = None) -> list[list[list[int]]]:
+def with_trl(rows: Rows, tokenizer, max_length: int | None = None, streamed: bool = False) -> list[list[list[int]]]:
     """The ids of TRL's pairs, of which rm leaves out those with two equal sides."""
     arguments = SimpleNamespace(dataset_num_proc=None, max_length=max_length)
-    dataset = datasets.Dataset.from_list(copy.deepcopy(rows))
+    rows = copy.deepcopy(rows)
+    in_memory, stream = datasets.Dataset.from_list, datasets.IterableDataset.from_generator
+    dataset: Any = stream(lambda: iter(rows)) if streamed else in_memory(rows)
     prepared = trl.RewardTrainer._prepare_dataset(None, dataset, tokenizer, arguments, "train")
-    pairs = zip(prepared["chosen_ids"], prepared["rejected_ids"], strict=True)
-    return [[chosen, rejected] for chosen, rejected in pairs if chosen != rejected]
+    pairs = [[row["chosen_ids"], row["rejected_ids"]] for row in prepared]
+    return [pair for pair in pairs if pair[0] != pair[1]]
 
 
 def with_rm(rows: Rows, tokenizer: rm.Tokenizer, max_length: int = 10**6, **options) -> list[list[list[int]]]:
@@ -146,18 +159,55 @@ def test_ids_equal_trl(form, directory):
     rows = read(data)
     ours, theirs = tokenizers(directory, form.startswith(("tools", "arguments")))
     expected = with_trl(their_rows(rows), theirs)
-    assert len(expected) >= 190
+    assert len(rows) == COUNT
+    assert len(expected) == len(their_rows(rows))  # none of these has two equal sides
     assert with_rm(our_rows(rows), ours) == expected
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
-@pytest.mark.parametrize(("form", "max_length"), [("text, explicit prompt", 256), ("chat, explicit prompt", 1024)])
+def test_keys_that_a_row_lacks_stay_away(directory):
+    # columns in memory give each row the keys of every row, as nulls: TRL renders them, but not those of a stream
+    rows = [
+        row | {"tools": tools(row, key=f"key{i % 2}"), "chat_template_kwargs": {("word", "other")[i % 2]: f"{i}"}}
+        for i, row in enumerate(read("hh-rlhf/pairs"))
+    ]
+    ours, theirs = tokenizers(directory, extended=True)
+    assert with_rm(rows, ours) == with_trl(rows, theirs, streamed=True)
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_only_pairs_of_equal_sides_are_left_out(directory):
+    rows = read("hh-rlhf/pairs", None)
+    equal = [i for i, row in enumerate(rows) if row["chosen"] == row["rejected"]]
+    rows = [rows[i] for i in sorted({*equal, *range(COUNT - len(equal))})]
+    ours, theirs = tokenizers(directory)
+    expected = with_trl(rows, theirs)
+    assert 0 < len(equal) == COUNT - len(expected)
+    comparisons, table = tokenize_comparisons(rows, ours, CONFIG, max_length=10**6)
+    assert sequences(comparisons) == expected
+    assert table["dropped"] == {"identical": len(equal)}
+
+
+def test_one_of_two_bos_is_taken_away():
+    rows = [sides(row, "<s>".__add__) for row in read("hh-rlhf/harmless-base.raw")]
+    ours, theirs = tokenizers("models/stories260K")
+    twice = with_trl(rows, theirs)
+    assert all(side[:2] == [ours.token_id("<s>")] * 2 for pair in twice for side in pair)
+    assert with_rm(rows, ours) == [[side[1:] for side in pair] for pair in twice]
+
+
+LIMITS = [("text, explicit prompt", 256), ("text, implicit prompt", 256), ("chat, explicit prompt", 256)]
+LIMITS += [("chat, multi-turn", 1024)]
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+@pytest.mark.parametrize(("form", "max_length"), LIMITS)
 def test_the_same_rows_are_over_length(form, directory, max_length):
     rows = read(FORMS[form][0])
     ours, theirs = tokenizers(directory)
     expected = with_trl(rows, theirs, max_length)
+    assert 0 < len(expected) < len(rows)  # the limit leaves some out
     assert with_rm(rows, ours, max_length) == expected
-    assert (len(expected) < len(with_trl(rows, theirs))) == (max_length == 256 or directory == "models/stories260K")
 
 
 def padded(pairs: list[list[list[int]]], left: bool) -> Rows:
@@ -210,3 +260,16 @@ def test_the_classes_that_are_read_exist():
         hasattr(transformers, name) or hasattr(transformers, f"{name}Tokenizer") for name in _CLASSES - {"PreTrained"}
     )
     assert hasattr(transformers, "PreTrainedTokenizerFast")
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(tmp_path):
+    source = shared("models/stories260K")
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "FancyTokenizer", "auto_map": {"AutoTokenizer": [None, "fancy.FancyTokenizer"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    with pytest.raises(ValueError, match="custom code"):
+        transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+    with pytest.raises(rm.TokenizerError, match="FancyTokenizer"):
+        rm.load_tokenizer(tmp_path)
