@@ -1,7 +1,7 @@
 """Attention over the region layout; this lowering runs everywhere and is the one others are compared with.
 
-A row holds `[prefix | response 1 | … | response K]`. A query sees a key when both belong to the same segment, the key
-does not come later in the row, and the key lies in the prefix or in the query's own region.
+A query sees a key when both belong to the same segment, the key does not come later in the row, and the key is of the
+prefix or of the query's own part.
 """
 
 from functools import partial
@@ -37,9 +37,10 @@ def shared_prefix_attention(
     k: Float[Array, "R N G E"],
     v: Float[Array, "R N G E"],
     segments: Int[Array, "R N"],
+    parts: Int[Array, "R N"],
     regions: tuple[int, ...],
 ) -> Float[Array, "R N G Q E"]:
-    """Attention of every token, region by region, so that no `N × N` scores exist."""
+    """Attention of every token, region by region, so that no `N × N` scores exist where there are several."""
     index = jnp.arange(segments.shape[1])[None]
     starts = np.cumsum((0, *regions)).tolist()
     outputs = []
@@ -48,6 +49,7 @@ def shared_prefix_attention(
         keys = partial(_with_prefix, own=own, prefix=slice(0, regions[0] if number else 0))
         visible = segments[:, own, None] == keys(segments)[:, None]
         visible &= index[:, own, None] >= keys(index)[:, None]
+        visible &= (keys(parts)[:, None] == 0) | (parts[:, own, None] == keys(parts)[:, None])
         outputs.append(attend(q[:, own], keys(k), keys(v), visible))
     return jnp.concatenate(outputs, axis=1)
 
@@ -63,12 +65,11 @@ def reward_attention(
     v: Float[Array, "R N G E"],
     ends: Int[Array, "R M"],
     segments: Int[Array, "R N"],
-    regions: tuple[int, ...],
+    parts: Int[Array, "R N"],
 ) -> Float[Array, "R M G Q E"]:
     """Attention of the tokens at `ends` alone, the only ones whose last-block output a reward needs."""
-    region = jnp.asarray(np.repeat(np.arange(len(regions)), regions))[None, None]
     index = jnp.arange(segments.shape[1], dtype=ends.dtype)[None, None]
     visible = jnp.take_along_axis(segments, ends, axis=1)[..., None] == segments[:, None]
     visible &= ends[..., None] >= index
-    visible &= (region == 0) | (region[0, 0, ends][..., None] == region)
+    visible &= (parts[:, None] == 0) | (jnp.take_along_axis(parts, ends, axis=1)[..., None] == parts[:, None])
     return attend(q, k, v, visible)

@@ -1,166 +1,171 @@
 """The same attention in blocks, for CPUs: only pairs of blocks with something to see are computed.
 
-Scores never exist beyond one block of queries against one of keys, and the cost follows the packed sequences rather
-than the length of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks alone).
+Scores never exist beyond a few blocks of queries against one of keys each, and the cost follows the packed sequences
+rather than the length of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks
+alone). Blocks of queries that see equally many blocks of keys go together, since one batched product is several times
+faster than as many small ones.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .layers import precision
 from .shapes import checked
 
 _BLOCK = 64
-_NEVER = -1e30  # a score that no sum notices, yet finite
+_TOGETHER = 4  # blocks of queries
+_HIDDEN = -1e30  # added to the scores of what a query does not see
+_LEAST = -1e20  # below any score, and so far above hidden ones that they count nothing
 
 
 class Blocks(NamedTuple):
     """Which blocks of a row see which: computed once for a batch, used by every layer. `n` blocks of `C` tokens."""
 
     segments: Int[Array, "R n C"]
+    parts: Int[Array, "R n C"]
+    places: Int[Array, "R n C"]
     keys: Int[Array, "R n n"]  # of each query block, the key blocks it sees, first in their order
-    key_counts: Int[Array, "R n"]
-    queries: Int[Array, "R n n"]  # of each key block, the query blocks that see it
-    query_counts: Int[Array, "R n"]
+    counts: Int[Array, "R n"]  # how many these are
+    order: Int[Array, "R n"]  # the query blocks by that number
 
 
 @checked
-def find_blocks(segments: Int[Array, "R N"], regions: tuple[int, ...]) -> Blocks:
+def find_blocks(segments: Int[Array, "R N"], parts: Int[Array, "R N"]) -> Blocks:
     """The visible pairs of blocks."""
-    segments = _cut(segments)
-    ids = jnp.arange(segments.shape[1])
-    needed = jax.vmap(
-        lambda i: jax.vmap(lambda j: _visible(segments, regions, i, j).any((1, 2)), out_axes=1)(ids), out_axes=1
-    )(ids)
-
-    def lists(needed: Bool[Array, "R n n"]) -> tuple[Array, Array]:
-        return jnp.argsort(~needed, axis=2, stable=True), needed.sum(2)
-
-    return Blocks(segments, *lists(needed), *lists(needed.swapaxes(1, 2)))
+    segments, parts = _cut(segments, _TOGETHER), _cut(parts, _TOGETHER)
+    R, n, C = segments.shape
+    places = jnp.broadcast_to(jnp.arange(n * C).reshape(1, n, C), segments.shape)
+    unknown = (jnp.zeros(shape, jnp.int32) for shape in ((R, n, n), (R, n), (R, n)))
+    blocks = Blocks(segments, parts, places, *unknown)
+    ids = jnp.broadcast_to(jnp.arange(n), (R, n))
+    # a block of queries at a time, for n × n × C × C marks may be many
+    needed = jax.lax.map(lambda i: _visible(blocks, jnp.broadcast_to(i, (R, n)), ids).any((2, 3)), jnp.arange(n))
+    needed = jnp.moveaxis(needed, 0, 1)
+    counts = needed.sum(2)
+    return blocks._replace(
+        keys=jnp.argsort(~needed, axis=2, stable=True),
+        counts=counts,
+        order=jnp.argsort(counts, axis=1, descending=True),
+    )
 
 
 @checked
 def block_attention(
-    q: Float[Array, "R N G Q E"],
-    k: Float[Array, "R N G E"],
-    v: Float[Array, "R N G E"],
-    blocks: Blocks,
-    regions: tuple[int, ...],
+    q: Float[Array, "R N G Q E"], k: Float[Array, "R N G E"], v: Float[Array, "R N G E"], blocks: Blocks
 ) -> Float[Array, "R N G Q E"]:
     """What `shared_prefix_attention` computes; padding gets zeros."""
-    queries, keys, values = (jnp.moveaxis(_cut(x), 2, -2) for x in (q, k, v))  # [R, n, G, (Q,) C, E]
+    queries, keys, values = (jnp.moveaxis(_cut(x, _TOGETHER), 2, -2) for x in (q, k, v))  # [R, n, G, (Q,) C, E]
     R, n, G, Q, C, E = queries.shape
-    out: Array = _attention(queries.reshape(R, n, G, Q * C, E), keys, values, blocks, regions)
+    scaled = (queries.astype(jnp.float32) * E**-0.5).astype(q.dtype).reshape(R, n, G, Q * C, E)
+    out: Array = _attention(scaled, keys, values, blocks)
     out = jnp.moveaxis(out.reshape(R, n, G, Q, C, E), -2, 2)
     return out.reshape(R, n * C, G, Q, E)[:, : q.shape[1]]
 
 
-def _cut(x: Array) -> Array:
-    """`[R, N, …]` as blocks `[R, n, C, …]`, padded with zeros."""
-    pad = -x.shape[1] % _BLOCK
+def _cut(x: Array, multiple: int) -> Array:
+    """`[R, N, …]` as blocks `[R, n, C, …]`, `n` a multiple, padded with zeros."""
+    pad = -x.shape[1] % (_BLOCK * multiple)
     x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
     return x.reshape(x.shape[0], -1, _BLOCK, *x.shape[2:])
 
 
-def _visible(segments: Array, regions: tuple[int, ...], i: Array, j: Array) -> Bool[Array, "R C C"]:
-    """Which keys of block `j[r]` each query of block `i[r]` sees."""
-    rows = jnp.arange(segments.shape[0])
-    inside = jnp.arange(_BLOCK)
-    length = segments.shape[1] * _BLOCK
-    region = np.repeat(np.arange(len(regions) + 1), (*regions, length - sum(regions)))
-    i, j = (jnp.broadcast_to(x, rows.shape) for x in (i, j))
-    query, key = (x[:, None] * _BLOCK + inside[None] for x in (i, j))
-    query_segment, key_segment = segments[rows, i][..., None], segments[rows, j][:, None]
-    query_region, key_region = jnp.asarray(region)[query][..., None], jnp.asarray(region)[key][:, None]
-    same = (query_segment == key_segment) & (query_segment > 0) & (query[..., None] >= key[:, None])
-    return same & ((key_region == 0) | (key_region == query_region))
+def _visible(
+    blocks: Blocks, i: Int[Array, "R A"], j: Int[Array, "R A"], *, keys_first: bool = False
+) -> Bool[Array, "R A C C"]:
+    """Which keys of block `j` each query of block `i` sees; queries by keys, or the other way round."""
+    rows, (query, key) = jnp.arange(len(i))[:, None], (-2, -1) if keys_first else (-1, -2)
+    q_segment, q_part, q_place = (jnp.expand_dims(mark[rows, i], query) for mark in blocks[:3])
+    k_segment, k_part, k_place = (jnp.expand_dims(mark[rows, j], key) for mark in blocks[:3])
+    same = (q_segment == k_segment) & (q_segment > 0) & ((k_part == 0) | (k_part == q_part))
+    return same & (q_place >= k_place)
 
 
-def _scores(q: Array, k: Array, visible: Bool[Array, "R C C"]) -> tuple[Array, Array]:
-    """Scaled scores `[R, G, Q·C, C]` of a block pair and where they count."""
-    visible = jnp.tile(visible, (1, q.shape[2] // _BLOCK, 1))[:, None]
-    return _dot("RGME,RGJE->RGMJ", q, k) * q.shape[-1] ** -0.5, visible
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "R A G _ _"]:
+    """Batched products over one axis of each, counted from the last batch axis; float32."""
+    dims = ((contract[0] + 3,), (contract[1] + 3,)), ((0, 1, 2), (0, 1, 2))
+    return jax.lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _dot(spec: str, a: Array, b: Array) -> Float[Array, "..."]:
-    return jnp.einsum(spec, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32)
+def _groups(x: Int[Array, "R n"]) -> Int[Array, "groups R A"]:
+    return x.reshape(len(x), -1, _TOGETHER).swapaxes(0, 1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q: Array, k: Array, v: Array, blocks: Blocks, regions: tuple[int, ...]) -> Array:
-    return _forward(q, k, v, blocks, regions)[0]
+@jax.custom_vjp
+def _attention(q: Array, k: Array, v: Array, blocks: Blocks) -> Array:
+    return _forward(q, k, v, blocks)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, blocks: Blocks, regions: tuple[int, ...]):
-    rows = jnp.arange(q.shape[0])
+def _forward(q: Array, k: Array, v: Array, blocks: Blocks):
+    rows = jnp.arange(len(q))[:, None]
 
-    def query_block(i: Array) -> tuple[Array, Array]:
-        def key_block(t: Array, carry):
+    def queries(i: Int[Array, "R A"]) -> tuple[Array, Array]:
+        q_i, counts = q[rows, i], blocks.counts[rows, i]
+
+        def keys(t: Array, carry):
             peak, total, out = carry
-            j = blocks.keys[:, i, t]
-            visible = _visible(blocks.segments, regions, i, j) & (t < blocks.key_counts[:, i])[:, None, None]
-            scores, visible = _scores(q[:, i], k[rows, j], visible)
-            new_peak = jnp.maximum(peak, jnp.max(scores, -1, where=visible, initial=_NEVER))
-            weights = jnp.where(visible, jnp.exp(scores - new_peak[..., None]), 0.0)
+            j = blocks.keys[rows, i, t]
+            hidden = jnp.where(_visible(blocks, i, j) & (t < counts)[..., None, None], 0.0, _HIDDEN)
+            scores = _dot(q_i, k[rows, j], (1, 1))
+            split = (*scores.shape[:3], -1, *hidden.shape[2:])  # queries of a key/value head apart: they see the same
+            scores = (scores.reshape(split) + hidden[:, :, None, None]).reshape(scores.shape)
+            new_peak = jnp.maximum(peak, scores.max(-1))
+            weights = jnp.exp(scores - new_peak[..., None])
             shrink = jnp.exp(peak - new_peak)
-            out = out * shrink[..., None] + _dot("RGMJ,RGJE->RGME", weights.astype(q.dtype), v[rows, j])
+            out = out * shrink[..., None] + _dot(weights.astype(q.dtype), v[rows, j], (1, 0))
             return new_peak, total * shrink + weights.sum(-1), out
 
-        shape = q[:, i].shape
-        start = (jnp.full(shape[:-1], _NEVER), jnp.zeros(shape[:-1]), jnp.zeros(shape))
-        peak, total, out = jax.lax.fori_loop(0, blocks.key_counts[:, i].max(), key_block, start)
+        start = (jnp.full(q_i.shape[:-1], _LEAST), jnp.zeros(q_i.shape[:-1]), jnp.zeros(q_i.shape))
+        peak, total, out = jax.lax.fori_loop(0, counts.max(), keys, start)
         total = jnp.maximum(total, 1e-30)
         return (out / total[..., None]).astype(q.dtype), peak + jnp.log(total)
 
-    out, log_total = jax.lax.map(query_block, jnp.arange(q.shape[1]))
-    out, log_total = jnp.moveaxis(out, 0, 1), jnp.moveaxis(log_total, 0, 1)
+    out, log_total = jax.lax.map(queries, _groups(blocks.order))
+    place = jnp.argsort(blocks.order, axis=1)
+    out, log_total = (jnp.moveaxis(x, 0, 1).reshape(*q.shape[:2], *x.shape[3:])[rows, place] for x in (out, log_total))
     return out, (q, k, v, blocks, out, log_total)
 
 
-def _backward(regions: tuple[int, ...], saved, d_out: Array):
+def _backward(saved, d_out: Array):
     q, k, v, blocks, out, log_total = saved
-    rows, scale = jnp.arange(q.shape[0]), q.shape[-1] ** -0.5
+    rows = jnp.arange(len(q))[:, None]
     product = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).reshape(-1, q.shape[-1])
-    inner = jnp.sum(product, -1).reshape(q.shape[:-1])  # XLA's sums over matrices are many times faster on CPUs
+    # XLA's sums over matrices are many times faster on CPUs than over more axes, or with the product fused in
+    inner = jax.lax.optimization_barrier(jax.lax.optimization_barrier(product).sum(-1)).reshape(q.shape[:-1])
 
-    def pair(i: Array, j: Array, counts: Array) -> tuple[Array, Array]:
-        """Attention weights of a block pair and the gradient of its scores."""
-        visible = _visible(blocks.segments, regions, i, j) & counts[:, None, None]
-        scores, visible = _scores(q[rows, i], k[rows, j], visible)
-        weights = jnp.where(visible, jnp.exp(scores - log_total[rows, i][..., None]), 0.0)
-        d_weights = _dot("RGME,RGJE->RGMJ", d_out[rows, i], v[rows, j])
-        d_scores = weights * (d_weights - inner[rows, i][..., None]) * scale
-        return weights.astype(q.dtype), d_scores.astype(q.dtype)
+    def queries(carry, i: Int[Array, "R A"]):
+        q_i, d_out_i, counts = q[rows, i], d_out[rows, i], blocks.counts[rows, i]
+        log_total_i, inner_i = log_total[rows, i][..., None, :], inner[rows, i][..., None, :]
 
-    def query_block(i: Array) -> Array:
-        def key_block(t: Array, d_q: Array) -> Array:
-            j = blocks.keys[:, i, t]
-            _, d_scores = pair(jnp.broadcast_to(i, rows.shape), j, t < blocks.key_counts[:, i])
-            return d_q + _dot("RGMJ,RGJE->RGME", d_scores, k[rows, j])
+        def keys(t: Array, carry):
+            d_q, d_k, d_v = carry
+            j = blocks.keys[rows, i, t]
+            visible = _visible(blocks, i, j, keys_first=True) & (t < counts)[..., None, None]
+            hidden = jnp.where(visible, 0.0, _HIDDEN)[:, :, None, :, None]
+            # keys by queries, so that two of the three products take their factors as they lie
+            scores = _dot(k[rows, j], q_i, (1, 1)) - log_total_i
+            split = (*scores.shape[:4], -1, _BLOCK)
+            weights = jnp.exp(scores.reshape(split) + hidden).reshape(scores.shape)
+            d_scores = weights * (_dot(v[rows, j], d_out_i, (1, 1)) - inner_i)
+            weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)
+            d_q = d_q + _dot(d_scores, k[rows, j], (0, 0))
+            d_k = _add_at(d_k, j, _dot(d_scores, q_i, (1, 0)))
+            d_v = _add_at(d_v, j, _dot(weights, d_out_i, (1, 0)))
+            return d_q, d_k, d_v
 
-        return jax.lax.fori_loop(0, blocks.key_counts[:, i].max(), key_block, jnp.zeros(q[:, i].shape))
+        d_q, *d_kv = jax.lax.fori_loop(0, counts.max(), keys, (jnp.zeros(q_i.shape), *carry))
+        return tuple(d_kv), d_q
 
-    def key_block(j: Array) -> tuple[Array, Array]:
-        def query_block(t: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            i = blocks.queries[:, j, t]
-            weights, d_scores = pair(i, jnp.broadcast_to(j, rows.shape), t < blocks.query_counts[:, j])
-            d_k, d_v = carry
-            return (
-                d_k + _dot("RGMJ,RGME->RGJE", d_scores, q[rows, i]),
-                d_v + _dot("RGMJ,RGME->RGJE", weights, d_out[rows, i]),
-            )
+    start = jnp.zeros(k.shape), jnp.zeros(v.shape)
+    (d_k, d_v), d_q = jax.lax.scan(queries, start, _groups(blocks.order))
+    d_q = jnp.moveaxis(d_q, 0, 1).reshape(q.shape)[rows, jnp.argsort(blocks.order, axis=1)]
+    return *(g.astype(q.dtype) for g in (d_q, d_k, d_v)), None
 
-        start = jnp.zeros(k[:, j].shape), jnp.zeros(v[:, j].shape)
-        return jax.lax.fori_loop(0, blocks.query_counts[:, j].max(), query_block, start)
 
-    ids = jnp.arange(q.shape[1])
-    gradients = (jax.lax.map(query_block, ids), *jax.lax.map(key_block, ids))
-    return *(jnp.moveaxis(g, 0, 1).astype(q.dtype) for g in gradients), None
+def _add_at(x: Float[Array, "R n G C E"], j: Int[Array, "R A"], new: Float[Array, "R A G C E"]) -> Array:
+    return x.at[jnp.arange(len(x))[:, None], j].add(new)
 
 
 _attention.defvjp(_forward, _backward)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .config import LlamaConfig
+from .data.batches import default_layout
 from .data.comparisons import TokenizedComparisons, flatten
 from .data.fit_shapes import fit_row_shapes
 from .data.packing import pack
@@ -124,7 +125,7 @@ def evaluate(
 
     **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; the rest as for training.
     """
-    shapes = fit_row_shapes(comparisons, batch_size)
+    shapes = fit_row_shapes(comparisons, batch_size, layout=default_layout())
     chunks = np.split(np.arange(len(comparisons)), range(batch_size, len(comparisons), batch_size))
     both = np.concatenate([_rewards_of(model, comparisons, chunk, shapes, dtype) for chunk in chunks])
     chosen, rejected = both[:, 0], both[:, 1]

@@ -95,7 +95,8 @@ def load_reward_model(
         name = _leaf_name(path)
         if name == "score" and key is not None and not has_head:
             return init_score_head(config, key=key, std=head_std)
-        return jnp.asarray(files.read(tensor_names(name, config), leaf, stacked=name.startswith("blocks.")))
+        values = files.read(tensor_names(name, config), leaf, stacked=name.startswith("blocks."))
+        return jax.device_put(values)  # on a CPU without a copy: nothing else refers to this memory
 
     return jax.tree_util.tree_map_with_path(load, template)
 

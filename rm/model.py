@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .attention import reward_attention, shared_prefix_attention
@@ -58,6 +57,7 @@ class Row(NamedTuple):
 
     table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
     segments: Int[Array, "R N"]
+    parts: Int[Array, "R N"]
     ends: Int[Array, "R M"]
     blocks: Blocks | None  # where attention goes by blocks
 
@@ -137,8 +137,9 @@ def rewards(
     ...                      num_attention_heads=4)
     >>> model = init_reward_model(config, key=jax.random.key(0))
     >>> batch = PreferenceBatch(
-    ...     tokens=jnp.array([[5, 6, 7, 8]]), segments=jnp.array([[1, 1, 1, 1]]), positions=jnp.array([[0, 1, 2, 2]]),
-    ...     ends=jnp.array([[[2, 3]]]), index=jnp.array([[0]]), margin=jnp.zeros((1, 1)), regions=(2, 1, 1))
+    ...     tokens=jnp.array([[5, 6, 7, 8]]), segments=jnp.array([[1, 1, 1, 1]]), parts=jnp.array([[0, 0, 1, 2]]),
+    ...     positions=jnp.array([[0, 1, 2, 2]]), ends=jnp.array([[[2, 3]]]), index=jnp.array([[0]]),
+    ...     margin=jnp.zeros((1, 1)), regions=(2, 1, 1))
     >>> rewards(model, batch).shape  # one row, one comparison, two responses of one token after a prefix of two
     (1, 1, 2)
     """
@@ -168,22 +169,24 @@ def hidden_states(
     The arguments are those of `rewards`.
     """
     config, (R, S, K) = model.config, batch.ends.shape
-    segments, positions = jnp.asarray(batch.segments), jnp.asarray(batch.positions)
-    lengths = _sequence_lengths(segments, positions, batch.regions) if config.rope.type == "dynamic" else None
+    segments, parts, positions = map(jnp.asarray, (batch.segments, batch.parts, batch.positions))
+    lengths = _sequence_lengths(segments, parts, positions) if config.rope.type == "dynamic" else None
     by_block = attention == "block" or (attention == "auto" and jax.default_backend() == "cpu")
     row = Row(
         rotary_table(config, positions, lengths),
         segments,
+        parts,
         jnp.asarray(batch.ends).reshape(R, S * K),
-        find_blocks(segments, batch.regions) if by_block else None,
+        find_blocks(segments, parts) if by_block else None,
     )
-    block, last_block = (
-        _remat(partial(apply, config=config, regions=batch.regions), remat) for apply in (apply_block, apply_last_block)
-    )
+    block = _remat(partial(apply_block, config=config, regions=batch.regions), remat)
+    last_block = _remat(partial(apply_last_block, config=config), remat)
 
     x = model.embed_tokens[jnp.asarray(batch.tokens)].astype(dtype)
     if model.blocks is not None:
-        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks)
+        # unrolled, XLA for CPUs copies no layer's weights and activations in and out of the stacks
+        unroll = jax.default_backend() == "cpu"
+        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks, unroll=unroll)
     x = last_block(x, model.last_block, row)
     x = rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)
     return x.reshape(R, S, K, -1)
@@ -203,17 +206,15 @@ def apply_block(
     q = _queries(h, layer, row.table, config)
     k, v = _keys_values(h, layer, row.table, config)
     if row.blocks is None:
-        out = shared_prefix_attention(q, k, v, row.segments, regions)
+        out = shared_prefix_attention(q, k, v, row.segments, row.parts, regions)
     else:
-        out = block_attention(q, k, v, row.blocks, regions)
+        out = block_attention(q, k, v, row.blocks)
     return _finish_block(x, out, layer, config)
 
 
 @checked
 @jax.named_scope("last_block")
-def apply_last_block(
-    x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig, regions: tuple[int, ...]
-) -> Float[Array, "R M D"]:
+def apply_last_block(x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig) -> Float[Array, "R M D"]:
     """The last block: keys and values of every token, the rest at the reward positions alone (exact)."""
     h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
     k, v = _keys_values(h, layer, row.table, config)
@@ -223,7 +224,7 @@ def apply_last_block(
 
     cos, sin = row.table
     q = _queries(at_ends(h), layer, (at_ends(cos), at_ends(sin)), config)
-    out = reward_attention(q, k, v, row.ends, row.segments, regions)
+    out = reward_attention(q, k, v, row.ends, row.segments, row.parts)
     return _finish_block(at_ends(x), out, layer, config)
 
 
@@ -245,10 +246,9 @@ def _finish_block(x: Array, attention: Array, layer: Block, config: LlamaConfig)
 
 
 def _sequence_lengths(
-    segments: Int[Array, "R N"], positions: Int[Array, "R N"], regions: tuple[int, ...]
+    segments: Int[Array, "R N"], parts: Int[Array, "R N"], positions: Int[Array, "R N"]
 ) -> Int[Array, "R N"]:
     """Length of the sequence that each token belongs to; a prefix counts to the end of its longest response."""
-    region = np.repeat(np.arange(len(regions)), regions)
     same = segments[:, :, None] == segments[:, None, :]
-    same &= jnp.asarray((region[:, None] == region) | (region[:, None] == 0))[None]
+    same &= (parts[:, :, None] == parts[:, None, :]) | (parts[:, :, None] == 0)
     return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1) + 1

@@ -123,8 +123,9 @@ def update(
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...                      num_attention_heads=4)
     >>> batch = PreferenceBatch(
-    ...     tokens=jnp.array([[5, 6, 7, 8]]), segments=jnp.array([[1, 1, 1, 1]]), positions=jnp.array([[0, 1, 2, 2]]),
-    ...     ends=jnp.array([[[2, 3]]]), index=jnp.array([[0]]), margin=jnp.zeros((1, 1)), regions=(2, 1, 1))
+    ...     tokens=jnp.array([[5, 6, 7, 8]]), segments=jnp.array([[1, 1, 1, 1]]), parts=jnp.array([[0, 0, 1, 2]]),
+    ...     positions=jnp.array([[0, 1, 2, 2]]), ends=jnp.array([[[2, 3]]]), index=jnp.array([[0]]),
+    ...     margin=jnp.zeros((1, 1)), regions=(2, 1, 1))
     >>> def objective(model, batch):
     ...     r = rewards(model, batch)
     ...     return pairwise_loss(r[..., 0], r[..., 1]), r

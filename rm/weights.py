@@ -1,17 +1,24 @@
 """Reading and writing the tensors of a directory of safetensors files."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .errors import WeightsError
 from .hub import read_json
 
 INDEX = "model.safetensors.index.json"
-_DTYPES = ("F32", "BF16", "F16")
+_DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
+# Elements read and converted at once, while they are in the processor's cache, and how many such reads are under way.
+_PIECE = 2**20
+_THREADS = 4
 
 
 class TensorFiles:
@@ -22,41 +29,80 @@ class TensorFiles:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self._where: dict[str, tuple[Path, str]] = {}
-        self._handles = {path: _open(path) for path in _weight_files(directory)}
-        for path, handle in self._handles.items():
-            for stored in handle.keys():  # noqa: SIM118 (no dict)
-                name = stored if stored.startswith(("model.", "score.", "lm_head.")) else f"model.{stored}"
-                if name in self._where:
-                    raise WeightsError(f"{path}: duplicate tensor {name!r}, already in {self._where[name][0].name}")
-                self._where[name] = (path, stored)
+        self._stored: dict[str, _Stored] = {}
+        for path in _weight_files(directory):
+            for stored_name, stored in _read_header(path).items():
+                whole = stored_name.startswith(("model.", "score.", "lm_head."))
+                name = stored_name if whole else f"model.{stored_name}"
+                if name in self._stored:
+                    raise WeightsError(f"{path}: duplicate tensor {name!r}, already in {self._stored[name].path.name}")
+                self._stored[name] = stored
 
     @property
     def names(self) -> set[str]:
         """The names of all tensors."""
-        return set(self._where)
+        return set(self._stored)
 
     def read(self, names: list[str], leaf: jax.ShapeDtypeStruct, *, stacked: bool) -> np.ndarray:
         """A leaf as one array in its own type; `stacked` where the tensors are its layers.
 
         **Raises:** `WeightsError`, naming the tensor, for another shape, an unknown type, or NaN and infinities.
         """
-        out = np.empty(leaf.shape, leaf.dtype)
+        out = _aligned_empty(leaf.shape, leaf.dtype)
         parts = out.reshape(len(names) if stacked else 1, *leaf.shape[stacked:])  # a view: layers are read in place
-        for i, name in enumerate(names):
-            path, stored = self._where[name]
-            header = self._handles[path].get_slice(stored)
-            shape, kind = tuple(header.get_shape()), header.get_dtype()
-            if shape != parts.shape[1:]:
-                raise WeightsError(f"{path}: tensor {name!r} has shape {list(shape)}, expected {list(parts.shape[1:])}")
-            if kind not in _DTYPES:
-                raise WeightsError(f"{path}: tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}")
-            parts[i] = self._handles[path].get_tensor(stored)
-            if not np.isfinite(parts[i]).all():
-                raise WeightsError(
-                    f"{path}: tensor {name!r} holds NaN or infinite values (as {leaf.dtype}); it is damaged"
-                )
+        for name in names:
+            self._check(name, parts.shape[1:])
+        starts = range(0, parts[0].size, _PIECE)
+        pieces = [
+            (name, start, part.reshape(-1)[start : start + _PIECE])
+            for name, part in zip(names, parts, strict=True)
+            for start in starts
+        ]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(lambda piece: self._read_piece(*piece), pieces))
         return out
+
+    def _check(self, name: str, expected: tuple[int, ...]) -> None:
+        path, kind, shape, _ = self._stored[name]
+        if shape != expected:
+            raise WeightsError(f"{path}: tensor {name!r} has shape {list(shape)}, expected {list(expected)}")
+        if kind not in _DTYPES:
+            raise WeightsError(f"{path}: tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}")
+
+    def _read_piece(self, name: str, start: int, out: np.ndarray) -> None:
+        """Reads the elements of a tensor from `start` on into `out`, in place where the types are the same."""
+        path, kind, _, offset = self._stored[name]
+        dtype = jnp.dtype(_DTYPES[kind])
+        values = out if out.dtype == dtype else np.empty(out.shape, dtype)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset + start * dtype.itemsize)
+                count = file.readinto(values.view(np.uint8).data)
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+        if count != values.nbytes:
+            raise WeightsError(f"{path}: truncated while it was read; download it again")
+        if values is not out:
+            out[:] = values
+        if not np.isfinite(out.astype(np.float32, copy=False)).all():  # NumPy is slow for bfloat16
+            raise WeightsError(f"{path}: tensor {name!r} holds NaN or infinite values (as {out.dtype}); it is damaged")
+
+
+class _Stored(NamedTuple):
+    """Where a tensor lies."""
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    offset: int  # bytes from the beginning of the file
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that begins at a multiple of 64 bytes, which JAX on a CPU takes over as it is."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -74,15 +120,23 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(set(names.values()))]
 
 
-def _open(path: Path):
+def _read_header(path: Path) -> dict[str, _Stored]:
+    """The tensors of a file, after the library has found it whole: no bytes missing, none left over."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(path, framework="np")
+        with safe_open(path, framework="np"), path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file, but the index names it; download it again") from None
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
+    header.pop("__metadata__", None)
+    return {
+        name: _Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
 
 
 def write_tensors(

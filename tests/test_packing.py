@@ -24,7 +24,7 @@ from .conftest import shared
 from .tiny import CONFIG
 
 PAD = 0
-FIELDS = ("tokens", "segments", "positions", "ends", "index", "margin")
+FIELDS = ("tokens", "segments", "parts", "positions", "ends", "index", "margin")
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
 
@@ -87,14 +87,18 @@ def as_read(comparisons: TokenizedComparisons, i: int) -> dict:
 def unpack(batch: rm.PreferenceBatch) -> dict[int, dict]:
     """What the model sees of each comparison of a micro-batch, by index, by the rule of the mask."""
     out, used = {}, np.zeros(batch.tokens.shape, bool)
-    region = np.repeat(np.arange(len(batch.regions)), batch.regions)
+    if len(batch.regions) > 1:
+        region = np.repeat(np.arange(len(batch.regions)), batch.regions)
+        assert (batch.parts == region)[batch.segments > 0].all(), "a part outside its region"
     place = np.arange(batch.tokens.shape[1])
     for r, s in np.ndindex(batch.index.shape):
         if batch.index[r, s] < 0:
             assert batch.margin[r, s] == 0
             continue
-        sees = [(batch.segments[r] == batch.segments[r, end]) & (place <= end) & np.isin(region, (0, region[end]))
-                for end in batch.ends[r, s]]  # fmt: skip
+        segments, parts = batch.segments[r], batch.parts[r]
+        sees = [
+            (segments == segments[end]) & (place <= end) & np.isin(parts, (0, parts[end])) for end in batch.ends[r, s]
+        ]
         assert all(batch.segments[r, batch.ends[r, s]] > 0), "read where nothing is"
         used[r] |= np.isin(batch.segments[r], batch.segments[r, batch.ends[r, s]])
         assert int(batch.index[r, s]) not in out
@@ -103,7 +107,7 @@ def unpack(batch: rm.PreferenceBatch) -> dict[int, dict]:
             "positions": [batch.positions[r, seen].tolist() for seen in sees],
             "margin": batch.margin[r, s],
         }
-    for rest in (batch.tokens, batch.segments, batch.positions):
+    for rest in (batch.tokens, batch.segments, batch.parts, batch.positions):
         assert not rest[~used].any(), "something lies outside every comparison"
     return out
 
@@ -119,11 +123,14 @@ def test_every_comparison_is_placed_once_and_reads_back_as_it_was(data, comparis
     indices = data.draw(st.permutations(range(count)).map(lambda order: order[: data.draw(st.integers(1, count))]))
     if data.draw(st.booleans()):
         options = {"rows": data.draw(st.integers(1, 3)), "micro_batch_tokens": data.draw(st.sampled_from([64, 4096]))}
+        options["layout"] = data.draw(st.sampled_from(["regions", "whole"]))
         shapes = fit_row_shapes(comparisons, data.draw(st.integers(1, 16)), **options)
         assert len(shapes) <= 8
     else:
         room = st.integers(0, 100)
         longest = [comparisons.lengths[:, 0].max(), *[comparisons.lengths[:, 1:].max()] * comparisons.keys.shape[1]]
+        if data.draw(st.booleans()):
+            longest = [comparisons.lengths.sum(1).max()]
         regions = tuple(int(length + data.draw(room)) for length in longest)
         shapes = [RowShape(rows=data.draw(st.integers(1, 4)), slots=data.draw(st.integers(1, 5)), regions=regions)]
     batches = pack(comparisons, indices, shapes)
@@ -227,6 +234,19 @@ def test_a_longer_response_takes_the_longer_region():
     assert unpack(batch) == {i: as_read(ten(), i) for i in (0, 1)}
 
 
+def test_in_whole_rows_responses_of_one_prompt_share_its_prefix_however_many_they_are():
+    comparisons = flatten([[A, B], [B, C], [C, D]], [0.0] * 3, CONFIG)
+    (batch,) = pack(comparisons, range(3), [RowShape(rows=1, slots=3, regions=(40,))])
+    assert real_tokens([batch]) == 3 + 4 * 5
+    assert batch.parts[0, :23].tolist() == [0] * 3 + [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5
+    assert unpack(batch) == {i: as_read(comparisons, i) for i in range(3)}
+
+
+def test_a_comparison_longer_than_a_whole_row_raises_instead_of_being_cut():
+    with pytest.raises(ValueError, match=r"9.*does not fit"):
+        pack(ten(), range(10), [RowShape(rows=2, slots=4, regions=(8,))])
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 500])
 def test_the_first_shape_has_room_for_the_longest_comparison(batch_size):
     comparisons = ten([(500, 1, 1), (1, 700, 1), *[(3, 2, 4)] * 100, (0, 1, 1)])
@@ -285,10 +305,10 @@ def test_without_shuffling_every_epoch_follows_the_file():
 
 
 @quick
-@given(any_comparisons, st.integers(1, 5), st.integers(1, 3))
-def test_an_update_is_packed_alike_alone_and_among_others(comparisons, batch_size, rows):
+@given(any_comparisons, st.integers(1, 5), st.integers(1, 3), st.sampled_from(["regions", "whole"]))
+def test_an_update_is_packed_alike_alone_and_among_others(comparisons, batch_size, rows, layout):
     """Else the fill that is reported, planned for a whole epoch, is not that of the batches."""
-    shapes = fit_row_shapes(comparisons, batch_size, rows=rows)
+    shapes = fit_row_shapes(comparisons, batch_size, rows=rows, layout=layout)
     indices = np.random.default_rng(0).integers(0, len(comparisons), (7, batch_size))
     together = pack_bins(make_items(comparisons, indices, shapes[0]).needs, shapes)
     for u in range(7):
@@ -298,10 +318,10 @@ def test_an_update_is_packed_alike_alone_and_among_others(comparisons, batch_siz
 
 
 @quick
-@given(any_comparisons, st.integers(1, 16), st.integers(1, 4), st.integers(0, 3))
-def test_the_processes_together_have_what_one_has(comparisons, batch_size, processes, seed):
-    plan = rm.plan_batches(comparisons, batch_size, processes=processes, seed=seed)
-    alone = rm.plan_batches(comparisons, batch_size, seed=seed)
+@given(any_comparisons, st.integers(1, 16), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["regions", "whole"]))
+def test_the_processes_together_have_what_one_has(comparisons, batch_size, processes, seed, layout):
+    plan = rm.plan_batches(comparisons, batch_size, processes=processes, seed=seed, layout=layout)
+    alone = rm.plan_batches(comparisons, batch_size, seed=seed, layout=layout)
     step = plan.steps_per_epoch - 1
     parts = [plan.batch_at(step, process) for process in range(processes)]
     for whole, *shares in zip(plan.batch_at(step), *parts, strict=True):

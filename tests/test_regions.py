@@ -1,4 +1,4 @@
-"""The region layout is exact: packed rows with shared prefixes give what each sequence gives alone."""
+"""The layouts are exact: packed rows with shared prefixes give what each sequence gives alone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -54,11 +54,12 @@ def alone(model: rm.RewardModel, tokens: jax.Array, length: jax.Array) -> jax.Ar
     batch = rm.PreferenceBatch(
         tokens=tokens[None],
         segments=(index < length).astype(int),
+        parts=jnp.zeros_like(index),
         positions=index,
         ends=jnp.full((1, 1, 1), length - 1),
         index=jnp.zeros((1, 1), int),
         margin=jnp.zeros((1, 1)),
-        regions=(0, tokens.shape[0]),
+        regions=(tokens.shape[0],),
     )
     return rm.rewards(model, batch, remat="none", attention="xla")[0, 0, 0]
 
@@ -95,18 +96,24 @@ def packed(
 
 @pytest.mark.parametrize("K", [1, 2, 5])
 @pytest.mark.parametrize(
-    ("config", "share_prefix"),
-    [(CONFIG, True), (CONFIG, False), (DYNAMIC, True)],
-    ids=["shared", "unshared", "dynamic"],
+    ("config", "share_prefix", "layout"),
+    [
+        (CONFIG, True, "regions"),
+        (CONFIG, True, "whole"),
+        (CONFIG, False, "regions"),
+        (DYNAMIC, True, "regions"),
+        (DYNAMIC, True, "whole"),
+    ],
+    ids=["regions", "whole", "unshared", "dynamic-regions", "dynamic-whole"],
 )
-def test_packed_rewards_and_gradients_equal_one_by_one(K, config, share_prefix):
+def test_packed_rewards_and_gradients_equal_one_by_one(K, config, share_prefix, layout):
     sequences = odd_comparisons(K)
     model = rm.init_reward_model(config, key=jax.random.key(0), head_std=0.5)
     weights = jax.random.normal(jax.random.key(2), (len(sequences), K))
     expected, expected_gradients = one_by_one(model, sequences, weights)
 
     comparisons = flatten(sequences, [0.0] * len(sequences), config, share_prefix=share_prefix)
-    shapes = fit_row_shapes(comparisons, batch_size=len(sequences))
+    shapes = fit_row_shapes(comparisons, batch_size=len(sequences), layout=layout)
     emptier = dataclasses.replace(shapes[0], slots=2, rows=3)  # leaves rows and slots empty
     for other, attention in ((shapes, "xla"), (shapes, "block"), ([emptier], "block")):
         rewards, gradients = packed(model, comparisons, other, weights, attention)

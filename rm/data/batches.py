@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Literal
 
+import jax
 import numpy as np
 from jaxtyping import Int64
 
@@ -13,7 +15,7 @@ from .comparisons import TokenizedComparisons
 from .fit_shapes import fit_row_shapes
 from .groups import make_items
 from .packing import pack
-from .row_shapes import RowShape
+from .row_shapes import Layout, RowShape
 
 _UPDATES_AT_ONCE = 1024  # of which the rows are planned together; bounds the memory
 
@@ -63,7 +65,8 @@ class BatchPlan:
         >>> from ..config import LlamaConfig
         >>> config = LlamaConfig(vocab_size=9, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
         ...                      num_attention_heads=1)
-        >>> plan = plan_batches(flatten([[[1] * 32 + [2] * 24, [1] * 32 + [3] * 32]], [0.0], config), batch_size=1)
+        >>> comparisons = flatten([[[1] * 32 + [2] * 24, [1] * 32 + [3] * 32]], [0.0], config)
+        >>> plan = plan_batches(comparisons, batch_size=1, layout="regions")
         >>> plan.shapes[0].regions, plan.fill()  # 88 of 96
         ((32, 32, 32), 0.9166666666666666)
         """
@@ -77,6 +80,11 @@ class BatchPlan:
             tokens += int(needs[..., 1:].sum())
             positions += int((counts @ [shape.positions for shape in self.shapes]).sum())
         return tokens / positions
+
+
+def default_layout() -> Layout:
+    """Whole segments where attention goes by blocks, regions elsewhere."""
+    return "whole" if jax.default_backend() == "cpu" else "regions"
 
 
 @lru_cache(maxsize=2)  # at the turn of an epoch, two are in use
@@ -95,12 +103,15 @@ def plan_batches(
     drop_last: bool = False,
     processes: int = 1,
     micro_batch_tokens: int = 4096,
+    layout: Layout | Literal["auto"] = "auto",
 ) -> BatchPlan:
     """The batches of a run over `comparisons`, in a few row shapes fitted to their lengths.
 
     **Arguments:** `batch_size`, comparisons of an update; `shuffle`, anew in every epoch; `drop_last`, leave out the
     last update of an epoch where it is short; `processes`, among which the rows of every micro-batch are divided
-    alike; `micro_batch_tokens`, the longest row, unless a comparison is longer.
+    alike; `micro_batch_tokens`, the longest row, unless a comparison is longer; `layout` of the rows: `"regions"` with
+    one of prefixes and one of each response, which accelerators need, `"whole"` with a single one, which wastes less,
+    `"auto"` by the backend.
 
     **Raises:** `ValueError` where a number is less than 1, or no update is left.
     """
@@ -109,10 +120,14 @@ def plan_batches(
             raise ValueError(f"{name} must be at least 1, found {value}")
     if len(comparisons) < (batch_size if drop_last else 1):
         raise ValueError(f"{len(comparisons)} comparisons make no update of {batch_size}; expected at least as many")
+    if layout == "auto":
+        layout = default_layout()
     return BatchPlan(
         comparisons=comparisons,
         batch_size=batch_size,
-        shapes=fit_row_shapes(comparisons, batch_size, rows=processes, micro_batch_tokens=micro_batch_tokens),
+        shapes=fit_row_shapes(
+            comparisons, batch_size, rows=processes, micro_batch_tokens=micro_batch_tokens, layout=layout
+        ),
         seed=seed,
         shuffle=shuffle,
         drop_last=drop_last,

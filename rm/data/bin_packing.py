@@ -2,7 +2,8 @@
 
 An item needs a slot for each comparison, prefix tokens, and tokens in each of K response regions. The responses of an
 item may take any regions of a row: its longest goes where the row has most room, its second where it has second most.
-With both sorted, an item fits exactly where it fits in every place.
+With both sorted, an item fits exactly where it fits in every place. Where rows are of a single region, an item needs
+slots and tokens.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ _AT_ONCE = 128  # attempts that cost hardly more than one, as long as few update
 
 
 def pack_bins(
-    needs: Int32[np.ndarray, "U I 2+K"], shapes: tuple[RowShape, ...]
+    needs: Int32[np.ndarray, "U I needs"], shapes: tuple[RowShape, ...]
 ) -> tuple[Int64[np.ndarray, "U shapes"], Int64[np.ndarray, "U I"]]:
     """For each update, the cheapest combination of `shapes` that best-fit packs its items into, and the row of each.
 
@@ -41,7 +42,7 @@ def pack_bins(
     return counts, rows
 
 
-def _base(needs: Int32[np.ndarray, "U I 2+K"], shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "U shapes"]:
+def _base(needs: Int32[np.ndarray, "U I needs"], shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "U shapes"]:
     """What a large update takes anyway, of the shape that suits it best, so that only the rest is chosen freely."""
     needed = np.max(_sums(needs)[:, None] / np.maximum(totals(shapes), 1), axis=2)  # micro-batches of one shape
     best = (needed * costs(shapes)).argmin(1)
@@ -51,14 +52,14 @@ def _base(needs: Int32[np.ndarray, "U I 2+K"], shapes: tuple[RowShape, ...]) -> 
     return base
 
 
-def _sums(needs: Int32[np.ndarray, "U I 2+K"]) -> Int64[np.ndarray, "U 3"]:
+def _sums(needs: Int32[np.ndarray, "U I needs"]) -> Int64[np.ndarray, "U 3"]:
     """Slots, prefix tokens and response tokens of each update."""
     sums = needs.sum(1, dtype=np.int64)
     return np.stack([sums[:, 0], sums[:, 1], sums[:, 2:].sum(1)], axis=1)
 
 
 def _try_combinations(
-    needs: Int32[np.ndarray, "U I 2+K"], base: Int64[np.ndarray, "U shapes"], shapes: tuple[RowShape, ...]
+    needs: Int32[np.ndarray, "U I needs"], base: Int64[np.ndarray, "U shapes"], shapes: tuple[RowShape, ...]
 ) -> tuple[Bool[np.ndarray, "U"], Int64[np.ndarray, "U shapes"], Int64[np.ndarray, "U I"]]:
     """The cheapest combination that, with the micro-batches of `base`, each update packs into."""
     table = combinations(shapes)
@@ -91,7 +92,7 @@ def _possible(needs, base, shapes: tuple[RowShape, ...], table: Combinations) ->
 
 
 def _best_fit(
-    needs: Int32[np.ndarray, "U I 2+K"], counts: Int64[np.ndarray, "U shapes"], shapes: tuple[RowShape, ...]
+    needs: Int32[np.ndarray, "U I needs"], counts: Int64[np.ndarray, "U shapes"], shapes: tuple[RowShape, ...]
 ) -> tuple[Bool[np.ndarray, "U"], Int64[np.ndarray, "U I"]]:
     """Each item, in the order given, into the row that it leaves least room in; whether all fit, and their rows."""
     free = _empty_rows(counts, shapes)
@@ -108,7 +109,9 @@ def _best_fit(
     return fits_all, rows
 
 
-def _empty_rows(counts: Int64[np.ndarray, "U shapes"], shapes: tuple[RowShape, ...]) -> Int32[np.ndarray, "2+K rows U"]:
+def _empty_rows(
+    counts: Int64[np.ndarray, "U shapes"], shapes: tuple[RowShape, ...]
+) -> Int32[np.ndarray, "needs rows U"]:
     """The room of every row; -1 where an update has fewer rows than another."""
     stops = np.cumsum(counts * [shape.rows for shape in shapes], axis=1)  # rows up to each shape
     kind = (np.arange(stops[:, -1].max())[:, None, None] >= stops).sum(-1)  # which shape a row has

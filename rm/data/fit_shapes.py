@@ -1,6 +1,7 @@
 """Row shapes fitted to the lengths of a data set."""
 
 from collections.abc import Callable, Iterator
+from operator import add
 
 import numpy as np
 from jaxtyping import Int64
@@ -8,7 +9,7 @@ from jaxtyping import Int64
 from .bin_packing import pack_bins
 from .comparisons import TokenizedComparisons
 from .groups import make_items
-from .row_shapes import RowShape, costs
+from .row_shapes import Layout, RowShape, costs
 
 _MULTIPLE = 32  # region lengths are multiples of this, which vector units like
 _SHAPES = 8
@@ -17,31 +18,41 @@ _LARGEST_SAMPLE = 64  # comparisons; shapes that suit updates of so many suit la
 _EVALUATIONS = 300
 _COMPILATION = 4096  # what compiling a shape costs, in tokens
 
-Sizes = tuple[tuple[int, int], ...]  # of each shape, the lengths of its prefix and of each response, in multiples
+# Of each shape, in multiples: the lengths of its prefix and of each response, or of its only region.
+Sizes = tuple[tuple[int, ...], ...]
 
 
 def fit_row_shapes(
-    comparisons: TokenizedComparisons, batch_size: int, *, rows: int = 1, micro_batch_tokens: int = 4096
+    comparisons: TokenizedComparisons,
+    batch_size: int,
+    *,
+    rows: int = 1,
+    micro_batch_tokens: int = 4096,
+    layout: Layout = "regions",
 ) -> tuple[RowShape, ...]:
     """Up to eight shapes that waste little on sampled updates; the first has room for any of the comparisons.
 
     A hill climb over the lengths of the regions; the cost of an update is that of the combination of shapes it takes.
     A small data set gets few shapes, because each has to be compiled.
 
-    **Arguments:** `rows`, of every micro-batch; `micro_batch_tokens`, the longest row, unless a comparison is longer.
+    **Arguments:** `rows`, of every micro-batch; `micro_batch_tokens`, the longest row, unless a comparison is longer;
+    `layout`, `"regions"` for one of prefixes and one of each response, `"whole"` for a single one.
     """
     lengths, K = comparisons.lengths, comparisons.ends.shape[1]
-    mean = lengths[:, 0].mean(), lengths[:, 1:].mean()
-    longest = _multiples(lengths[:, 0].max()), _multiples(lengths[:, 1:].max())
-    limit = max(micro_batch_tokens // _MULTIPLE, longest[0] + K * longest[1])
+    comparison = float(lengths.sum(1).mean())
+    if layout == "whole":
+        mean, longest = (comparison,), (_multiples(lengths.sum(1).max()),)
+    else:
+        mean = float(lengths[:, 0].mean()), float(lengths[:, 1:].mean())
+        longest = _multiples(lengths[:, 0].max()), _multiples(lengths[:, 1:].max())
+    limit = max(micro_batch_tokens // _MULTIPLE, _length(longest, K))
     indices = _sample(len(lengths), min(batch_size, _LARGEST_SAMPLE))
 
     def shapes_of(sizes: Sizes) -> tuple[RowShape, ...]:
-        comparison = mean[0] + K * mean[1]
-        return tuple(_row_shape(size, rows, K, batch_size, float(comparison)) for size in sizes)
+        return tuple(_row_shape(size, rows, K, batch_size, comparison) for size in sizes)
 
     def cost_of(sizes: Sizes) -> float:
-        tokens, shapes = [prefix + K * response for prefix, response in sizes], shapes_of(sizes)
+        tokens, shapes = [_length(size, K) for size in sizes], shapes_of(sizes)
         allowed = tokens[0] == max(tokens) <= limit and min(map(min, sizes)) >= 0
         if not allowed or any(a < b for a, b in zip(sizes[0], longest, strict=True)) or (needs > shapes[0].room).any():
             return np.inf
@@ -64,24 +75,29 @@ def _multiples(length: float) -> int:
     return int(np.ceil(length / _MULTIPLE))
 
 
-def _row_shape(size: tuple[int, int], rows: int, K: int, batch_size: int, comparison: float) -> RowShape:
-    prefix, response = size[0] * _MULTIPLE, size[1] * _MULTIPLE
-    slots = min(batch_size, int(2 * (prefix + K * response) / comparison) + 2)  # so that slots hardly ever run out
-    return RowShape(rows=rows, slots=slots, regions=(prefix, *[response] * K))
+def _length(size: tuple[int, ...], K: int) -> int:
+    """The length of a row, in multiples."""
+    return size[0] + K * sum(size[1:])
 
 
-def _start(mean: tuple[float, float], K: int, per_row: float, longest: tuple[int, int], limit: int) -> Sizes:
+def _row_shape(size: tuple[int, ...], rows: int, K: int, batch_size: int, comparison: float) -> RowShape:
+    prefix, *response = (length * _MULTIPLE for length in size)
+    slots = min(batch_size, int(2 * _length(size, K) * _MULTIPLE / comparison) + 2)  # so that they hardly ever run out
+    return RowShape(rows=rows, slots=slots, regions=(prefix, *response * K))
+
+
+def _start(mean: tuple[float, ...], K: int, per_row: float, longest: tuple[int, ...], limit: int) -> Sizes:
     """Sizes from an eighth of an update, or of the longest row, to all of it; the largest has room for anything."""
-    whole = (mean[0] + K * mean[1]) / _MULTIPLE
+    whole = (mean[0] + K * sum(mean[1:])) / _MULTIPLE
     count = min(1.1 * per_row, limit / whole)  # comparisons
-    sizes = [
-        (int(fraction * count * mean[0] / _MULTIPLE), max(1, int(fraction * count * mean[1] / _MULTIPLE)))
-        for fraction in np.geomspace(1, 1 / 8, _SHAPES)
-    ]
-    first = max(sizes[0][0], longest[0]), max(sizes[0][1], longest[1])
-    if first[0] + K * first[1] > limit:
+    sizes = []
+    for fraction in np.geomspace(1, 1 / 8, _SHAPES):
+        lengths = [int(fraction * count * length / _MULTIPLE) for length in mean]
+        sizes.append((*lengths[:-1], max(1, lengths[-1])))
+    first = tuple(map(max, sizes[0], longest))
+    if _length(first, K) > limit:
         first = longest
-    smaller = [size for size in dict.fromkeys(sizes) if size[0] + K * size[1] < first[0] + K * first[1]]
+    smaller = [size for size in dict.fromkeys(sizes) if _length(size, K) < _length(first, K)]
     return (first, *smaller[1 - _SHAPES :])
 
 
@@ -92,8 +108,8 @@ def _climb(sizes: Sizes, cost_of: Callable[[Sizes], float], patience: int) -> Si
         improved = True
         while improved:
             improved = False
-            for changed in _changes(len(sizes), step):
-                other = tuple((p + dp, r + dr) for (p, r), (dp, dr) in zip(sizes, changed, strict=True))
+            for i, change in _changes(sizes, step):
+                other = (*sizes[:i], tuple(map(add, sizes[i], change)), *sizes[i + 1 :])
                 new = cost_of(other)
                 evaluations += new < np.inf
                 if new < least:
@@ -114,8 +130,8 @@ def _prune(sizes: Sizes, cost_of: Callable[[Sizes], float], price: float) -> Siz
     return sizes
 
 
-def _changes(count: int, step: int) -> Iterator[list[tuple[int, int]]]:
+def _changes(sizes: Sizes, step: int) -> Iterator[tuple[int, tuple[int, ...]]]:
     """One shape at a time: either length up or down, or one for the other."""
-    for i in range(count):
-        for change in ((-1, 0), (0, -1), (1, 0), (0, 1), (1, -1), (-1, 1)):
-            yield [(step * change[0], step * change[1]) if j == i else (0, 0) for j in range(count)]
+    changes = ((-1,), (1,)) if len(sizes[0]) == 1 else ((-1, 0), (0, -1), (1, 0), (0, 1), (1, -1), (-1, 1))
+    for i in range(len(sizes)):
+        yield from ((i, tuple(step * amount for amount in change)) for change in changes)

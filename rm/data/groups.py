@@ -15,7 +15,8 @@ class Group:
     """Comparisons packed as one item: segments with a prefix and up to K responses each, in one row.
 
     Comparisons that share a sequence begin alike, so the shortest of their prefixes is common to all of them. Each
-    different response is in one segment. An ordinary comparison is a group of one, with one segment.
+    different response is in one segment. An ordinary comparison is a group of one, with one segment. In rows of a
+    single region, K is as many as there are.
     """
 
     prefix: int
@@ -55,12 +56,16 @@ class Group:
 
     @property
     def needs(self) -> Int32[np.ndarray, "2+K"]:
-        """What the group needs of a row, in the order of `RowShape.room`."""
+        """What the group needs of a row of several regions, in the order of `RowShape.room`."""
         return np.array([self.count, self.segments * self.prefix, *sorted(self.region_lengths, reverse=True)], np.int32)
 
 
-def make_group(lengths: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], members: Sequence[int]) -> Group:
+def make_group(
+    lengths: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], members: Sequence[int], *, whole: bool = False
+) -> Group:
     """The comparisons `members`, given prefix and response lengths and the keys of the whole sequences of each.
+
+    **Arguments:** `whole`, make one segment of all responses, which rows of a single region allow.
 
     >>> group = make_group([[5, 2, 3], [6, 1, 4]], [[10, 11], [10, 12]], [0, 1])
     >>> group.responses, group.lengths, group.places[1, 0], group.tokens
@@ -79,7 +84,7 @@ def make_group(lengths: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], 
         lengths=[first[key][0] for key in order],
         places={(i, k): rank[keys[i][k]] for i in members for k in range(K)},
         count=len(members),
-        K=K,
+        K=len(order) if whole else K,
     )
 
 
@@ -87,7 +92,7 @@ def make_group(lengths: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], 
 class Items:
     """The items of updates: each stands where its first comparison does, the largest first."""
 
-    needs: Int32[np.ndarray, "U I 2+K"]
+    needs: Int32[np.ndarray, "U I needs"]
     first: Int64[np.ndarray, "U I"]  # place in the update of each item's first comparison
     leader: Int64[np.ndarray, "U B"]  # place of the first comparison of each comparison's item
 
@@ -101,18 +106,19 @@ def make_items(comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "U 
     lengths = np.diff(comparisons.offsets[indices], axis=2).astype(np.int32)
     present = indices >= 0
     needs = np.concatenate([np.ones_like(lengths[..., :1]), lengths[..., :1], -np.sort(-lengths[..., 1:])], axis=2)
-    needs *= present[..., None]
+    needs = largest.needs(needs * present[..., None])
     leader = np.tile(np.arange(indices.shape[1]), (len(indices), 1))
     keys = comparisons.keys[indices]
     shared = _shares_a_sequence(keys) & present
     for u in np.flatnonzero(shared.any(1)):
         update_lengths, update_keys = lengths[u].tolist(), keys[u].tolist()
         for members in _connected(update_keys, np.flatnonzero(shared[u]).tolist()):
-            group = make_group(update_lengths, update_keys, members)
-            if group.tokens < lengths[u, members].sum() and (group.needs <= largest.room).all():
+            group = make_group(update_lengths, update_keys, members, whole=largest.whole)
+            group_needs = largest.needs(group.needs)
+            if group.tokens < lengths[u, members].sum() and (group_needs <= largest.room).all():
                 leader[u, members] = members[0]
                 needs[u, members] = 0
-                needs[u, members[0]] = group.needs
+                needs[u, members[0]] = group_needs
     first = np.argsort(-needs[..., 1:].sum(2), axis=1, kind="stable")
     return Items(np.take_along_axis(needs, first[..., None], axis=1), first, leader)
 

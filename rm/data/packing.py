@@ -1,6 +1,7 @@
 """Packing comparisons into rows of the region layout."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -59,7 +60,7 @@ def _fill(
 ) -> PreferenceBatch:
     """A micro-batch of `rows`, each a list of items."""
     K = comparisons.ends.shape[1]
-    tokens, segments, positions = np.zeros((3, len(rows), sum(shape.regions)), np.int32)
+    tokens, segments, parts, positions = np.zeros((4, len(rows), sum(shape.regions)), np.int32)
     ends = np.zeros((len(rows), shape.slots, K), np.int32)
     index = np.full((len(rows), shape.slots), -1, np.int32)
     margin = np.zeros((len(rows), shape.slots), np.float32)
@@ -68,18 +69,24 @@ def _fill(
         stops = np.cumsum(shape.regions).tolist()
         for members in row:
             group, starts = _place(comparisons, indices[members], cursor, stops)
-            for source, length, at, part, position in _pieces(comparisons, indices[members], group, starts):
+            for source, length, at, number, part, position in _pieces(comparisons, indices[members], group, starts):
                 tokens[r, at : at + length] = comparisons.tokens[source : source + length]
-                segments[r, at : at + length] = segment + part
+                segments[r, at : at + length] = segment + number
+                parts[r, at : at + length] = part
                 positions[r, at : at + length] = np.arange(position, position + length)
             slots = slice(slot, slot + len(members))
             index[r, slots], margin[r, slots] = indices[members], comparisons.margin[indices[members]]
             ends[r, slots] = _ends(comparisons, indices[members], group, starts)
             slot, segment = slots.stop, segment + group.segments
-    return PreferenceBatch(tokens, segments, positions, ends, index, margin, shape.regions)
+    return PreferenceBatch(tokens, segments, parts, positions, ends, index, margin, shape.regions)
 
 
-Starts = tuple[list[int], list[int]]  # in the row: of the prefix of each segment, of each response
+class Starts(NamedTuple):
+    """Where the parts of a group begin in the row."""
+
+    prefixes: list[int]  # of each segment
+    responses: list[int]
+    parts: list[int]  # which part of its segment each response is
 
 
 def _place(
@@ -87,47 +94,61 @@ def _place(
 ) -> tuple[Group, Starts]:
     """The comparisons at `indices` as a group, and where it goes in a row; moves the row's `cursor` on."""
     lengths = np.diff(comparisons.offsets[indices]).tolist()
-    group = make_group(lengths, comparisons.keys[indices].tolist(), range(len(indices)))
+    whole = len(stops) == 1
+    group = make_group(lengths, comparisons.keys[indices].tolist(), range(len(indices)), whole=whole)
+    return group, _place_whole(group, cursor) if whole else _place_in_regions(group, cursor, stops)
+
+
+def _place_whole(group: Group, cursor: list[int]) -> Starts:
+    """One segment after the other, the responses of each after its prefix."""
+    starts = Starts([], [], [1 + number % group.K for number in range(len(group.lengths))])
+    for number, length in enumerate(group.lengths):
+        if number % group.K == 0:
+            starts.prefixes.append(cursor[0])
+            cursor[0] += group.prefix
+        starts.responses.append(cursor[0])
+        cursor[0] += length
+    return starts
+
+
+def _place_in_regions(group: Group, cursor: list[int], stops: list[int]) -> Starts:
     needs = group.region_lengths
     longest = sorted(range(group.K), key=lambda k: -needs[k])
     roomiest = sorted(range(1, group.K + 1), key=lambda region: cursor[region] - stops[region])
     region_of = dict(zip(longest, roomiest, strict=True))  # the packing counted on the longest where most room is
     prefixes = [cursor[0] + segment * group.prefix for segment in range(group.segments)]
-    responses = []
-    for number, length in enumerate(group.lengths):
-        region = region_of[group.region(number)]
-        responses.append(cursor[region])
+    starts = Starts(prefixes, [], [region_of[group.region(number)] for number in range(len(group.lengths))])
+    for region, length in zip(starts.parts, group.lengths, strict=True):
+        starts.responses.append(cursor[region])
         cursor[region] += length
     cursor[0] += group.segments * group.prefix
-    return group, (prefixes, responses)
+    return starts
 
 
 def _pieces(
     comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "B"], group: Group, starts: Starts
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """Every stretch of tokens: its start among all tokens, length, start in the row, segment and first position."""
+) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """Every stretch of tokens: its start among all tokens, length, start in the row, segment, part, first position."""
     offsets = comparisons.offsets[indices].tolist()
-    prefixes, responses = starts
-    for segment, start in enumerate(prefixes):
-        yield offsets[0][0], group.prefix, start, segment, 0
-    for number, (start, (i, k)) in enumerate(zip(responses, group.responses, strict=True)):
+    for segment, start in enumerate(starts.prefixes):
+        yield offsets[0][0], group.prefix, start, segment, 0, 0
+    for number, (start, part, (i, k)) in enumerate(zip(starts.responses, starts.parts, group.responses, strict=True)):
         beyond = offsets[i][1] - offsets[i][0] - group.prefix  # what the comparison shares beyond the group's prefix
         segment = number // group.K
-        yield offsets[i][1] - beyond, beyond, start, segment, group.prefix
+        yield offsets[i][1] - beyond, beyond, start, segment, part, group.prefix
         own = offsets[i][k + 2] - offsets[i][k + 1]
-        yield offsets[i][k + 1], own, start + beyond, segment, group.prefix + beyond
+        yield offsets[i][k + 1], own, start + beyond, segment, part, group.prefix + beyond
 
 
 def _ends(
     comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "B"], group: Group, starts: Starts
 ) -> list[list[int]]:
     """Where the rewards of the group's comparisons are read: in a response, or in the prefix before it."""
-    prefixes, responses = starts
 
     def place(i: int, k: int, end: int) -> int:
         number = group.places[i, k]
         inside = end < group.prefix
-        return prefixes[number // group.K] + end if inside else responses[number] + end - group.prefix
+        return starts.prefixes[number // group.K] + end if inside else starts.responses[number] + end - group.prefix
 
     return [
         [place(i, k, end) for k, end in enumerate(ends)] for i, ends in enumerate(comparisons.ends[indices].tolist())

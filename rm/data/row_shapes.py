@@ -3,9 +3,12 @@
 import dataclasses
 from functools import lru_cache
 from itertools import combinations_with_replacement
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32, Int64
+
+Layout = Literal["regions", "whole"]  # of a row: a region for each part of the segments, or one for segments as a whole
 
 _MICRO_BATCH_SURCHARGE = 128  # what starting a micro-batch costs, in tokens
 _MOST_FREELY_CHOSEN = 4  # micro-batches of a combination; sums of so many sizes lie close together
@@ -13,11 +16,19 @@ _MOST_FREELY_CHOSEN = 4  # micro-batches of a combination; sums of so many sizes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowShape:
-    """The static shape of a micro-batch: `rows` rows of `regions` (prefix first), `slots` comparisons each at most."""
+    """The static shape of a micro-batch: `rows` rows of `regions` (prefix first), `slots` comparisons each at most.
+
+    A single region holds prefixes and responses alike.
+    """
 
     rows: int
     slots: int
     regions: tuple[int, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether segments lie in one region as a whole."""
+        return len(self.regions) == 1
 
     @property
     def positions(self) -> int:
@@ -25,7 +36,7 @@ class RowShape:
         return self.rows * sum(self.regions)
 
     @property
-    def room(self) -> Int32[np.ndarray, "2+K"]:
+    def room(self) -> Int32[np.ndarray, "needs"]:
         """What an empty row has room for: slots, prefix tokens, and tokens of each response region, the longest first.
 
         >>> RowShape(rows=1, slots=4, regions=(64, 32, 96)).room.tolist()
@@ -33,6 +44,12 @@ class RowShape:
         """
         prefix, *responses = self.regions
         return np.array([self.slots, prefix, *sorted(responses, reverse=True)], np.int32)
+
+    def needs(self, needs: Int32[np.ndarray, "*items 2+K"]) -> Int32[np.ndarray, "*items needs"]:
+        """What items need of such a row, given slots, prefix and response tokens: a single region holds their sum."""
+        if not self.whole:
+            return needs
+        return np.concatenate([needs[..., :1], needs[..., 1:].sum(-1, keepdims=True, dtype=np.int32)], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
