@@ -23,13 +23,13 @@ def milliseconds(function, *args) -> float:
 
 
 def main() -> None:
-    parts = zip(REGIONS, PACKED, strict=True)
-    row = np.concatenate([np.pad(np.repeat([1, 2, 3, 4], cuts), (0, n - sum(cuts))) for n, cuts in parts])
-    segments = jnp.asarray(row)[None]
-    blocks = jax.jit(find_blocks, static_argnums=1)(segments, REGIONS)
+    cut = zip(REGIONS, PACKED, strict=True)
+    row = np.concatenate([np.pad(np.repeat([1, 2, 3, 4], cuts), (0, n - sum(cuts))) for n, cuts in cut])
+    segments, parts = jnp.asarray(row)[None], jnp.asarray(np.repeat(range(len(REGIONS)), REGIONS))[None]
+    blocks = jax.jit(find_blocks)(segments, parts)
     forms = {
-        "xla": lambda q, k, v: shared_prefix_attention(q, k, v, segments, REGIONS),
-        "block": lambda q, k, v: block_attention(q, k, v, blocks, REGIONS),
+        "xla": lambda q, k, v: shared_prefix_attention(q, k, v, segments, parts, REGIONS),
+        "block": lambda q, k, v: block_attention(q, k, v, blocks),
     }
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}; regions {REGIONS}, {np.mean(row > 0):.0%} filled")
     print("heads kv size   pass      xla ms  block ms   ratio (min–max over rounds)")

@@ -12,6 +12,7 @@ from .data.tokenizer import Tokenizer, load_tokenizer
 from .errors import ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
 from .evaluate import evaluate, score
 from .hf import load_reward_model, match_tokenizer, save_reward_model
+from .host import keep_compiled
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
 from .model import RewardModel, hidden_states, init_reward_model, rewards
@@ -45,6 +46,7 @@ __all__ = [
     "init_reward_model",
     "init_state",
     "jit_update",
+    "keep_compiled",
     "learning_rate_schedule",
     "load_comparisons",
     "load_reward_model",

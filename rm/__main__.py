@@ -14,6 +14,7 @@ from .commands.demo import DemoArguments, demo
 from .commands.score import ScoreArguments, score
 from .commands.train import TrainArguments, train
 from .errors import RmError
+from .host import keep_compiled
 
 _RUN = {TrainArguments: train, DataArguments: data, ScoreArguments: score, DemoArguments: demo}
 _Command = (
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0 when it ended well and 2 for what the user can put right."""
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
+        keep_compiled()
         _RUN[type(args)](args)
     except RmError as error:
         print(f"rm: {error}", file=sys.stderr)

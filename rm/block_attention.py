@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .layers import precision
+from .layers import precision, transposed
 from .shapes import checked
 
 _BLOCK = 64
@@ -89,6 +89,12 @@ def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "R A G _
     return jax.lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
+def _over_keys(d_scores: Float[Array, "R A G C M"], k: Float[Array, "R A G C E"]) -> Float[Array, "R A G M E"]:
+    if k.dtype != jnp.bfloat16:
+        return _dot(d_scores, k, (0, 0))
+    return _dot(transposed(d_scores), k, (1, 0))
+
+
 def _groups(x: Int[Array, "R n"]) -> Int[Array, "groups R A"]:
     return x.reshape(len(x), -1, _TOGETHER).swapaxes(0, 1)
 
@@ -150,7 +156,7 @@ def _backward(saved, d_out: Array):
             weights = jnp.exp(scores.reshape(split) + hidden).reshape(scores.shape)
             d_scores = weights * (_dot(v[rows, j], d_out_i, (1, 1)) - inner_i)
             weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)
-            d_q = d_q + _dot(d_scores, k[rows, j], (0, 0))
+            d_q = d_q + _over_keys(d_scores, k[rows, j])
             d_k = _add_at(d_k, j, _dot(d_scores, q_i, (1, 0)))
             d_v = _add_at(d_v, j, _dot(weights, d_out_i, (1, 0)))
             return d_q, d_k, d_v

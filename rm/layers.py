@@ -4,10 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from .config import LlamaConfig
 from .shapes import checked
+
+PRODUCT = "product"  # the name by which a remat policy keeps the products of linear layers
 
 
 class Linear(eqx.Module):
@@ -30,7 +33,7 @@ def along_last(vector: Float[Array, "D"], ndim: int) -> Float[Array, "... D"]:
 @checked
 def linear(x: Float[Array, "*B I"], layer: Linear) -> Float[Array, "*B O"]:
     """`x Wᵀ + b` in the type of `x`, accumulated in float32; the gradient of `W` is never rounded to that type."""
-    y = _product(x.reshape(-1, x.shape[-1]), layer.weight)
+    y = checkpoint_name(_product(x.reshape(-1, x.shape[-1]), layer.weight), PRODUCT)
     if layer.bias is not None:
         y = (y.astype(jnp.float32) + along_last(layer.bias, 2).astype(jnp.float32)).astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
@@ -61,10 +64,15 @@ def _product_backward(saved: tuple[Array, Array], d_y: Array) -> tuple[Array, Ar
 def _over_rows(a: Float[Array, "B O"], b: Float[Array, "B I"]) -> Float[Array, "O I"]:
     """`aᵀ b`, float32. Where CPUs have fast products of bfloat16, they are for rows of the first factor alone."""
     if a.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        half = len(a) // 2
-        # a bare transpose would be folded back into the product
-        return dot(jnp.concatenate([a[:half].T, a[half:].T], axis=1), b, (1, 0))
+        return dot(transposed(a), b, (1, 0))
     return dot(a, b, (0, 0))
+
+
+def transposed(x: Float[Array, "*B M N"]) -> Float[Array, "*B N M"]:
+    """The transpose of bfloat16 matrices, laid out so in memory before a product of them."""
+    bits = lax.bitcast_convert_type(x, jnp.uint16)  # else XLA for CPUs transposes in float32
+    halves = jnp.split(bits, [x.shape[-2] // 2], axis=-2)  # a bare transpose would be folded back into the product
+    return lax.bitcast_convert_type(jnp.concatenate([half.mT for half in halves], axis=-1), x.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -81,7 +89,28 @@ def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> 
 @checked
 def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> Float[Array, "*B D"]:
     """`(silu(x G) ⊙ x U) D` (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
-    return linear(jax.nn.silu(linear(x, gate)) * linear(x, up), down)
+    return linear(_gated(linear(x, gate), linear(x, up)), down)
+
+
+@jax.custom_vjp
+def _gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """`silu(gate) ⊙ up` in float32, rounded once; the backward pass keeps nothing but the two."""
+    gate32 = gate.astype(jnp.float32)
+    return (gate32 * jax.nn.sigmoid(gate32) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _gated_forward(gate: Array, up: Array):
+    return _gated(gate, up), (gate, up)
+
+
+def _gated_backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    gate, up, d_out = (x.astype(jnp.float32) for x in (*saved, d_out))
+    share = jax.nn.sigmoid(gate)
+    d_gate = d_out * up * share * (1 + gate * (1 - share))
+    return d_gate.astype(saved[0].dtype), (d_out * gate * share).astype(saved[1].dtype)
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
 
 
 @checked

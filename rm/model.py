@@ -12,14 +12,14 @@ from .attention import reward_attention, shared_prefix_attention
 from .batch import PreferenceBatch
 from .block_attention import Blocks, block_attention, find_blocks
 from .config import LlamaConfig
-from .layers import Linear, linear, rms_norm, rotary_table, rotate, swiglu
+from .layers import PRODUCT, Linear, linear, rms_norm, rotary_table, rotate, swiglu
 from .shapes import checked
 
 Remat = Literal["none", "dots", "full"]
 Attention = Literal["auto", "xla", "block"]
 
 _POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -184,8 +184,8 @@ def hidden_states(
 
     x = model.embed_tokens[jnp.asarray(batch.tokens)].astype(dtype)
     if model.blocks is not None:
-        # unrolled, XLA for CPUs copies no layer's weights and activations in and out of the stacks
-        unroll = jax.default_backend() == "cpu"
+        # unrolled, XLA for CPUs copies no weights and activations in and out of the stacks, but it undoes recomputing
+        unroll = jax.default_backend() == "cpu" and remat == "none"
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks, unroll=unroll)
     x = last_block(x, model.last_block, row)
     x = rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)

@@ -48,17 +48,9 @@ def _as_float32(model: RewardModel) -> RewardModel:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
 
 
-def init_sums(model: RewardModel) -> Sums:
-    """Sums over no micro-batch yet."""
-    gradients = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), model)
-    metrics = dict.fromkeys(("loss", "accuracy", "margin", "mean_reward"), jnp.zeros(()))
-    extremes = {"min_reward": jnp.float32(jnp.inf), "max_reward": jnp.float32(-jnp.inf)}
-    return Sums(gradients, metrics | extremes, jnp.zeros((), jnp.int32))
-
-
 @checked
-def accumulate(sums: Sums, model: RewardModel, batch: PreferenceBatch, objective: Objective) -> Sums:
-    """Adds the gradients and the metrics of a micro-batch to `sums`."""
+def accumulate(sums: Sums | None, model: RewardModel, batch: PreferenceBatch, objective: Objective) -> Sums:
+    """Adds the gradients and the metrics of a micro-batch to `sums`, which are `None` before the first."""
 
     def total(model: RewardModel) -> tuple[Array, Array]:
         loss, rewards = objective(model, batch)
@@ -67,21 +59,29 @@ def accumulate(sums: Sums, model: RewardModel, batch: PreferenceBatch, objective
         return jnp.sum(loss, where=batch.mask), rewards
 
     (loss, rewards), gradients = jax.value_and_grad(total, has_aux=True)(model)
-    gradients = jax.tree.map(lambda so_far, new: so_far + new.astype(jnp.float32), sums.gradients, gradients)
     count = jnp.sum(batch.mask, dtype=jnp.int32)
     metrics = {
         "loss": loss / count.astype(jnp.float32),
         **preference_metrics(rewards[..., 0], rewards[..., 1], batch.mask),
     }
-    return Sums(gradients, _merge(sums.metrics, sums.comparisons, metrics, count), sums.comparisons + count)
+    new = Sums(_as_float32(gradients), metrics, count)
+    return new if sums is None else add_sums(sums, new)
+
+
+def add_sums(one: Sums, other: Sums) -> Sums:
+    """Sums over the micro-batches of both."""
+    gradients = jax.tree.map(jnp.add, one.gradients, other.gradients)
+    metrics = _merge(one.metrics, one.comparisons, other.metrics, other.comparisons)
+    return Sums(gradients, metrics, one.comparisons + other.comparisons)
 
 
 def _merge(old: dict[str, Array], old_count: Array, new: dict[str, Array], count: Array) -> dict[str, Array]:
-    """Metrics over two sets of comparisons from those over each; an empty `new` changes nothing."""
+    """Metrics over two sets of comparisons from those over each; an empty set changes nothing."""
     share = count.astype(jnp.float32) / jnp.maximum(old_count + count, 1).astype(jnp.float32)
     merged = {name: old[name] + share * (new[name] - old[name]) for name in old}
     merged["min_reward"] = jnp.minimum(old["min_reward"], new["min_reward"])
     merged["max_reward"] = jnp.maximum(old["max_reward"], new["max_reward"])
+    merged = {name: jnp.where(old_count > 0, merged[name], new[name]) for name in old}
     return {name: jnp.where(count > 0, merged[name], old[name]) for name in old}
 
 
@@ -137,8 +137,8 @@ def update(
     True
     """
     _check_batches(batches)
-    sums = init_sums(state.model)
-    for batch in batches:
+    sums = accumulate(None, state.model, batches[0], objective)
+    for batch in batches[1:]:
         sums = accumulate(sums, state.model, batch, objective)
     return apply_gradients(state, sums, optimizer)
 
@@ -154,15 +154,15 @@ def jit_update(objective: Objective, optimizer: optax.GradientTransformation) ->
     It composes the jitted parts, so there is one compilation per batch shape rather than one per combination. The
     state given in is donated: use the one returned.
     """
-    start = jax.jit(init_sums)
-    add = jax.jit(partial(accumulate, objective=objective), donate_argnums=0)
+    first = jax.jit(partial(accumulate, None, objective=objective))
+    add = jax.jit(add_sums, donate_argnums=0)
     finish = jax.jit(partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
 
     def step(state: TrainState, batches: Sequence[PreferenceBatch]) -> tuple[TrainState, dict[str, Array]]:
         _check_batches(batches)
-        sums = start(state.model)
-        for batch in batches:
-            sums = add(sums, state.model, batch)
+        sums = first(state.model, batches[0])
+        for batch in batches[1:]:
+            sums = add(sums, first(state.model, batch))
         return finish(state, sums)
 
     return step

@@ -9,8 +9,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --x
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# nothing is left in, or read from, the cache of the person who runs the tests
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="rm-tests-")
+# nothing is left in, or read from, the caches of the person who runs the tests
+os.environ["HF_DATASETS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rm-tests-")
 
 import json
 import shutil

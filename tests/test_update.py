@@ -14,7 +14,7 @@ from rm.data.comparisons import flatten
 from rm.data.packing import pack
 from rm.data.row_shapes import RowShape
 from rm.optimizer import decay_mask
-from rm.update import init_sums
+from rm.update import Sums
 
 pytestmark = pytest.mark.optax
 
@@ -78,6 +78,21 @@ def test_an_update_does_not_depend_on_the_packing(comparisons):
             np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(jnp.abs(a).max())), err_msg=name)
 
 
+def test_a_micro_batch_without_comparisons_changes_nothing(comparisons):
+    """A process may have empty rows alone; its NaN means must not spread."""
+    (batch,) = pack(comparisons, range(6), [SHAPES["all in one row"]])
+    empty = dataclasses.replace(batch, index=np.full_like(batch.index, -1), segments=np.zeros_like(batch.segments))
+    optimizer = optax.sgd(0.1)
+    alone, metrics = updated([batch], objective, optimizer)
+    for batches in ([empty, batch], [batch, empty]):
+        state, other = updated(batches, objective, optimizer)
+        assert {name: float(value) for name, value in other.items()} == pytest.approx(
+            {name: float(value) for name, value in metrics.items()}
+        )
+        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(state), strict=True):
+            np.testing.assert_allclose(b, a, atol=1e-6)
+
+
 def test_pure_and_jitted_update_agree(comparisons):
     optimizer = optax.sgd(0.1)
     batches = pack(comparisons, range(6), [SHAPES["one a micro-batch"]])
@@ -90,14 +105,11 @@ def test_pure_and_jitted_update_agree(comparisons):
 
 def test_a_step_equals_clipped_adamw_in_float64():
     """Loshchilov & Hutter's algorithm 2 written out in NumPy, after clipping to the global norm."""
-    model, sums = new_model(), init_sums(new_model())
-    leaves, structure = jax.tree.flatten(sums.gradients)
+    model = new_model()
+    leaves, structure = jax.tree.flatten(model)
     g = [np.random.default_rng(i).normal(size=leaf.shape) for i, leaf in enumerate(leaves)]
-    sums = dataclasses.replace(
-        sums,
-        gradients=jax.tree.unflatten(structure, [jnp.asarray(6 * x, jnp.float32) for x in g]),
-        comparisons=jnp.array(6),
-    )
+    gradients = jax.tree.unflatten(structure, [jnp.asarray(6 * x, jnp.float32) for x in g])
+    sums = Sums(gradients, metrics={}, comparisons=jnp.array(6))
     optimizer = rm.adamw(1e-2, weight_decay=0.1, max_grad_norm=0.05)
     state, metrics = rm.apply_gradients(rm.init_state(model, optimizer), sums, optimizer)
 

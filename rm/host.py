@@ -1,0 +1,22 @@
+"""Compiled programs kept on disk, so that the next run starts at once."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def keep_compiled(directory: str | Path | None = None) -> None:
+    """Has JAX keep what it compiles in a folder, and read it from there in the next process.
+
+    The commands call this; a notebook may, before it computes anything.
+
+    **Arguments:** `directory`, by default `rm/compiled` in the user's cache folder (`XDG_CACHE_HOME` moves it). Where
+    JAX has been given one already (`JAX_COMPILATION_CACHE_DIR`), that stays, and so does a cache that was turned off
+    (`JAX_ENABLE_COMPILATION_CACHE=false`).
+
+    Example: `rm.keep_compiled()`.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(directory or default))
