@@ -1,14 +1,12 @@
 """One run of TRL's RewardTrainer on the reference workload; peers.py starts it in TRL's own environment."""
 
-import os
-
 import datasets
 import numpy as np
-import torch
-import transformers
-import trl
+import torch  # pyright: ignore[reportMissingImports]
+import transformers  # pyright: ignore[reportMissingImports]
+import trl  # pyright: ignore[reportMissingImports]
 from measure import Steps, parse_arguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_pt_utils import get_length_grouped_indices  # pyright: ignore[reportMissingImports]
 
 
 class Timer(transformers.TrainerCallback):
@@ -77,5 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     main()

@@ -1,12 +1,16 @@
-"""The reference workload of peers.py: a 29 M parameter Llama with random weights and real pairs, as files for every system.
+"""The reference workload of peers.py, as files for every system: a Llama with random weights, and real pairs.
 
-llama/ holds the weights of a reward model and a byte-level BPE of 8192 tokens trained on the data. pairs.jsonl holds
-`chosen` and `rejected`, whole texts, and `length`, the tokens of the longer side; over `MAX_LENGTH` it is left out.
+llama/ holds a reward model of 29 M parameters and a byte-level BPE of 8192 tokens trained on the data. pairs.jsonl
+holds `chosen` and `rejected`, whole texts, and `length`, the tokens of the longer side; over `MAX_LENGTH` it is left
+out.
+
+python benchmarks/workload.py SHARED NAME DIRECTORY
 """
 
 import gzip
 import json
 import random
+import sys
 from pathlib import Path
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -21,15 +25,15 @@ VOCABULARY = 8192
 
 def write_workload(shared: Path, name: str, directory: Path) -> None:
     """Writes `llama/` and `pairs.jsonl`, in an order drawn once."""
-    rows = [_texts(json.loads(line)) for line in gzip.open(shared / FILES[name], "rt", encoding="utf-8")]
+    with gzip.open(shared / FILES[name], "rt", encoding="utf-8") as lines:
+        rows = [_texts(json.loads(line)) for line in lines]
     rows = [row for row in rows if row["chosen"] != row["rejected"]]
     tokenizer = train_tokenizer(text for row in rows for text in row.values())
     write_llama(directory / "llama", tokenizer)
-    for row in rows:
-        row["length"] = 1 + max(len(tokenizer.encode(row[side]).ids) for side in ("chosen", "rejected"))
-    rows = [row for row in rows if row["length"] <= MAX_LENGTH]
-    random.Random(0).shuffle(rows)
-    (directory / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lengths = [1 + max(len(tokenizer.encode(text).ids) for text in row.values()) for row in rows]
+    pairs = [{**row, "length": length} for row, length in zip(rows, lengths, strict=True) if length <= MAX_LENGTH]
+    random.Random(0).shuffle(pairs)
+    (directory / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
 
 
 def _texts(row: dict) -> dict[str, str]:
@@ -83,3 +87,7 @@ def reference_config():
         num_attention_heads=8,
         num_key_value_heads=4,
     )
+
+
+if __name__ == "__main__":
+    write_workload(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
