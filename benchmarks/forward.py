@@ -41,6 +41,7 @@ def transformers_scorer(directory: Path, dtype: str) -> Scorer:
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
+    transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
     model = transformers.LlamaForSequenceClassification.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
 

@@ -118,7 +118,18 @@ def run_round(directory: Path, dtype: str) -> dict[str, float]:
     return loaded | {"cat_seconds": seconds, "file_bytes": size, "ratio": seconds / loaded["load_seconds"]}
 
 
+def check_memory(size: int) -> None:
+    """Ends the benchmark where the page cache, the weights and their copy in float32 would crowd out other programs."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = 1024 * int(lines["MemAvailable"].split()[0])
+    if available < 4 * size:
+        sys.exit(
+            f"models of {size / 1e9:.1f} GB need {4 * size / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free"
+        )
+
+
 def run_case(scratch: Path, disk: str, dtype: str, sharded: bool, rounds: int, size: int) -> dict:
+    check_memory(size)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         directory = Path(folder) / "model"
         arguments = ["--write", directory, "--dtype", disk, "--bytes", str(size), *["--sharded"] * sharded]

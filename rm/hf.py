@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .output import new_directory
 from .version import __version__
 from .weights import INDEX, TensorFiles, write_json, write_tensors
 
+_THREADS = 4  # that read weights
 _PATTERNS = ("config.json", "model.safetensors", "model-*-of-*.safetensors", INDEX)
 
 # Our leaf -> Hugging Face's tensor; `{}` is the layer number.
@@ -86,19 +88,22 @@ def load_reward_model(
         config = replace(config, pad_token_id=None)
 
     template = jax.eval_shape(lambda: init_reward_model(config, key=jax.random.key(0), dtype=dtype))
-    _check_names(files, template, has_head=has_head)
+    stored = template if has_head else replace(template, score=None)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(stored)
+    wanted = [(_leaf_name(path), leaf) for path, leaf in leaves]
+    _check_names(files, [name for leaf, _ in wanted for name in tensor_names(leaf, config)])
     if key is None and not has_head:
         advice = "so this is no reward model yet; train it, or give a key to draw a head"
         raise WeightsError(f"{directory}: no tensor 'score.weight', {advice}")
 
-    def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        name = _leaf_name(path)
-        if name == "score" and key is not None and not has_head:
-            return init_score_head(config, key=key, std=head_std)
-        values = files.read(tensor_names(name, config), leaf, stacked=name.startswith("blocks."))
-        return jax.device_put(values)  # on a CPU without a copy: nothing else refers to this memory
+    def read(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return files.read(tensor_names(name, config), leaf, stacked=name.startswith("blocks."))
 
-    return jax.tree_util.tree_map_with_path(load, template)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        arrays = threads.map(read, *zip(*wanted, strict=True))
+        # on a CPU this takes the memory over without a copy; nothing else refers to it
+        model = structure.unflatten(map(jax.device_put, arrays))
+    return model if key is None or has_head else replace(model, score=init_score_head(config, key=key, std=head_std))
 
 
 def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> LlamaConfig:
@@ -219,10 +224,8 @@ def _check_labels(hf: Mapping[str, Any], source: Path) -> None:
         raise ConfigError(f"{source}: num_labels must be 1 for a reward model, found {labels}")
 
 
-def _check_names(files: TensorFiles, template: RewardModel, *, has_head: bool) -> None:
-    leaves = [_leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(template)[0]]
-    expected = {name for leaf in leaves for name in tensor_names(leaf, template.config)}
-    expected -= set() if has_head else {"score.weight"}
+def _check_names(files: TensorFiles, names: list[str]) -> None:
+    expected = set(names)
     missing = sorted(expected - files.names)
     if missing:
         raise WeightsError(f"{files.directory}: missing tensor {missing[0]!r}{_and_more(missing)}")

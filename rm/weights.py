@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +16,7 @@ from .hub import read_json
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
-# Elements read and converted at once, while they are in the processor's cache, and how many such reads are under way.
-_PIECE = 2**20
-_THREADS = 4
+_PIECE = 2**18  # elements that are read, converted and checked at once, while they are in the processor's cache
 
 
 class _Stored(NamedTuple):
@@ -59,16 +57,9 @@ class TensorFiles:
         """
         out = _aligned_empty(leaf.shape, leaf.dtype)
         parts = out.reshape(len(names) if stacked else 1, *leaf.shape[stacked:])  # a view: layers are read in place
-        for name in names:
-            self._check(name, parts.shape[1:])
-        starts = range(0, parts[0].size, _PIECE)
-        pieces = [
-            (name, start, part.reshape(-1)[start : start + _PIECE])
-            for name, part in zip(names, parts, strict=True)
-            for start in starts
-        ]
-        with ThreadPoolExecutor(_THREADS) as threads:
-            list(threads.map(lambda piece: self._read_piece(*piece), pieces))
+        for name, part in zip(names, parts, strict=True):
+            self._check(name, part.shape)
+            self._read_into(part.reshape(-1), name)
         return out
 
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
@@ -78,23 +69,25 @@ class TensorFiles:
         if kind not in _DTYPES:
             raise WeightsError(f"{path}: tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}")
 
-    def _read_piece(self, name: str, start: int, out: np.ndarray) -> None:
-        """Reads the elements of a tensor from `start` on into `out`, in place where the types are the same."""
+    def _read_into(self, out: np.ndarray, name: str) -> None:
         path, kind, _, offset = self._stored[name]
-        dtype = jnp.dtype(_DTYPES[kind])
-        values = out if out.dtype == dtype else np.empty(out.shape, dtype)
-        try:
-            with path.open("rb") as file:
-                file.seek(offset + start * dtype.itemsize)
-                count = file.readinto(values.view(np.uint8).data)
-        except OSError as error:
-            raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
-        if count != values.nbytes:
-            raise WeightsError(f"{path}: truncated while it was read; download it again")
-        if values is not out:
+        with path.open("rb") as file:
+            file.seek(offset)
+            for start in range(0, out.size, _PIECE):
+                if not _fill(out[start : start + _PIECE], file, jnp.dtype(_DTYPES[kind])):
+                    found = f"holds NaN or infinite values (as {out.dtype}); it is damaged"
+                    raise WeightsError(f"{path}: tensor {name!r} {found}")
+
+
+def _fill(out: np.ndarray, file: BufferedReader, dtype: np.dtype) -> bool:
+    """Reads and converts the next values of a file, in place where the types are the same; whether all are finite."""
+    values = out if out.dtype == dtype else np.empty(out.shape, dtype)
+    if file.readinto(values.view(np.uint8).data) != values.nbytes:
+        raise WeightsError(f"{file.name}: truncated while it was read; download it again")
+    if values is not out:
+        with np.errstate(over="ignore"):  # an infinity is found below
             out[:] = values
-        if not _all_finite(out):
-            raise WeightsError(f"{path}: tensor {name!r} holds NaN or infinite values (as {out.dtype}); it is damaged")
+    return _all_finite(min(out, values, key=lambda array: array.itemsize))  # the narrower one overflows first
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -131,6 +131,38 @@ def test_loading_in_low_precision_keeps_the_head_in_float32(export):
     np.testing.assert_array_equal(loaded.embed_tokens, np.asarray(model.embed_tokens).astype(ml_dtypes.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("stored", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_tensors_are_read_whole_in_however_many_pieces(tmp_path, tokenizer, monkeypatch, stored, dtype):
+    monkeypatch.setattr(rm.weights, "_PIECE", 7)
+    model = make_model()
+    rm.save_reward_model(tmp_path / "export", model, tokenizer, dtype=stored)
+    expected = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(stored).astype(dtype)), model)
+    expected = dataclasses.replace(expected, score=model.score)
+    assert_equal(rm.load_reward_model(tmp_path / "export", dtype=dtype), expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.nan, "float32"), (-np.inf, "float32"), (np.nan, "bfloat16"), (1e6, "float16")]
+)
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_number_that_is_not_finite_is_found_wherever_it_stands(export, monkeypatch, value, dtype, place):
+    """One million is infinite as float16."""
+    monkeypatch.setattr(rm.weights, "_PIECE", 7)
+    stored, name = load_file(export / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    stored[name].flat[place] = value
+    save_file(stored, export / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(rm.WeightsError, match=rf"{name}.*as {dtype}"):
+        rm.load_reward_model(export, dtype=dtype)
+
+
+def test_a_loaded_model_may_be_donated(export):
+    """On a CPU its arrays are the memory into which the files were read."""
+    double = jax.jit(lambda model: jax.tree.map(lambda leaf: leaf + leaf, model), donate_argnums=0)
+    four = double(double(rm.load_reward_model(export)))
+    assert_equal(four, jax.tree.map(lambda leaf: 4 * leaf, make_model()))
+
+
 def test_the_export_holds_what_others_need_and_nothing_else(tmp_path, export):
     """The tokenizer's files byte for byte, weights, configuration, card and record, all readable by everyone."""
     before = {path.name: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()}
