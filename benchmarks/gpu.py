@@ -49,48 +49,20 @@ PEAKS = {
 class Shape(NamedTuple):
     """An architecture and the comparisons of its updates."""
 
-    architecture: dict[str, Any]
-    pairs: int
-    lengths: tuple[int, int, int]  # prompt and two responses, in tokens
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    pairs: int = 8
+    lengths: tuple[int, int, int] = (512, 768, 768)  # prompt and two responses, in tokens
 
 
 SHAPES = {
-    "1B": Shape(
-        {
-            "vocab_size": 128256,
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-        },
-        pairs=8,
-        lengths=(512, 768, 768),
-    ),
-    "8B": Shape(
-        {
-            "vocab_size": 128256,
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-        },
-        pairs=8,
-        lengths=(512, 768, 768),
-    ),
-    "tiny": Shape(
-        {
-            "vocab_size": 128,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        },
-        pairs=2,
-        lengths=(32, 64, 64),
-    ),
+    "1B": Shape(128256, 2048, 8192, 16, 32, 8),
+    "8B": Shape(128256, 4096, 14336, 32, 32, 8),
+    "tiny": Shape(128, 64, 128, 3, 4, 2, pairs=2, lengths=(32, 64, 64)),
 }
 
 
@@ -174,7 +146,9 @@ def llama(shape: str):
     """The configuration of a shape."""
     from rm.config import LlamaConfig, Rope
 
-    return LlamaConfig(**SHAPES[shape].architecture, rope=Rope(theta=500000.0))
+    architecture = SHAPES[shape]._asdict()
+    del architecture["pairs"], architecture["lengths"]
+    return LlamaConfig(**architecture, rope=Rope(theta=500000.0))
 
 
 def probe() -> dict[str, Any]:

@@ -5,12 +5,14 @@ python benchmarks/pack.py [--shared ../shared]
 
 import argparse
 import dataclasses
+import itertools
 import os
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 DATA = ("hh-rlhf", "ukp-convarg1", "humanevalpack")
 UPDATES = 12
@@ -36,15 +38,17 @@ def comparisons_of(shared: Path, name: str, model: str):
 def fill(shared: Path) -> None:
     """One whole epoch, by lengths."""
     import rm
+    from rm.data.row_shapes import Layout
 
-    print("\n| data | batch size | shapes | filled | fit s |\n|---|---|---|---|---|")
+    print("\n| data | layout | batch size | shapes | filled | fit s |\n|---|---|---|---|---|---|")
     for name in DATA:
         comparisons, _ = comparisons_of(shared, name, "tokenizers/smollm2-135m-instruct")
-        for batch_size in (8, 16, 64):
+        for layout, batch_size in itertools.product(get_args(Layout), (8, 16, 64)):
             start = time.perf_counter()
-            plan = rm.plan_batches(comparisons, batch_size)
+            plan = rm.plan_batches(comparisons, batch_size, layout=layout)
             seconds = time.perf_counter() - start
-            print(f"| {name} | {batch_size} | {len(plan.shapes)} | {plan.fill():.1%} | {seconds:.1f} |", flush=True)
+            row = f"| {name} | {layout} | {batch_size} | {len(plan.shapes)} | {plan.fill():.1%} | {seconds:.1f} |"
+            print(row, flush=True)
 
 
 def plan_a_million(shared: Path, batch_size: int) -> None:

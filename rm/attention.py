@@ -1,4 +1,4 @@
-"""Attention over the region layout; this lowering runs everywhere and is the one others are compared with.
+"""Attention with shared prefixes; this lowering runs everywhere and is the one others are compared with.
 
 A query sees a key when both belong to the same segment, the key does not come later in the row, and the key is of the
 prefix or of the query's own part.

@@ -10,7 +10,7 @@ from .shapes import checked
 
 @checked
 class PreferenceBatch(eqx.Module):
-    """Comparisons packed into rows, in the region layout.
+    """Comparisons packed into rows.
 
     A row holds several segments, each with an id of its own: a common prompt, the prefix, which lies there once, and up
     to K responses to it, after it in the row. A token sees what comes before it in its own part of its segment, and the

@@ -2,8 +2,7 @@
 
 Scores never exist beyond a few blocks of queries against one of keys each, and the cost follows the packed sequences
 rather than the length of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks
-alone). Blocks of queries that see equally many blocks of keys go together, since one batched product is several times
-faster than as many small ones.
+alone). Blocks of queries that see about as many blocks of keys go together, in batched products.
 """
 
 from typing import NamedTuple
@@ -21,12 +20,13 @@ _HIDDEN = -1e30  # added to the scores of what a query does not see
 _LEAST = -1e20  # below any score, and so far above hidden ones that they count nothing
 
 
+Marks = tuple[Int[Array, "R n C"], Int[Array, "R n C"], Int[Array, "R n C"]]  # segment, part, place in the row
+
+
 class Blocks(NamedTuple):
     """Which blocks of a row see which: computed once for a batch, used by every layer. `n` blocks of `C` tokens."""
 
-    segments: Int[Array, "R n C"]
-    parts: Int[Array, "R n C"]
-    places: Int[Array, "R n C"]
+    marks: Marks
     keys: Int[Array, "R n n"]  # of each query block, the key blocks it sees, first in their order
     counts: Int[Array, "R n"]  # how many these are
     order: Int[Array, "R n"]  # the query blocks by that number
@@ -35,20 +35,16 @@ class Blocks(NamedTuple):
 @checked
 def find_blocks(segments: Int[Array, "R N"], parts: Int[Array, "R N"]) -> Blocks:
     """The visible pairs of blocks."""
-    segments, parts = _cut(segments, _TOGETHER), _cut(parts, _TOGETHER)
+    segments, parts = _cut(segments), _cut(parts)
     R, n, C = segments.shape
-    places = jnp.broadcast_to(jnp.arange(n * C).reshape(1, n, C), segments.shape)
-    unknown = (jnp.zeros(shape, jnp.int32) for shape in ((R, n, n), (R, n), (R, n)))
-    blocks = Blocks(segments, parts, places, *unknown)
+    marks = segments, parts, jnp.broadcast_to(jnp.arange(n * C).reshape(1, n, C), segments.shape)
     ids = jnp.broadcast_to(jnp.arange(n), (R, n))
     # a block of queries at a time, for n × n × C × C marks may be many
-    needed = jax.lax.map(lambda i: _visible(blocks, jnp.broadcast_to(i, (R, n)), ids).any((2, 3)), jnp.arange(n))
+    needed = jax.lax.map(lambda i: _visible(marks, jnp.broadcast_to(i, (R, n)), ids).any((2, 3)), jnp.arange(n))
     needed = jnp.moveaxis(needed, 0, 1)
     counts = needed.sum(2)
-    return blocks._replace(
-        keys=jnp.argsort(~needed, axis=2, stable=True),
-        counts=counts,
-        order=jnp.argsort(counts, axis=1, descending=True),
+    return Blocks(
+        marks, jnp.argsort(~needed, axis=2, stable=True), counts, jnp.argsort(counts, axis=1, descending=True)
     )
 
 
@@ -57,7 +53,7 @@ def block_attention(
     q: Float[Array, "R N G Q E"], k: Float[Array, "R N G E"], v: Float[Array, "R N G E"], blocks: Blocks
 ) -> Float[Array, "R N G Q E"]:
     """What `shared_prefix_attention` computes; padding gets zeros."""
-    queries, keys, values = (jnp.moveaxis(_cut(x, _TOGETHER), 2, -2) for x in (q, k, v))  # [R, n, G, (Q,) C, E]
+    queries, keys, values = (jnp.moveaxis(_cut(x), 2, -2) for x in (q, k, v))  # [R, n, G, (Q,) C, E]
     R, n, G, Q, C, E = queries.shape
     scaled = (queries.astype(jnp.float32) * E**-0.5).astype(q.dtype).reshape(R, n, G, Q * C, E)
     out: Array = _attention(scaled, keys, values, blocks)
@@ -65,20 +61,20 @@ def block_attention(
     return out.reshape(R, n * C, G, Q, E)[:, : q.shape[1]]
 
 
-def _cut(x: Array, multiple: int) -> Array:
-    """`[R, N, …]` as blocks `[R, n, C, …]`, `n` a multiple, padded with zeros."""
-    pad = -x.shape[1] % (_BLOCK * multiple)
+def _cut(x: Array) -> Array:
+    """`[R, N, …]` as blocks `[R, n, C, …]`, as many as go together or a multiple, padded with zeros."""
+    pad = -x.shape[1] % (_BLOCK * _TOGETHER)
     x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
     return x.reshape(x.shape[0], -1, _BLOCK, *x.shape[2:])
 
 
 def _visible(
-    blocks: Blocks, i: Int[Array, "R A"], j: Int[Array, "R A"], *, keys_first: bool = False
+    marks: Marks, i: Int[Array, "R A"], j: Int[Array, "R A"], *, keys_first: bool = False
 ) -> Bool[Array, "R A C C"]:
     """Which keys of block `j` each query of block `i` sees; queries by keys, or the other way round."""
     rows, (query, key) = jnp.arange(len(i))[:, None], (-2, -1) if keys_first else (-1, -2)
-    q_segment, q_part, q_place = (jnp.expand_dims(mark[rows, i], query) for mark in blocks[:3])
-    k_segment, k_part, k_place = (jnp.expand_dims(mark[rows, j], key) for mark in blocks[:3])
+    q_segment, q_part, q_place = (jnp.expand_dims(mark[rows, i], query) for mark in marks)
+    k_segment, k_part, k_place = (jnp.expand_dims(mark[rows, j], key) for mark in marks)
     same = (q_segment == k_segment) & (q_segment > 0) & ((k_part == 0) | (k_part == q_part))
     return same & (q_place >= k_place)
 
@@ -113,7 +109,7 @@ def _forward(q: Array, k: Array, v: Array, blocks: Blocks):
         def keys(t: Array, carry):
             peak, total, out = carry
             j = blocks.keys[rows, i, t]
-            hidden = jnp.where(_visible(blocks, i, j) & (t < counts)[..., None, None], 0.0, _HIDDEN)
+            hidden = jnp.where(_visible(blocks.marks, i, j) & (t < counts)[..., None, None], 0.0, _HIDDEN)
             scores = _dot(q_i, k[rows, j], (1, 1))
             split = (*scores.shape[:3], -1, *hidden.shape[2:])  # queries of a key/value head apart: they see the same
             scores = (scores.reshape(split) + hidden[:, :, None, None]).reshape(scores.shape)
@@ -148,7 +144,7 @@ def _backward(saved, d_out: Array):
         def keys(t: Array, carry):
             d_q, d_k, d_v = carry
             j = blocks.keys[rows, i, t]
-            visible = _visible(blocks, i, j, keys_first=True) & (t < counts)[..., None, None]
+            visible = _visible(blocks.marks, i, j, keys_first=True) & (t < counts)[..., None, None]
             hidden = jnp.where(visible, 0.0, _HIDDEN)[:, :, None, :, None]
             # keys by queries, so that two of the three products take their factors as they lie
             scores = _dot(k[rows, j], q_i, (1, 1)) - log_total_i

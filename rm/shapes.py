@@ -3,7 +3,7 @@
 | letter | meaning                                       | letter | meaning                             |
 |--------|-----------------------------------------------|--------|-------------------------------------|
 | R      | rows of a batch                               | L      | layers (stacked)                    |
-| N      | tokens of a row: prefix and response regions  | D      | hidden size                         |
+| N      | tokens of a row: prefixes and responses        | D      | hidden size                         |
 | S      | slots: the comparisons a row can hold         | F      | MLP size                            |
 | K      | responses of a comparison                     | V      | vocabulary                          |
 | B      | comparisons                                   | G      | key/value heads                     |

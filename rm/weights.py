@@ -71,12 +71,17 @@ class TensorFiles:
 
     def _read_into(self, out: np.ndarray, name: str) -> None:
         path, kind, _, offset = self._stored[name]
-        with path.open("rb") as file:
-            file.seek(offset)
-            for start in range(0, out.size, _PIECE):
-                if not _fill(out[start : start + _PIECE], file, jnp.dtype(_DTYPES[kind])):
-                    found = f"holds NaN or infinite values (as {out.dtype}); it is damaged"
-                    raise WeightsError(f"{path}: tensor {name!r} {found}")
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                finite = all(
+                    _fill(out[start : start + _PIECE], file, jnp.dtype(_DTYPES[kind]))
+                    for start in range(0, out.size, _PIECE)
+                )
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror}); download it again") from None
+        if not finite:
+            raise WeightsError(f"{path}: tensor {name!r} holds NaN or infinite values (as {out.dtype}); it is damaged")
 
 
 def _fill(out: np.ndarray, file: BufferedReader, dtype: np.dtype) -> bool:

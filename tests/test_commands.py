@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -32,6 +33,36 @@ FIELDS = [
     "pairs_per_second",
     "tokens_per_second",
 ]
+
+
+def test_the_next_run_finds_what_the_one_before_compiled(tmp_path, llama_directory, pairs_file):
+    """In the user's cache folder, where JAX was given no other."""
+    env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    env |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    script = (
+        "import collections, sys, jax\nfrom rm.__main__ import main\nevents = collections.Counter()\n"
+        "jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))\n"
+        "assert main(sys.argv[1:]) == 0\nprint(events['/jax/compilation_cache/cache_misses'])"
+    )
+    misses = []
+    for name in ("first", "second"):
+        options = ["--max-steps", "1", "--batch-size", "4", "--output", str(tmp_path / name), "--no-cache"]
+        command = ["train", "--model", str(llama_directory), "--dataset", str(pairs_file), *options]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *command], env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        misses.append(int(done.stdout.splitlines()[-1]))
+    assert misses[0] > 0
+    assert misses[1] == 0
+    assert any((tmp_path / "rm" / "compiled").iterdir())
+
+
+def test_a_cache_that_jax_was_given_stays(tmp_path):
+    before = jax.config.values["jax_compilation_cache_dir"]
+    assert before == os.environ["JAX_COMPILATION_CACHE_DIR"]
+    rm.keep_compiled(tmp_path)
+    assert jax.config.values["jax_compilation_cache_dir"] == before
 
 
 def lines(path) -> list[dict]:

@@ -11,8 +11,6 @@ import pytest
 
 import rm
 
-pytestmark = pytest.mark.optax
-
 _SPEC = importlib.util.spec_from_file_location("flops", Path(__file__).parents[1] / "benchmarks" / "flops.py")
 assert _SPEC
 assert _SPEC.loader
@@ -99,6 +97,7 @@ def test_each_remat_policy_keeps_less_than_the_one_before():
     assert dots > 1.2 * full
 
 
+@pytest.mark.optax
 def test_a_second_epoch_compiles_nothing():
     """Shapes or types that change on the way, as of a step counter, would compile again for every update."""
     config = llama(2)

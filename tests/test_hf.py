@@ -156,6 +156,19 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_stands(export, monkeyp
         rm.load_reward_model(export, dtype=dtype)
 
 
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_a_file_that_changes_after_its_header_was_read_is_named(export, damage):
+    """Else a torn download would leave arbitrary numbers in the model."""
+    files, path = rm.weights.TensorFiles(export), export / "model.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-4])
+    else:
+        path.unlink()
+    leaf = jax.eval_shape(make_model).score  # the last tensor of the file
+    with pytest.raises(rm.WeightsError, match=r"model\.safetensors: (truncated while|cannot be read)"):
+        files.read(["score.weight"], leaf, stacked=False)
+
+
 def test_a_loaded_model_may_be_donated(export):
     """On a CPU its arrays are the memory into which the files were read."""
     double = jax.jit(lambda model: jax.tree.map(lambda leaf: leaf + leaf, model), donate_argnums=0)

@@ -387,10 +387,11 @@ def real_comparisons(name: str) -> TokenizedComparisons:
     return rm.tokenize_comparisons(rows, tokenizer, config, max_length=1024)[0]
 
 
+@pytest.mark.parametrize("layout", ["regions", "whole"])
 @pytest.mark.parametrize(("batch_size", "least"), [(16, 0.80), (64, 0.85)])
 @pytest.mark.parametrize("name", ["hh-rlhf", "humanevalpack", "ukp-convarg1"])
-def test_little_is_padding_on_real_data(name, batch_size, least):
-    plan = rm.plan_batches(real_comparisons(name), batch_size)
+def test_little_is_padding_on_real_data(name, batch_size, least, layout):
+    plan = rm.plan_batches(real_comparisons(name), batch_size, layout=layout)
     assert len(plan.shapes) <= 8
     assert plan.fill() >= least
 
@@ -404,7 +405,8 @@ def test_arguments_that_meet_in_a_batch_are_computed_once():
     assert real_tokens(batches) < 0.99 * plan.comparisons.lengths[indices].sum()
 
 
-def test_packed_rewards_equal_unpacked_ones_on_real_comparisons():
+@pytest.mark.parametrize("layout", ["regions", "whole"])
+def test_packed_rewards_equal_unpacked_ones_on_real_comparisons(layout):
     """A trained Llama, every sequence in a row of its own, its prompt not shared, against packed batches."""
     model = rm.load_reward_model(shared("models/stories260K"), key=jax.random.key(0), head_std=0.1)
     tokenizer = rm.load_tokenizer(shared("models/stories260K"))
@@ -421,7 +423,7 @@ def test_packed_rewards_equal_unpacked_ones_on_real_comparisons():
     indices = np.random.default_rng(0).permutation(len(unshared))[:500]
     plain = RowShape(rows=8, slots=1, regions=(0, 288, 288))
     expected = rewards_by_index(model, pack(unshared, indices, [plain]))
-    shapes = fit_row_shapes(shared_prefix, 64)
+    shapes = fit_row_shapes(shared_prefix, 64, layout=layout)
     batches = [batch for start in range(0, 500, 64) for batch in pack(shared_prefix, indices[start:][:64], shapes)]
     assert real_tokens(batches) < 0.99 * shared_prefix.lengths[indices].sum(), "no response met another"
     found = rewards_by_index(model, batches)

@@ -14,6 +14,7 @@ from rm.data.comparisons import TokenizedComparisons, flatten
 from rm.data.fit_shapes import fit_row_shapes
 from rm.data.packing import pack
 from rm.data.row_shapes import RowShape
+from rm.layers import transposed
 
 CONFIG = rm.LlamaConfig(
     vocab_size=97,
@@ -75,14 +76,14 @@ def one_by_one(model, sequences, weights) -> tuple[np.ndarray, rm.RewardModel]:
 
 
 def packed(
-    model, comparisons: TokenizedComparisons, shapes: Sequence[RowShape], weights, attention="xla"
+    model, comparisons: TokenizedComparisons, shapes: Sequence[RowShape], weights, attention="xla", dtype=jnp.float32
 ) -> tuple[np.ndarray, rm.RewardModel]:
     """The same from packed rows."""
 
     @jax.jit
     @partial(jax.value_and_grad, has_aux=True)
     def weighted(model, batch):
-        rewards = rm.rewards(model, batch, attention=attention)
+        rewards = rm.rewards(model, batch, attention=attention, dtype=dtype)
         return (weights[batch.index] * rewards).sum(where=batch.mask[..., None]), rewards
 
     rewards, gradients = np.zeros(weights.shape), jax.tree.map(jnp.zeros_like, model)
@@ -164,6 +165,28 @@ def test_recomputing_changes_no_gradient(remat):
 
     for name, a, b in named_leaves(gradients("none"), gradients(remat)):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("attention", ["xla", "block"])
+@pytest.mark.parametrize("layout", ["regions", "whole"])
+def test_bfloat16_gradients_stay_near_float32(layout, attention):
+    """The backward products go ways of their own in bfloat16."""
+    model = rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.5)
+    comparisons = flatten(odd_comparisons(2), [0.0] * 10, CONFIG)
+    weights = jax.random.normal(jax.random.key(2), (10, 2))
+    shapes = fit_row_shapes(comparisons, 10, layout=layout)
+    low, exact = (
+        packed(model, comparisons, shapes, weights, attention, dtype)[1] for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    for name, a, b in named_leaves(exact, low):
+        assert b.dtype == jnp.float32
+        assert jnp.linalg.norm(b - a) < 0.05 * jnp.linalg.norm(a), name
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (7, 3), (1, 5), (2, 3, 8, 4)])
+def test_the_transpose_of_bfloat16_is_the_transpose(shape):
+    x = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
+    np.testing.assert_array_equal(jax.jit(transposed)(x), np.swapaxes(np.asarray(x), -1, -2))
 
 
 def test_bfloat16_compute_stays_near_float32():
