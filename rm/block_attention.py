@@ -1,8 +1,9 @@
 """The same attention in blocks, for CPUs: only pairs of blocks with something to see are computed.
 
-Scores never exist beyond a few blocks of queries against one of keys each, and the cost follows the packed sequences
-rather than the length of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks
-alone). Blocks of queries that see about as many blocks of keys go together, in batched products.
+Scores never exist beyond one block of queries against one of keys, which stays in a core's cache, and the cost follows
+the packed sequences rather than the length of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping
+over visible blocks alone). Keys come before queries in the scores, so that every product takes its factors as they lie
+and every vector runs along queries.
 """
 
 from typing import NamedTuple
@@ -11,41 +12,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .layers import precision, transposed
+from .layers import precision
 from .shapes import checked
 
 _BLOCK = 64
-_TOGETHER = 4  # blocks of queries
 _HIDDEN = -1e30  # added to the scores of what a query does not see
 _LEAST = -1e20  # below any score, and so far above hidden ones that they count nothing
 
 
-Marks = tuple[Int[Array, "R n C"], Int[Array, "R n C"], Int[Array, "R n C"]]  # segment, part, place in the row
-
-
 class Blocks(NamedTuple):
-    """Which blocks of a row see which: computed once for a batch, used by every layer. `n` blocks of `C` tokens."""
+    """Which blocks see which, once for all layers of a batch: `B` blocks of `C` tokens, `n` in a row."""
 
-    marks: Marks
-    keys: Int[Array, "R n n"]  # of each query block, the key blocks it sees, first in their order
-    counts: Int[Array, "R n"]  # how many these are
-    order: Int[Array, "R n"]  # the query blocks by that number
+    marks: Int[Array, "3 B C"]  # segment, part and place in the row of every token
+    keys: Int[Array, "B n"]  # of each block of queries, the blocks of keys it sees, first in their order
+    counts: Int[Array, "B"]  # how many these are
 
 
 @checked
 def find_blocks(segments: Int[Array, "R N"], parts: Int[Array, "R N"]) -> Blocks:
     """The visible pairs of blocks."""
-    segments, parts = _cut(segments), _cut(parts)
-    R, n, C = segments.shape
-    marks = segments, parts, jnp.broadcast_to(jnp.arange(n * C).reshape(1, n, C), segments.shape)
-    ids = jnp.broadcast_to(jnp.arange(n), (R, n))
-    # a block of queries at a time, for n × n × C × C marks may be many
-    needed = jax.lax.map(lambda i: _visible(marks, jnp.broadcast_to(i, (R, n)), ids).any((2, 3)), jnp.arange(n))
-    needed = jnp.moveaxis(needed, 0, 1)
-    counts = needed.sum(2)
-    return Blocks(
-        marks, jnp.argsort(~needed, axis=2, stable=True), counts, jnp.argsort(counts, axis=1, descending=True)
-    )
+    marks = jnp.stack([_cut(segments), _cut(parts), _cut(jnp.broadcast_to(jnp.arange(segments.shape[1]), parts.shape))])
+    count, R = marks.shape[1], len(segments)
+    row = jnp.repeat(jnp.arange(count).reshape(R, -1), count // R, axis=0)  # the blocks of each block's row
+
+    def sees(i: Array) -> Bool[Array, "n"]:
+        return jax.lax.map(lambda j: _visible(marks[:, i], marks[:, j]).any(), row[i])  # all pairs at once may be many
+
+    needed = jax.lax.map(sees, jnp.arange(count))
+    order = jnp.argsort(~needed, axis=1, stable=True)
+    return Blocks(marks, jnp.take_along_axis(row, order, axis=1), needed.sum(1))
 
 
 @checked
@@ -53,121 +48,93 @@ def block_attention(
     q: Float[Array, "R N G Q E"], k: Float[Array, "R N G E"], v: Float[Array, "R N G E"], blocks: Blocks
 ) -> Float[Array, "R N G Q E"]:
     """What `shared_prefix_attention` computes; padding gets zeros."""
-    queries, keys, values = (jnp.moveaxis(_cut(x), 2, -2) for x in (q, k, v))  # [R, n, G, (Q,) C, E]
-    R, n, G, Q, C, E = queries.shape
-    scaled = (queries.astype(jnp.float32) * E**-0.5).astype(q.dtype).reshape(R, n, G, Q * C, E)
-    out: Array = _attention(scaled, keys, values, blocks)
-    out = jnp.moveaxis(out.reshape(R, n, G, Q, C, E), -2, 2)
-    return out.reshape(R, n * C, G, Q, E)[:, : q.shape[1]]
+    R, N, G, Q, E = q.shape
+    queries, keys, values = (jnp.moveaxis(_cut(x), 1, -2) for x in (q, k, v))  # [B, G, (Q,) C, E]
+    out: Array = _attention(queries.reshape(len(queries), G, -1, E), keys, values, blocks)
+    return jnp.moveaxis(out.reshape(queries.shape), -2, 1).reshape(R, -1, G, Q, E)[:, :N]
 
 
 def _cut(x: Array) -> Array:
-    """`[R, N, …]` as blocks `[R, n, C, …]`, as many as go together or a multiple, padded with zeros."""
-    pad = -x.shape[1] % (_BLOCK * _TOGETHER)
+    """`[R, N, …]` as blocks `[B, C, …]`, padded with zeros."""
+    pad = -x.shape[1] % _BLOCK
     x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
-    return x.reshape(x.shape[0], -1, _BLOCK, *x.shape[2:])
+    return x.reshape(-1, _BLOCK, *x.shape[2:])
 
 
-def _visible(
-    marks: Marks, i: Int[Array, "R A"], j: Int[Array, "R A"], *, keys_first: bool = False
-) -> Bool[Array, "R A C C"]:
-    """Which keys of block `j` each query of block `i` sees; queries by keys, or the other way round."""
-    rows, (query, key) = jnp.arange(len(i))[:, None], (-2, -1) if keys_first else (-1, -2)
-    q_segment, q_part, q_place = (jnp.expand_dims(mark[rows, i], query) for mark in marks)
-    k_segment, k_part, k_place = (jnp.expand_dims(mark[rows, j], key) for mark in marks)
+def _visible(queries: Int[Array, "3 *B M"], keys: Int[Array, "3 *B C"]) -> Bool[Array, "*B C M"]:
+    """Which keys each query sees, given the marks of both."""
+    q_segment, q_part, q_place = queries[..., None, :]
+    k_segment, k_part, k_place = keys[..., None]
     same = (q_segment == k_segment) & (q_segment > 0) & ((k_part == 0) | (k_part == q_part))
     return same & (q_place >= k_place)
 
 
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "R A G _ _"]:
-    """Batched products over one axis of each, counted from the last batch axis; float32."""
-    dims = ((contract[0] + 3,), (contract[1] + 3,)), ((0, 1, 2), (0, 1, 2))
+def _scores(q: Float[Array, "G M E"], k: Float[Array, "G C E"], visible: Bool[Array, "C M"]) -> Float[Array, "G C M"]:
+    return _dot(k, q, (1, 1)) * q.shape[-1] ** -0.5 + jnp.where(visible, 0.0, _HIDDEN)[None]
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "G _ _"]:
+    """Products for every key/value head, over one axis of each matrix; float32."""
+    dims = ((contract[0] + 1,), (contract[1] + 1,)), ((0,), (0,))
     return jax.lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _over_keys(d_scores: Float[Array, "R A G C M"], k: Float[Array, "R A G C E"]) -> Float[Array, "R A G M E"]:
-    if k.dtype != jnp.bfloat16:
-        return _dot(d_scores, k, (0, 0))
-    return _dot(transposed(d_scores), k, (1, 0))
-
-
-def _groups(x: Int[Array, "R n"]) -> Int[Array, "groups R A"]:
-    return x.reshape(len(x), -1, _TOGETHER).swapaxes(0, 1)
-
-
 @jax.custom_vjp
-def _attention(q: Array, k: Array, v: Array, blocks: Blocks) -> Array:
+def _attention(
+    q: Float[Array, "B G M E"], k: Float[Array, "B G C E"], v: Float[Array, "B G C E"], blocks: Blocks
+) -> Float[Array, "B G M E"]:
+    """Attention of blocks of queries; a block of `M = Q·C` holds all `Q` heads that share keys."""
     return _forward(q, k, v, blocks)[0]
 
 
 def _forward(q: Array, k: Array, v: Array, blocks: Blocks):
-    rows = jnp.arange(len(q))[:, None]
+    marks, transposed = jnp.tile(blocks.marks, q.shape[2] // _BLOCK), v.mT
+    _, G, M, E = q.shape
 
-    def queries(i: Int[Array, "R A"]) -> tuple[Array, Array]:
-        q_i, counts = q[rows, i], blocks.counts[rows, i]
-
+    def queries(i: Array) -> tuple[Array, Array]:
         def keys(t: Array, carry):
             peak, total, out = carry
-            j = blocks.keys[rows, i, t]
-            hidden = jnp.where(_visible(blocks.marks, i, j) & (t < counts)[..., None, None], 0.0, _HIDDEN)
-            scores = _dot(q_i, k[rows, j], (1, 1))
-            split = (*scores.shape[:3], -1, *hidden.shape[2:])  # queries of a key/value head apart: they see the same
-            scores = (scores.reshape(split) + hidden[:, :, None, None]).reshape(scores.shape)
-            new_peak = jnp.maximum(peak, scores.max(-1))
-            weights = jnp.exp(scores - new_peak[..., None])
-            shrink = jnp.exp(peak - new_peak)
-            out = out * shrink[..., None] + _dot(weights.astype(q.dtype), v[rows, j], (1, 0))
-            return new_peak, total * shrink + weights.sum(-1), out
+            j = blocks.keys[i, t]
+            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.marks[:, j]))
+            new_peak = jnp.maximum(peak, scores.max(1))
+            weights, shrink = jnp.exp(scores - new_peak[:, None]), jnp.exp(peak - new_peak)
+            out = out * shrink[:, None] + _dot(transposed[j], weights.astype(q.dtype), (1, 0))
+            return new_peak, total * shrink + weights.sum(1), out
 
-        start = (jnp.full(q_i.shape[:-1], _LEAST), jnp.zeros(q_i.shape[:-1]), jnp.zeros(q_i.shape))
-        peak, total, out = jax.lax.fori_loop(0, counts.max(), keys, start)
+        start = jnp.full((G, M), _LEAST), jnp.zeros((G, M)), jnp.zeros((G, E, M))
+        peak, total, out = jax.lax.fori_loop(0, blocks.counts[i], keys, start)
         total = jnp.maximum(total, 1e-30)
-        return (out / total[..., None]).astype(q.dtype), peak + jnp.log(total)
+        return out / total[:, None], peak + jnp.log(total)
 
-    out, log_total = jax.lax.map(queries, _groups(blocks.order))
-    place = jnp.argsort(blocks.order, axis=1)
-    out, log_total = (jnp.moveaxis(x, 0, 1).reshape(*q.shape[:2], *x.shape[3:])[rows, place] for x in (out, log_total))
+    out, log_total = jax.lax.map(queries, jnp.arange(len(q)))
+    out = out.mT.astype(q.dtype)
     return out, (q, k, v, blocks, out, log_total)
 
 
 def _backward(saved, d_out: Array):
     q, k, v, blocks, out, log_total = saved
-    rows = jnp.arange(len(q))[:, None]
+    marks, transposed = jnp.tile(blocks.marks, q.shape[2] // _BLOCK), k.mT
     product = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).reshape(-1, q.shape[-1])
     # XLA's sums over matrices are many times faster on CPUs than over more axes, or with the product fused in
     inner = jax.lax.optimization_barrier(jax.lax.optimization_barrier(product).sum(-1)).reshape(q.shape[:-1])
 
-    def queries(carry, i: Int[Array, "R A"]):
-        q_i, d_out_i, counts = q[rows, i], d_out[rows, i], blocks.counts[rows, i]
-        log_total_i, inner_i = log_total[rows, i][..., None, :], inner[rows, i][..., None, :]
-
+    def queries(carry, i: Array):
         def keys(t: Array, carry):
             d_q, d_k, d_v = carry
-            j = blocks.keys[rows, i, t]
-            visible = _visible(blocks.marks, i, j, keys_first=True) & (t < counts)[..., None, None]
-            hidden = jnp.where(visible, 0.0, _HIDDEN)[:, :, None, :, None]
-            # keys by queries, so that two of the three products take their factors as they lie
-            scores = _dot(k[rows, j], q_i, (1, 1)) - log_total_i
-            split = (*scores.shape[:4], -1, _BLOCK)
-            weights = jnp.exp(scores.reshape(split) + hidden).reshape(scores.shape)
-            d_scores = weights * (_dot(v[rows, j], d_out_i, (1, 1)) - inner_i)
+            j = blocks.keys[i, t]
+            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.marks[:, j]))
+            weights = jnp.exp(scores - log_total[i, :, None])
+            d_scores = weights * (_dot(v[j], d_out[i], (1, 1)) - inner[i, :, None]) * q.shape[-1] ** -0.5
             weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)
-            d_q = d_q + _over_keys(d_scores, k[rows, j])
-            d_k = _add_at(d_k, j, _dot(d_scores, q_i, (1, 0)))
-            d_v = _add_at(d_v, j, _dot(weights, d_out_i, (1, 0)))
-            return d_q, d_k, d_v
+            d_k = d_k.at[j].add(_dot(d_scores, q[i], (1, 0)))
+            d_v = d_v.at[j].add(_dot(weights, d_out[i], (1, 0)))
+            return d_q + _dot(transposed[j], d_scores, (1, 0)), d_k, d_v
 
-        d_q, *d_kv = jax.lax.fori_loop(0, counts.max(), keys, (jnp.zeros(q_i.shape), *carry))
+        d_q, *d_kv = jax.lax.fori_loop(0, blocks.counts[i], keys, (jnp.zeros_like(q[i].mT, jnp.float32), *carry))
         return tuple(d_kv), d_q
 
-    start = jnp.zeros(k.shape), jnp.zeros(v.shape)
-    (d_k, d_v), d_q = jax.lax.scan(queries, start, _groups(blocks.order))
-    d_q = jnp.moveaxis(d_q, 0, 1).reshape(q.shape)[rows, jnp.argsort(blocks.order, axis=1)]
-    return *(g.astype(q.dtype) for g in (d_q, d_k, d_v)), None
-
-
-def _add_at(x: Float[Array, "R n G C E"], j: Int[Array, "R A"], new: Float[Array, "R A G C E"]) -> Array:
-    return x.at[jnp.arange(len(x))[:, None], j].add(new)
+    (d_k, d_v), d_q = jax.lax.scan(queries, (jnp.zeros(k.shape), jnp.zeros(v.shape)), jnp.arange(len(q)))
+    return *(g.astype(q.dtype) for g in (d_q.mT, d_k, d_v)), None
 
 
 _attention.defvjp(_forward, _backward)

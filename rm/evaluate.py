@@ -1,13 +1,14 @@
 """Using a reward model: scores of texts, metrics on comparisons."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
+from .batch import PreferenceBatch
 from .config import LlamaConfig
 from .data.batches import default_layout
 from .data.comparisons import TokenizedComparisons, flatten
@@ -15,6 +16,7 @@ from .data.fit_shapes import fit_row_shapes
 from .data.packing import pack
 from .data.render import RowError, as_messages, check_text, render_messages, render_response
 from .data.row_shapes import RowShape
+from .data.sequences import pack_sequences, round_up
 from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
 from .errors import DataError
@@ -42,7 +44,8 @@ def score(
 
     **Arguments:** `inputs`, each a text (tokenized exactly as given), or a dict with `text`, with `prompt` and
     `response`, or with `messages` (the last two go the way of the training data); `dtype`, of the computation;
-    `batch_size`, sequences of one forward; `max_length`, tokens after which an input is cut off, all kept when `None`.
+    `batch_size`, sequences of average length that go through the model together; `max_length`, tokens after which an
+    input is cut off, all kept when `None`.
 
     **Raises:** `DataError`, naming the input, where it has none of these forms.
 
@@ -68,14 +71,22 @@ def score_sequences(
     if not sequences:
         return np.zeros(0, np.float32)
     cut = flatten([[ids[:max_length]] for ids in sequences], [0.0] * len(sequences), model.config, share_prefix=False)
-    lengths = cut.lengths[:, 1]
-    order = np.argsort(lengths, kind="stable")  # neighbours in length pad each other least
-    out = np.empty(len(order), np.float32)
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        shape = RowShape(rows=min(batch_size, len(order)), slots=1, regions=(0, _round_up(int(lengths[chunk].max()))))
-        out[chunk] = _rewards_of(model, cut, chunk, [shape], dtype)[:, 0]
+    out = np.empty(len(sequences), np.float32)
+    for batch, computed in _compute(model, _rows(cut, model.config, batch_size), dtype):
+        out[batch.index[batch.index >= 0]] = computed[batch.index >= 0, 0]
     return out
+
+
+def _rows(cut: TokenizedComparisons, config: LlamaConfig, batch_size: int) -> Iterator[PreferenceBatch]:
+    """Rows that share prefixes where attention goes by blocks; elsewhere one sequence a row, neighbours in length."""
+    if default_layout() == "whole":
+        yield from pack_sequences(cut, config, batch_size=batch_size)
+        return
+    lengths = cut.lengths[:, 1]
+    order = np.argsort(lengths, kind="stable")
+    for chunk in np.split(order, range(batch_size, len(order), batch_size)):
+        regions = (0, round_up(int(lengths[chunk].max())))
+        yield from pack(cut, chunk, [RowShape(rows=min(batch_size, len(order)), slots=1, regions=regions)])
 
 
 def encode_inputs(
@@ -141,14 +152,20 @@ def _rewards_of(
     """Rewards of the comparisons at `indices`, in that order."""
     place = {int(i): at for at, i in enumerate(indices)}
     out = np.empty((len(indices), comparisons.ends.shape[1]), np.float32)
-    for batch in pack(comparisons, indices, shapes):
-        computed = np.asarray(_jit_rewards(model, batch, dtype=dtype, remat="none"))
+    for batch, computed in _compute(model, pack(comparisons, indices, shapes), dtype):
         for row, slot in np.argwhere(batch.index >= 0):
             out[place[int(batch.index[row, slot])]] = computed[row, slot]
     return out
 
 
-def _round_up(length: int) -> int:
-    """The next of 32, 48, 64, 96, 128, 192, …: few shapes to compile, little to pad."""
-    power = max(32, 1 << (length - 1).bit_length())
-    return power * 3 // 4 if power > 32 and length <= power * 3 // 4 else power
+def _compute(
+    model: RewardModel, batches: Iterable[PreferenceBatch], dtype: Any
+) -> Iterator[tuple[PreferenceBatch, Float[np.ndarray, "R S K"]]]:
+    """Every batch with its rewards; the next one is made while the one before is computed."""
+    running: list[tuple[PreferenceBatch, Array]] = []
+    for batch in batches:
+        running.append((batch, _jit_rewards(model, batch, dtype=dtype, remat="none")))
+        if len(running) > 1:
+            done, computed = running.pop(0)
+            yield done, np.asarray(computed)
+    yield from ((batch, np.asarray(computed)) for batch, computed in running)

@@ -47,17 +47,20 @@ def pack(
     for shape in (shape for shape, count in zip(shapes, counts, strict=True) for _ in range(count)):
         numbers = range(start, start + shape.rows)
         if any(number in contents for number in numbers):
-            batches.append(_fill(comparisons, chosen, [contents.get(number, []) for number in numbers[rows]], shape))
+            batches.append(
+                fill_rows(comparisons, chosen, [contents.get(number, []) for number in numbers[rows]], shape)
+            )
         start += shape.rows
     return batches
 
 
-def _fill(
+def fill_rows(
     comparisons: TokenizedComparisons,
     indices: Int64[np.ndarray, "B"],
     rows: Sequence[Sequence[np.ndarray]],
     shape: RowShape,
 ) -> PreferenceBatch:
+    """A micro-batch of `shape`: the comparisons at `indices`, of which each row holds some, in groups."""
     """A micro-batch of `rows`, each a list of items."""
     K = comparisons.ends.shape[1]
     tokens, segments, parts, positions = np.zeros((4, len(rows), sum(shape.regions)), np.int32)
