@@ -1,6 +1,7 @@
 """Packing single sequences, to be scored: those that begin alike share their beginning."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -40,15 +41,14 @@ def pack_sequences(
         shared[:] = 0  # the length of a sequence changes how even its beginning is rotated
     capacity = round_up(max(longest, min(_ROW_TOKENS, int(lengths.mean() * batch_size))))
     shape = RowShape(rows=1, slots=max(batch_size, capacity // _TOKENS_OF_SLOT), regions=(capacity,))
-    runs = _runs(order.tolist(), shared, lengths.tolist(), shape)
+    rows = _rows(order.tolist(), shared, lengths.tolist(), shape)
     offsets = sequences.offsets.copy()
-    for run in runs:
+    for run in itertools.chain(*rows):
         offsets[run.members, 1] += run.prefix
     split = dataclasses.replace(sequences, offsets=offsets)
-    for row in _rows(runs, shape):
-        if row[-1] is runs[-1]:
-            used = sum(run.tokens for run in row)
-            shape = dataclasses.replace(shape, regions=(min(capacity, round_up(used)),))
+    for row in rows:
+        if row is rows[-1]:
+            shape = dataclasses.replace(shape, regions=(min(capacity, round_up(_tokens(row))),))
         yield fill_rows(split, np.arange(len(lengths)), [[np.array(run.members) for run in row]], shape)
 
 
@@ -85,29 +85,26 @@ def _joined(shared: Int64[np.ndarray, "B"]) -> Bool[np.ndarray, "B"]:
     return (shared > 0) & (2 * shared >= np.maximum(before, after))
 
 
-def _runs(order: list[int], shared: Int64[np.ndarray, "B"], lengths: list[int], shape: RowShape) -> list[Run]:
-    """Neighbours that go together, as far as they fit a row."""
-    runs: list[Run] = []
+def _rows(order: list[int], shared: Int64[np.ndarray, "B"], lengths: list[int], shape: RowShape) -> list[list[Run]]:
+    """Each sequence into the row of the one before it, if it fits there, and into its run, if they go together."""
+    rows: list[list[Run]] = [[]]
     for i, with_last, common in zip(order, _joined(shared).tolist(), shared.tolist(), strict=True):
-        if with_last and len(runs[-1].members) < shape.slots:
-            members, prefix, tokens = runs[-1]
-            whole = tokens + (len(members) - 1) * prefix + lengths[i]  # tokens, were nothing shared
-            common = min(common, prefix or common)
-            longer = Run([*members, i], common, whole - len(members) * common)
-            if longer.tokens <= shape.positions:
-                runs[-1] = longer
-                continue
-        runs.append(Run([i], 0, lengths[i]))
-    return runs
+        row, alone = rows[-1], Run([i], 0, lengths[i])
+        longer = [*row[:-1], _extend(row[-1], alone, common)] if row and with_last else [*row, alone]
+        fits = _tokens(longer) <= shape.positions and sum(len(run.members) for run in longer) <= shape.slots
+        if fits:
+            rows[-1] = longer
+        else:
+            rows.append([alone])
+    return rows
 
 
-def _rows(runs: list[Run], shape: RowShape) -> Iterator[list[Run]]:
-    """Each run into the row of the one before it, if it fits there."""
-    row, tokens, slots = [], 0, 0
-    for run in runs:
-        tokens, slots = tokens + run.tokens, slots + len(run.members)
-        if row and (tokens > shape.positions or slots > shape.slots):
-            yield row
-            row, tokens, slots = [], run.tokens, len(run.members)
-        row.append(run)
-    yield row
+def _extend(run: Run, other: Run, common: int) -> Run:
+    """The run with a sequence that shares `common` tokens with its last one."""
+    prefix = min(common, run.prefix or common)
+    whole = run.tokens + (len(run.members) - 1) * run.prefix + other.tokens  # tokens, were nothing shared
+    return Run([*run.members, *other.members], prefix, whole - len(run.members) * prefix)
+
+
+def _tokens(row: list[Run]) -> int:
+    return sum(run.tokens for run in row)
