@@ -1,0 +1,66 @@
+"""What bfloat16 costs in accuracy: the same training in both types, and the rewards of one model in both.
+
+python benchmarks/precision.py [--shared ../shared] [--updates 300] [--seeds 3]
+
+The small trained Llama of the shared folder learns ukp-convarg1, of which the last tenth is held out. A seed sets the
+score head and the order of the data, for both types alike.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from workload import SHARED
+
+import rm
+
+DTYPES = ("float32", "bfloat16")
+BATCH_SIZE = 16
+
+
+def train(model: rm.RewardModel, comparisons, dtype: str, seed: int, updates: int) -> rm.RewardModel:
+    def objective(model, batch):
+        r = rm.rewards(model, batch, dtype=jnp.dtype(dtype), remat="none")
+        return rm.pairwise_loss(r[..., 0], r[..., 1]) + 0.01 * rm.centering_penalty(r[..., 0], r[..., 1]), r
+
+    plan = rm.plan_batches(comparisons, BATCH_SIZE, seed=seed)
+    optimizer = rm.adamw(1e-3)
+    state, advance = rm.init_state(jax.tree.map(jnp.copy, model), optimizer), rm.jit_update(objective, optimizer)
+    for step in range(updates):
+        state, _ = advance(state, plan.batch_at(step))
+    return state.model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=SHARED, help="the folder that has data/ and models/")
+    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    directory = args.shared / "models/stories260K"
+    tokenizer = rm.load_tokenizer(directory)
+    rows = rm.load_comparisons(args.shared / "data/ukp-convarg1/pairs.jsonl.gz")
+    print("| seed | accuracy, float32 | accuracy, bfloat16 | rewards of the first model: spread | largest difference |")
+    print("|---|---|---|---|---|")
+    accuracies = []
+    for seed in range(args.seeds):
+        base = rm.load_reward_model(directory, key=jax.random.key(seed))
+        base, matched = rm.match_tokenizer(base, tokenizer)
+        comparisons, _ = rm.tokenize_comparisons(rows, matched, base.config, max_length=512)
+        kept = np.random.default_rng(0).permutation(len(comparisons))
+        held_out, learned = (comparisons.take(part) for part in np.split(kept, [len(kept) // 10]))
+        models = [train(base, learned, dtype, seed, args.updates) for dtype in DTYPES]
+        accuracy = [rm.evaluate(m, held_out, dtype=jnp.dtype(d))["accuracy"] for m, d in zip(models, DTYPES, strict=True)]
+        sequences = [row["prompt"] + row["chosen"] for row in rows.select(range(200))]
+        rewards = [rm.score(models[0], matched, sequences, dtype=jnp.dtype(dtype)) for dtype in DTYPES]
+        difference, spread = np.abs(rewards[0] - rewards[1]).max(), rewards[0].std()
+        print(f"| {seed} | {accuracy[0]:.3f} | {accuracy[1]:.3f} | {spread:.2f} | {difference:.1e} |", flush=True)
+        accuracies.append(accuracy)
+    means, spreads = np.mean(accuracies, axis=0), np.std(accuracies, axis=0)
+    print(f"\nmean over seeds: {means[0]:.3f} ± {spreads[0]:.3f} in float32, {means[1]:.3f} ± {spreads[1]:.3f} in bfloat16")
+
+
+if __name__ == "__main__":
+    main()
