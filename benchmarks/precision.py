@@ -52,14 +52,16 @@ def main() -> None:
         kept = np.random.default_rng(0).permutation(len(comparisons))
         held_out, learned = (comparisons.take(part) for part in np.split(kept, [len(kept) // 10]))
         models = [train(base, learned, dtype, seed, args.updates) for dtype in DTYPES]
-        accuracy = [rm.evaluate(m, held_out, dtype=jnp.dtype(d))["accuracy"] for m, d in zip(models, DTYPES, strict=True)]
-        sequences = [row["prompt"] + row["chosen"] for row in rows.select(range(200))]
-        rewards = [rm.score(models[0], matched, sequences, dtype=jnp.dtype(dtype)) for dtype in DTYPES]
+        metrics = [rm.evaluate(m, held_out, dtype=jnp.dtype(d)) for m, d in zip(models, DTYPES, strict=True)]
+        accuracy = [values["accuracy"] for values in metrics]
+        inputs = [{"messages": row["prompt"] + row["chosen"]} for row in rows.select(range(200))]
+        rewards = [rm.score(models[0], matched, inputs, dtype=jnp.dtype(dtype)) for dtype in DTYPES]
         difference, spread = np.abs(rewards[0] - rewards[1]).max(), rewards[0].std()
         print(f"| {seed} | {accuracy[0]:.3f} | {accuracy[1]:.3f} | {spread:.2f} | {difference:.1e} |", flush=True)
         accuracies.append(accuracy)
     means, spreads = np.mean(accuracies, axis=0), np.std(accuracies, axis=0)
-    print(f"\nmean over seeds: {means[0]:.3f} ± {spreads[0]:.3f} in float32, {means[1]:.3f} ± {spreads[1]:.3f} in bfloat16")
+    shown = [f"{mean:.3f} ± {spread:.3f} in {d}" for mean, spread, d in zip(means, spreads, DTYPES, strict=True)]
+    print(f"\nmean over seeds: {', '.join(shown)}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rm.evaluate import score_sequences
 from .tiny import CONFIG
 
 WIDE = dataclasses.replace(CONFIG, head_dim=4)
+PADDED = dataclasses.replace(WIDE, pad_token_id=9)  # many sequences end in it, some rewards are read in a prefix
 DYNAMIC = dataclasses.replace(WIDE, rope=rm.Rope(type="dynamic", factor=2.0), max_position_embeddings=12)
 ids = st.lists(st.integers(1, 4), max_size=50)  # few tokens, so that beginnings are often the same
 
@@ -30,7 +31,8 @@ def draw_sequences() -> list[list[int]]:
     random = np.random.default_rng(0)
     prompts = [random.integers(1, 10, length).tolist() for length in (3, 9, 20, 70)]
     answers = [prompt + random.integers(1, 10, random.integers(1, 9)).tolist() for prompt in prompts for _ in range(4)]
-    return [*answers, *answers[:2], *prompts, [1], [2, 2], random.integers(1, 10, 130).tolist()]
+    ended = [prompts[2] + [9] * count for count in (1, 2, 3)]
+    return [*answers, *answers[:2], *prompts, *ended, [1], [2, 2], random.integers(1, 10, 130).tolist()]
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -68,7 +70,7 @@ def test_rows_are_full_and_of_two_shapes_at_most():
 
 
 @pytest.mark.parametrize("layout", ["whole", "regions"])
-@pytest.mark.parametrize("config", [WIDE, DYNAMIC], ids=["plain", "dynamic"])
+@pytest.mark.parametrize("config", [WIDE, PADDED, DYNAMIC], ids=["plain", "padded", "dynamic"])
 def test_a_reward_does_not_depend_on_who_shares_the_row(monkeypatch, layout, config):
     """Whole rows with shared prefixes as on CPUs, one sequence a row as on accelerators; rotations that stretch."""
     monkeypatch.setattr(sys.modules["rm.evaluate"], "default_layout", lambda: layout)

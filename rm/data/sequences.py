@@ -45,11 +45,11 @@ def pack_sequences(
     offsets = sequences.offsets.copy()
     for run in itertools.chain(*rows):
         offsets[run.members, 1] += run.prefix
-    split = dataclasses.replace(sequences, offsets=offsets)
+    split, every = dataclasses.replace(sequences, offsets=offsets), np.arange(len(lengths))
     for row in rows:
         if row is rows[-1]:
             shape = dataclasses.replace(shape, regions=(min(capacity, round_up(_tokens(row))),))
-        yield fill_rows(split, np.arange(len(lengths)), [[np.array(run.members) for run in row]], shape)
+        yield fill_rows(split, every, [[np.array(run.members) for run in row]], shape)
 
 
 class Run(NamedTuple):
