@@ -54,7 +54,7 @@ def main() -> None:
         models = [train(base, learned, dtype, seed, args.updates) for dtype in DTYPES]
         metrics = [rm.evaluate(m, held_out, dtype=jnp.dtype(d)) for m, d in zip(models, DTYPES, strict=True)]
         accuracy = [values["accuracy"] for values in metrics]
-        inputs = [{"messages": row["prompt"] + row["chosen"]} for row in rows.select(range(200))]
+        inputs = [{"messages": rows[i]["prompt"] + rows[i]["chosen"]} for i in range(200)]
         rewards = [rm.score(models[0], matched, inputs, dtype=jnp.dtype(dtype)) for dtype in DTYPES]
         difference, spread = np.abs(rewards[0] - rewards[1]).max(), rewards[0].std()
         print(f"| {seed} | {accuracy[0]:.3f} | {accuracy[1]:.3f} | {spread:.2f} | {difference:.1e} |", flush=True)
