@@ -119,7 +119,11 @@ def test_the_map_names_every_file_in_import_order():
 
 def test_flags_and_commands_exist():
     known = set().union(*(flags(command) for command in COMMANDS))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known
+    for name, arguments in re.findall(r"python benchmarks/(\w+)\.py([^`\n]*)", README):
+        taken = set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", (ROOT / f"benchmarks/{name}.py").read_text()))
+        assert set(re.findall(r"--[a-z-]+", arguments)) <= taken
+    without_benchmarks = re.sub(r"python benchmarks/[^`\n]*", "", README)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", without_benchmarks)) <= known
     assert set(re.findall(r"python -m rm (\w+)", README)) == set(COMMANDS)
     for command, arguments in re.findall(r"python -m rm (\w+)([^`\n]*)", README):
         assert set(re.findall(r"--[a-z-]+", arguments)) <= flags(command)
