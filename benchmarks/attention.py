@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rm.attention import shared_prefix_attention
+from rm.attention import Marks, shared_prefix_attention
 from rm.block_attention import block_attention, find_blocks
 
 REGIONS = (960, 800, 800)
@@ -26,9 +26,10 @@ def main() -> None:
     cut = zip(REGIONS, PACKED, strict=True)
     row = np.concatenate([np.pad(np.repeat([1, 2, 3, 4], cuts), (0, n - sum(cuts))) for n, cuts in cut])
     segments, parts = jnp.asarray(row)[None], jnp.asarray(np.repeat(range(len(REGIONS)), REGIONS))[None]
-    blocks = jax.jit(find_blocks)(segments, parts)
+    marks = Marks(segments, parts, jnp.arange(len(row))[None])
+    blocks = jax.jit(find_blocks)(marks, marks)
     forms = {
-        "xla": lambda q, k, v: shared_prefix_attention(q, k, v, segments, parts, REGIONS),
+        "xla": lambda q, k, v: shared_prefix_attention(q, k, v, marks, marks, REGIONS),
         "block": lambda q, k, v: block_attention(q, k, v, blocks),
     }
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}; regions {REGIONS}, {np.mean(row > 0):.0%} filled")

@@ -6,6 +6,7 @@ prefix or of the query's own part.
 
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,22 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .layers import precision
 from .shapes import checked
+
+
+class Marks(NamedTuple):
+    """What decides which tokens see each other."""
+
+    segments: Int[Array, "R N"]
+    parts: Int[Array, "R N"]
+    places: Int[Array, "R N"]  # in the row
+
+
+@checked
+def visible(queries: Marks, keys: Marks) -> Bool[Array, "R M J"]:
+    """Which keys each query sees."""
+    segment, part, place = (mark[..., None] for mark in queries)
+    k_segment, k_part, k_place = (mark[:, None] for mark in keys)
+    return (segment == k_segment) & ((k_part == 0) | (part == k_part)) & (place >= k_place)
 
 
 @checked
@@ -34,42 +51,27 @@ def attend(
 @checked
 def shared_prefix_attention(
     q: Float[Array, "R N G Q E"],
-    k: Float[Array, "R N G E"],
-    v: Float[Array, "R N G E"],
-    segments: Int[Array, "R N"],
-    parts: Int[Array, "R N"],
+    k: Float[Array, "R J G E"],
+    v: Float[Array, "R J G E"],
+    queries: Marks,
+    keys: Marks,
     regions: tuple[int, ...],
 ) -> Float[Array, "R N G Q E"]:
-    """Attention of every token, region by region, so that no `N × N` scores exist where there are several."""
-    index = jnp.arange(segments.shape[1])[None]
+    """Attention of every token, region by region, so that no `N × N` scores exist where there are several.
+
+    The keys may come from several such rows of queries, those of the devices that each have a part of every region.
+    """
     starts = np.cumsum((0, *regions)).tolist()
     outputs = []
     for number, (start, stop) in enumerate(pairwise(starts)):
         own = slice(start, stop)
-        keys = partial(_with_prefix, own=own, prefix=slice(0, regions[0] if number else 0))
-        visible = segments[:, own, None] == keys(segments)[:, None]
-        visible &= index[:, own, None] >= keys(index)[:, None]
-        visible &= (keys(parts)[:, None] == 0) | (parts[:, own, None] == keys(parts)[:, None])
-        outputs.append(attend(q[:, own], keys(k), keys(v), visible))
+        seen = partial(_with_prefix, length=q.shape[1], own=own, prefix=slice(0, regions[0] if number else 0))
+        mask = visible(Marks(*(mark[:, own] for mark in queries)), Marks(*map(seen, keys)))
+        outputs.append(attend(q[:, own], seen(k), seen(v), mask))
     return jnp.concatenate(outputs, axis=1)
 
 
-def _with_prefix(x: Array, own: slice, prefix: slice) -> Array:
-    return jnp.concatenate([x[:, prefix], x[:, own]], axis=1)
-
-
-@checked
-def reward_attention(
-    q: Float[Array, "R M G Q E"],
-    k: Float[Array, "R N G E"],
-    v: Float[Array, "R N G E"],
-    ends: Int[Array, "R M"],
-    segments: Int[Array, "R N"],
-    parts: Int[Array, "R N"],
-) -> Float[Array, "R M G Q E"]:
-    """Attention of the tokens at `ends` alone, the only ones whose last-block output a reward needs."""
-    index = jnp.arange(segments.shape[1], dtype=ends.dtype)[None, None]
-    visible = jnp.take_along_axis(segments, ends, axis=1)[..., None] == segments[:, None]
-    visible &= ends[..., None] >= index
-    visible &= (parts[:, None] == 0) | (jnp.take_along_axis(parts, ends, axis=1)[..., None] == parts[:, None])
-    return attend(q, k, v, visible)
+def _with_prefix(x: Array, length: int, own: slice, prefix: slice) -> Array:
+    x = x.reshape(x.shape[0], -1, length, *x.shape[2:])
+    both = [part.reshape(part.shape[0], -1, *part.shape[3:]) for part in (x[:, :, prefix], x[:, :, own])]
+    return jnp.concatenate(both, axis=1)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .attention import Marks
 from .layers import precision
 from .shapes import checked
 
@@ -23,29 +24,30 @@ _LEAST = -1e20  # below any score, and so far above hidden ones that they count 
 class Blocks(NamedTuple):
     """Which blocks see which, once for all layers of a batch: `B` blocks of `C` tokens, `n` in a row."""
 
-    marks: Int[Array, "3 B C"]  # segment, part and place in the row of every token
+    marks: Int[Array, "3 B C"]  # segment, part and place in the row of every query
+    key_marks: Int[Array, "3 J C"]  # and of every key
     keys: Int[Array, "B n"]  # of each block of queries, the blocks of keys it sees, first in their order
     counts: Int[Array, "B"]  # how many these are
 
 
 @checked
-def find_blocks(segments: Int[Array, "R N"], parts: Int[Array, "R N"]) -> Blocks:
+def find_blocks(queries: Marks, keys: Marks) -> Blocks:
     """The visible pairs of blocks."""
-    marks = jnp.stack([_cut(segments), _cut(parts), _cut(jnp.broadcast_to(jnp.arange(segments.shape[1]), parts.shape))])
-    count, R = marks.shape[1], len(segments)
-    row = jnp.repeat(jnp.arange(count).reshape(R, -1), count // R, axis=0)  # the blocks of each block's row
+    marks, key_marks = (jnp.stack([_cut(mark) for mark in both]) for both in (queries, keys))
+    R, B = len(queries.segments), marks.shape[1]
+    row = jnp.repeat(jnp.arange(key_marks.shape[1]).reshape(R, -1), B // R, axis=0)  # the blocks of each block's row
 
     def sees(i: Array) -> Bool[Array, "n"]:
-        return jax.lax.map(lambda j: _visible(marks[:, i], marks[:, j]).any(), row[i])  # all pairs at once may be many
+        return jax.lax.map(lambda j: _visible(marks[:, i], key_marks[:, j]).any(), row[i])  # all at once may be many
 
-    needed = jax.lax.map(sees, jnp.arange(count))
+    needed = jax.lax.map(sees, jnp.arange(B))
     order = jnp.argsort(~needed, axis=1, stable=True)
-    return Blocks(marks, jnp.take_along_axis(row, order, axis=1), needed.sum(1))
+    return Blocks(marks, key_marks, jnp.take_along_axis(row, order, axis=1), needed.sum(1))
 
 
 @checked
 def block_attention(
-    q: Float[Array, "R N G Q E"], k: Float[Array, "R N G E"], v: Float[Array, "R N G E"], blocks: Blocks
+    q: Float[Array, "R N G Q E"], k: Float[Array, "R J G E"], v: Float[Array, "R J G E"], blocks: Blocks
 ) -> Float[Array, "R N G Q E"]:
     """What `shared_prefix_attention` computes; padding gets zeros."""
     R, N, G, Q, E = q.shape
@@ -81,7 +83,7 @@ def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "G _ _"]
 
 @jax.custom_vjp
 def _attention(
-    q: Float[Array, "B G M E"], k: Float[Array, "B G C E"], v: Float[Array, "B G C E"], blocks: Blocks
+    q: Float[Array, "B G M E"], k: Float[Array, "J G C E"], v: Float[Array, "J G C E"], blocks: Blocks
 ) -> Float[Array, "B G M E"]:
     """Attention of blocks of queries; a block of `M = Q·C` holds all `Q` heads that share keys."""
     return _forward(q, k, v, blocks)[0]
@@ -95,7 +97,7 @@ def _forward(q: Array, k: Array, v: Array, blocks: Blocks):
         def keys(t: Array, carry):
             peak, total, out = carry
             j = blocks.keys[i, t]
-            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.marks[:, j]))
+            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.key_marks[:, j]))
             new_peak = jnp.maximum(peak, scores.max(1))
             weights, shrink = jnp.exp(scores - new_peak[:, None]), jnp.exp(peak - new_peak)
             out = out * shrink[:, None] + _dot(transposed[j], weights.astype(q.dtype), (1, 0))
@@ -122,7 +124,7 @@ def _backward(saved, d_out: Array):
         def keys(t: Array, carry):
             d_q, d_k, d_v = carry
             j = blocks.keys[i, t]
-            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.marks[:, j]))
+            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.key_marks[:, j]))
             weights = jnp.exp(scores - log_total[i, :, None])
             d_scores = weights * (_dot(v[j], d_out[i], (1, 1)) - inner[i, :, None]) * q.shape[-1] ** -0.5
             weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)

@@ -7,6 +7,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from .collectives import gather_weight, scatter_gradient, sum_over
 from .config import LlamaConfig
 from .shapes import checked
 
@@ -31,9 +32,13 @@ def along_last(vector: Float[Array, "D"], ndim: int) -> Float[Array, "... D"]:
 
 
 @checked
-def linear(x: Float[Array, "*B I"], layer: Linear) -> Float[Array, "*B O"]:
-    """`x Wᵀ + b` in the type of `x`, accumulated in float32; the gradient of `W` is never rounded to that type."""
-    y = checkpoint_name(_product(x.reshape(-1, x.shape[-1]), layer.weight), PRODUCT)
+def linear(x: Float[Array, "*B I"], layer: Linear, *, partial: bool = False) -> Float[Array, "*B O"]:
+    """`x Wᵀ + b` in the type of `x`, accumulated in float32; the gradient of `W` is never rounded to that type.
+
+    Where `partial`, the devices along `tensor` have different features, and their products are added up.
+    """
+    y = _product(x.reshape(-1, x.shape[-1]), layer.weight)
+    y = checkpoint_name(sum_over(y, "tensor") if partial else y, PRODUCT)
     if layer.bias is not None:
         y = (y.astype(jnp.float32) + along_last(layer.bias, 2).astype(jnp.float32)).astype(x.dtype)
     return y.reshape(*x.shape[:-1], -1)
@@ -46,8 +51,8 @@ def dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "_ _"]:
 
 
 @jax.custom_vjp
-def _product(x: Float[Array, "B I"], weight: Float[Array, "O I"]) -> Float[Array, "B O"]:
-    return dot(x, weight.astype(x.dtype), (1, 1)).astype(x.dtype)
+def _product(x: Float[Array, "B I"], weight: Float[Array, "_ _"]) -> Float[Array, "B O"]:
+    return dot(x, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 1)).astype(x.dtype)
 
 
 def _product_forward(x: Array, weight: Array):
@@ -57,8 +62,8 @@ def _product_forward(x: Array, weight: Array):
 def _product_backward(saved: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
     x, weight = saved
     d_y = lax.optimization_barrier(d_y)  # else XLA computes it once more for each product, one of them across the grain
-    d_x = dot(d_y, weight.astype(x.dtype), (1, 0)).astype(x.dtype)
-    return d_x, _over_rows(d_y, x).astype(weight.dtype)
+    d_x = dot(d_y, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 0)).astype(x.dtype)
+    return d_x, scatter_gradient(_over_rows(d_y, x), weight.shape).astype(weight.dtype)
 
 
 def _over_rows(a: Float[Array, "B O"], b: Float[Array, "B I"]) -> Float[Array, "O I"]:
@@ -89,7 +94,7 @@ def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> 
 @checked
 def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> Float[Array, "*B D"]:
     """`(silu(x G) ⊙ x U) D` (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
-    return linear(_gated(linear(x, gate), linear(x, up)), down)
+    return linear(_gated(linear(x, gate), linear(x, up)), down, partial=True)
 
 
 @jax.custom_vjp

@@ -6,14 +6,19 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .attention import reward_attention, shared_prefix_attention
+from .attention import Marks, attend, shared_prefix_attention, visible
 from .batch import PreferenceBatch
 from .block_attention import Blocks, block_attention, find_blocks
+from .collectives import gather_over, look_up, shards, take_tokens
 from .config import LlamaConfig
 from .layers import PRODUCT, Linear, linear, rms_norm, rotary_table, rotate, swiglu
 from .shapes import checked
+from .sharding import ROWS, check_mesh, check_rows, context_order, partition_specs
 
 Remat = Literal["none", "dots", "full"]
 Attention = Literal["auto", "xla", "block"]
@@ -56,8 +61,8 @@ class Row(NamedTuple):
     """What the blocks need to know about the rows besides their activations."""
 
     table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
-    segments: Int[Array, "R N"]
-    parts: Int[Array, "R N"]
+    queries: Marks
+    keys: Marks  # of the whole row, of which `context` may leave a device only a part of the queries
     ends: Int[Array, "R M"]
     blocks: Blocks | None  # where attention goes by blocks
 
@@ -125,13 +130,17 @@ def rewards(
     dtype=jnp.float32,
     remat: Remat = "full",
     attention: Attention = "auto",
+    mesh: Mesh | None = None,
 ) -> Float[Array, "R S K"]:
     """The reward of every response, `score · hidden`, float32; empty slots hold a finite value that means nothing.
 
     **Arguments:** `batch`, comparisons packed in rows; `dtype`, of the activations and matrix products (norms, softmax
     and the head stay float32); `remat`, what the backward pass computes again: `"full"` every block, `"dots"`
     everything but the products with weights, `"none"` nothing; `attention`, how it is computed: `"block"` skips what
-    no query sees, `"xla"` is the plain form, `"auto"` takes blocks on CPUs.
+    no query sees, `"xla"` is the plain form, `"auto"` takes blocks on CPUs; `mesh`, the devices that compute it, where
+    they are several (`make_mesh`): every one keeps a part of the model (`partition_specs`) and of the rows.
+
+    **Raises:** `ConfigError` where the mesh does not divide the heads, the rows or the regions.
 
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...                      num_attention_heads=4)
@@ -143,7 +152,7 @@ def rewards(
     >>> rewards(model, batch).shape  # one row, one comparison, two responses of one token after a prefix of two
     (1, 1, 2)
     """
-    features = hidden_states(model, batch, dtype=dtype, remat=remat, attention=attention)
+    features = hidden_states(model, batch, dtype=dtype, remat=remat, attention=attention, mesh=mesh)
     return score(features, model.score)
 
 
@@ -163,33 +172,62 @@ def hidden_states(
     dtype=jnp.float32,
     remat: Remat = "full",
     attention: Attention = "auto",
+    mesh: Mesh | None = None,
 ) -> Float[Array, "R S K D"]:
     """The normed last hidden state at every reward position, float32: what the score head reads.
 
     The arguments are those of `rewards`.
     """
-    config, (R, S, K) = model.config, batch.ends.shape
-    segments, parts, positions = map(jnp.asarray, (batch.segments, batch.parts, batch.positions))
-    lengths = _sequence_lengths(segments, parts, positions) if config.rope.type == "dynamic" else None
+    R, S, K = batch.ends.shape
     by_block = attention == "block" or (attention == "auto" and jax.default_backend() == "cpu")
-    row = Row(
-        rotary_table(config, positions, lengths),
-        segments,
-        parts,
-        jnp.asarray(batch.ends).reshape(R, S * K),
-        find_blocks(segments, parts) if by_block else None,
+    forward = partial(_forward, dtype=dtype, remat=remat, by_block=by_block)
+    tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
+    lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=positions.dtype), tokens.shape)
+    of_tokens, ends = (tokens, segments, parts, places, positions, lengths), jnp.asarray(batch.ends).reshape(R, S * K)
+    if mesh is None:
+        x = forward(model, of_tokens, ends, batch.regions)
+    else:
+        x = _on_mesh(forward, mesh, model, of_tokens, ends, batch.regions)
+    return x.reshape(R, S, K, -1)
+
+
+def _on_mesh(forward, mesh: Mesh, model: RewardModel, of_tokens: tuple, ends: Array, regions: tuple[int, ...]) -> Array:
+    """`forward` with every device of a mesh at its part of the model and the rows."""
+    check_mesh(model.config, mesh)
+    check_rows(len(ends), mesh)
+    order, own = context_order(regions, mesh.shape["context"])
+    of_tokens, ends = tuple(x[:, order] for x in of_tokens), jnp.asarray(np.argsort(order), ends.dtype)[ends]
+    mapped = jax.shard_map(
+        partial(forward, regions=own),
+        mesh=mesh,
+        in_specs=(partition_specs(model, mesh), P(ROWS, "context"), P(ROWS)),
+        out_specs=P(ROWS),
+        check_vma=False,  # see `collectives`
     )
-    block = _remat(partial(apply_block, config=config, regions=batch.regions), remat)
+    return mapped(model, of_tokens, ends)
+
+
+def _forward(
+    model: RewardModel, of_tokens: tuple, ends: Array, regions: tuple[int, ...], *, dtype, remat: Remat, by_block: bool
+) -> Float[Array, "R M D"]:
+    """The normed last hidden state at `ends`, from what a device has of the model and the tokens."""
+    config, (tokens, segments, parts, places, positions, lengths) = model.config, of_tokens
+    queries = Marks(segments, parts, places)
+    keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
+    table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
+    row = Row(table, queries, keys, ends, find_blocks(queries, keys) if by_block else None)
+    block = _remat(partial(apply_block, config=config, regions=regions), remat)
     last_block = _remat(partial(apply_last_block, config=config), remat)
 
-    x = model.embed_tokens[jnp.asarray(batch.tokens)].astype(dtype)
+    x = look_up(model.embed_tokens, tokens, dtype)
     if model.blocks is not None:
         # unrolled, XLA for CPUs copies no weights and activations in and out of the stacks, but it undoes recomputing
-        unroll = jax.default_backend() == "cpu" and remat == "none"
+        # and keeps the weights that it has gathered
+        unroll = jax.default_backend() == "cpu" and remat == "none" and shards("fsdp") == 1
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks, unroll=unroll)
     x = last_block(x, model.last_block, row)
-    x = rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)
-    return x.reshape(R, S, K, -1)
+    return rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)
 
 
 def _remat(function, remat: Remat):
@@ -206,7 +244,7 @@ def apply_block(
     q = _queries(h, layer, row.table, config)
     k, v = _keys_values(h, layer, row.table, config)
     if row.blocks is None:
-        out = shared_prefix_attention(q, k, v, row.segments, row.parts, regions)
+        out = shared_prefix_attention(q, k, v, row.queries, row.keys, regions)
     else:
         out = block_attention(q, k, v, row.blocks)
     return _finish_block(x, out, layer, config)
@@ -220,27 +258,28 @@ def apply_last_block(x: Float[Array, "R N D"], layer: Block, row: Row, config: L
     k, v = _keys_values(h, layer, row.table, config)
 
     def at_ends(x: Array) -> Array:
-        return jnp.take_along_axis(x, row.ends[..., None], axis=1)
+        return take_tokens(x, row.ends)
 
     cos, sin = row.table
     q = _queries(at_ends(h), layer, (at_ends(cos), at_ends(sin)), config)
-    out = reward_attention(q, k, v, row.ends, row.segments, row.parts)
+    out = attend(q, k, v, visible(Marks(*map(at_ends, row.queries)), row.keys))
     return _finish_block(at_ends(x), out, layer, config)
 
 
 def _queries(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> Float[Array, "R M G Q E"]:
-    groups = config.num_key_value_heads
-    q = linear(h, layer.q_proj)
-    return rotate(q.reshape(*h.shape[:2], groups, config.num_attention_heads // groups, config.head_dim), table)
+    groups, heads = config.num_key_value_heads, config.num_attention_heads
+    q = linear(h, layer.q_proj).reshape(*h.shape[:2], groups // shards("tensor"), heads // groups, config.head_dim)
+    return rotate(q, table)
 
 
 def _keys_values(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> tuple[Array, Array]:
-    heads = (*h.shape[:2], config.num_key_value_heads, config.head_dim)
-    return rotate(linear(h, layer.k_proj).reshape(heads), table), linear(h, layer.v_proj).reshape(heads)
+    heads = (*h.shape[:2], config.num_key_value_heads // shards("tensor"), config.head_dim)
+    k, v = rotate(linear(h, layer.k_proj).reshape(heads), table), linear(h, layer.v_proj).reshape(heads)
+    return gather_over(k, "context", dim=1), gather_over(v, "context", dim=1)
 
 
 def _finish_block(x: Array, attention: Array, layer: Block, config: LlamaConfig) -> Array:
-    x = x + linear(attention.reshape(*x.shape[:2], -1), layer.o_proj)
+    x = x + linear(attention.reshape(*x.shape[:2], -1), layer.o_proj, partial=True)
     h = rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps)
     return x + swiglu(h, layer.gate_proj, layer.up_proj, layer.down_proj)
 

@@ -1,11 +1,11 @@
-"""Strict numerics for every test, four CPU devices, and small models and data made here."""
+"""Strict numerics for every test, eight CPU devices, and small models and data made here."""
 
 import atexit
 import os
 import tempfile
 
 # little optimization: these models run in no time, it is compiling them that takes long
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

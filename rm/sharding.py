@@ -1,0 +1,169 @@
+"""Meshes of devices, and one table of which part of every array a device keeps."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .batch import PreferenceBatch
+from .config import LlamaConfig
+from .errors import ConfigError
+
+AXES = ("data", "fsdp", "context", "tensor")  # the last varies fastest: neighbours exchange the most
+ROWS = ("data", "fsdp")  # what the rows of a batch are spread over
+
+# Which dimension of a matrix `tensor` splits: the heads or the MLP size, whether they come in or go out.
+_TENSOR = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 0),
+    **dict.fromkeys(("o_proj", "down_proj"), 1),
+}
+
+
+def make_mesh(
+    *, data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of all devices, or of `devices`, which must be as many as the product of the sizes.
+
+    **Arguments:** `data`, copies of the model, each with its rows of a batch; `fsdp`, parts that weights, gradients
+    and moments are kept in (Rajbhandari et al. 2019, arXiv 1910.02054, stage 3), each with its rows too; `tensor`,
+    parts that heads and the MLP are computed in (Shoeybi et al. 2019, arXiv 1909.08053); `context`, parts that rows
+    are cut into.
+
+    **Raises:** `ConfigError` where a size is less than 1, or the product is not the number of devices.
+
+    >>> make_mesh(fsdp=1, devices=jax.devices()[:1]).shape["fsdp"]
+    1
+    """
+    sizes = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}
+    found = list(jax.devices() if devices is None else devices)
+    shown = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "data=1"
+    for axis, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"mesh {shown}: {axis} must be at least 1, found {size}")
+    if math.prod(sizes.values()) != len(found):
+        raise ConfigError(f"mesh {shown} takes {math.prod(sizes.values())} devices, found {len(found)}")
+    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, (AxisType.Auto,) * len(AXES), devices=found)
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """The sizes of a mesh, for `make_mesh`, as a command line gives them.
+
+    >>> parse_mesh("data=2,fsdp=4")
+    {'data': 2, 'fsdp': 4}
+    """
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in AXES or axis in sizes or not size.isdecimal():
+            raise ConfigError(f"mesh {text!r}: expected such as data=2,fsdp=4 (of {', '.join(AXES)}), found {part!r}")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Parts that the rows of a batch are spread over."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def partition_specs(model: Any, mesh: Mesh) -> Any:
+    """A tree like a `RewardModel`, or one with its gradients, with the `PartitionSpec` of every leaf.
+
+    | leaf                       | shape    | split                                                         |
+    |----------------------------|----------|---------------------------------------------------------------|
+    | `embed_tokens`             | `[V, D]` | D over `tensor` and `fsdp`                                    |
+    | `q k v gate up`, weights   | `[O, I]` | O over `tensor`, then O (I where it does not divide) by `fsdp`|
+    | `o down`, weights          | `[O, I]` | I over `tensor`, then O (I where it does not divide) by `fsdp`|
+    | `q k v gate up`, biases    | `[O]`    | O over `tensor`                                               |
+    | norms, `o down` biases, head | small  | kept whole by every device                                    |
+
+    The layer axis is never split, nor is any leaf along `data` and `context`.
+
+    **Raises:** `ConfigError`, naming the leaf, where a size does not divide.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_spec(path, leaf.shape, mesh), model)
+
+
+def _leaf_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    layers, size = (None,) * name.startswith("blocks."), dict(mesh.shape)
+    dims = list(shape[len(layers) :])
+    if name == "embed_tokens":
+        _divide(name, dims, 1, size["tensor"] * size["fsdp"], "tensor·fsdp")
+        return P(None, ("tensor", "fsdp"))
+    part = next((part for part in name.split(".") if part in _TENSOR), None)
+    if part is None or (name.endswith("bias") and _TENSOR[part] == 1):
+        return P()
+    split: list[tuple[str, ...]] = [()] * len(dims)
+    split[_TENSOR[part]] = ("tensor",)
+    dims[_TENSOR[part]] = _divide(name, dims, _TENSOR[part], size["tensor"], "tensor")
+    if len(dims) == 2:
+        dim = 1 if dims[0] % size["fsdp"] and dims[1] % size["fsdp"] == 0 else 0
+        _divide(name, dims, dim, size["fsdp"], "fsdp")
+        split[dim] = (*split[dim], "fsdp")
+    return P(*layers, *(axes or None for axes in split))
+
+
+def _divide(name: str, dims: list[int], dim: int, parts: int, axes: str) -> int:
+    if dims[dim] % parts:
+        raise ConfigError(f"{name}: dimension of size {dims[dim]} does not divide into {axes} = {parts} parts")
+    return dims[dim] // parts
+
+
+def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
+    """Refuses a mesh that cuts through heads.
+
+    **Raises:** `ConfigError`.
+    """
+    heads, parts = config.num_key_value_heads, mesh.shape["tensor"]
+    if heads % parts:
+        raise ConfigError(f"mesh tensor={parts}: must divide num_key_value_heads, found {heads}; use fsdp for the rest")
+
+
+def place_model(model: Any, mesh: Mesh) -> Any:
+    """A model with every leaf where `partition_specs` says."""
+    return jax.device_put(model, shardings(partition_specs(model, mesh), mesh))
+
+
+def shardings(specs: Any, mesh: Mesh) -> Any:
+    """The shardings of a tree of specs."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def place_batch(batch: PreferenceBatch, mesh: Mesh) -> PreferenceBatch:
+    """A batch with its rows spread over `data` and `fsdp`; every process gives the whole batch.
+
+    **Raises:** `ConfigError` where the rows do not divide.
+    """
+    check_rows(batch.tokens.shape[0], mesh)
+    sharding = NamedSharding(mesh, P(ROWS))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x[index])), batch
+    )
+
+
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """Refuses rows that the mesh does not divide."""
+    parts = row_shards(mesh)
+    if rows % parts:
+        raise ConfigError(f"{rows} rows do not divide over data·fsdp = {parts}; plan_batches(…, processes={parts})")
+
+
+def context_order(regions: tuple[int, ...], parts: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The order of a row's tokens that gives each of `parts` devices an equal part of every region, and its regions.
+
+    **Raises:** `ConfigError` where a region does not divide.
+
+    >>> order, own = context_order((2, 4), 2)
+    >>> order.tolist(), own  # the first three to the first device
+    ([0, 2, 3, 1, 4, 5], (1, 2))
+    """
+    for region in regions:
+        if region % parts:
+            raise ConfigError(f"mesh context={parts}: regions of {regions} tokens do not divide into {parts} parts")
+    places = np.split(np.arange(sum(regions)), np.cumsum(regions)[:-1])
+    order = np.concatenate([place.reshape(parts, -1) for place in places], axis=1).reshape(-1)
+    return order, tuple(region // parts for region in regions)
