@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PRNGKeyArray
 
 from .card import model_card
@@ -22,6 +23,7 @@ from .errors import ConfigError, TokenizerError, WeightsError
 from .hub import read_json, resolve_directory
 from .model import RewardModel, init_reward_model, init_score_head
 from .output import new_directory
+from .sharding import check_mesh, partition_specs, shardings
 from .version import __version__
 from .weights import INDEX, TensorFiles, write_json, write_tensors
 
@@ -66,6 +68,7 @@ def load_reward_model(
     key: PRNGKeyArray | None = None,
     head_std: float | None = None,
     revision: str | None = None,
+    mesh: Mesh | None = None,
 ) -> RewardModel:
     """The reward model of a directory or a hub repository with safetensors weights.
 
@@ -74,7 +77,7 @@ def load_reward_model(
 
     **Arguments:** `dtype`, of the parameters, whatever the files hold (the head is always float32); `key`, draws the
     head of a causal LM; `head_std`, `initializer_range` when `None`; `revision`, a branch, tag or commit of a hub
-    repository.
+    repository; `mesh`, the devices that keep the model, of which each process reads the parts of its own alone.
 
     **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels; `WeightsError`, naming
     the tensor, for a file that cannot be read, a missing, extra, duplicate, misshapen or non-finite tensor, and for a
@@ -96,14 +99,38 @@ def load_reward_model(
         advice = "so this is no reward model yet; train it, or give a key to draw a head"
         raise WeightsError(f"{directory}: no tensor 'score.weight', {advice}")
 
-    def read(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        return files.read(tensor_names(name, config), leaf, stacked=name.startswith("blocks."))
+    placement: list[Sharding | None] = [None] * len(wanted)
+    if mesh is not None:
+        check_mesh(config, mesh)
+        placement = jax.tree.leaves(shardings(partition_specs(stored, mesh), mesh))
+
+    def read(name: str, leaf: jax.ShapeDtypeStruct, sharding: Sharding | None) -> jax.Array:
+        names, stacked = tensor_names(name, config), name.startswith("blocks.")
+        if sharding is None:
+            (whole,) = files.read(names, leaf, [tuple((0, size) for size in leaf.shape)], stacked=stacked).values()
+            return jax.device_put(whole)  # on a CPU this takes the memory over without a copy
+        return _read_parts(files, names, leaf, sharding, stacked=stacked)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        arrays = threads.map(read, *zip(*wanted, strict=True))
-        # on a CPU this takes the memory over without a copy; nothing else refers to it
-        model = structure.unflatten(map(jax.device_put, arrays))
-    return model if key is None or has_head else replace(model, score=init_score_head(config, key=key, std=head_std))
+        model = structure.unflatten(threads.map(read, *zip(*wanted, strict=True), placement))
+    if key is None or has_head:
+        return model
+    head = init_score_head(config, key=key, std=head_std)
+    return replace(model, score=head if mesh is None else jax.device_put(head, NamedSharding(mesh, PartitionSpec())))
+
+
+def _read_parts(
+    files: TensorFiles, names: list[str], leaf: jax.ShapeDtypeStruct, sharding: Sharding, *, stacked: bool
+) -> jax.Array:
+    """A leaf of which this process reads what its own devices keep, every part once."""
+    where = sharding.addressable_devices_indices_map(leaf.shape)
+    parts = {
+        device: tuple(own.indices(size)[:2] for own, size in zip(index or (), leaf.shape, strict=True))
+        for device, index in where.items()
+    }
+    arrays = files.read(names, leaf, list(dict.fromkeys(parts.values())), stacked=stacked)
+    on_devices = [jax.device_put(arrays[part], device) for device, part in parts.items()]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, on_devices)
 
 
 def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> LlamaConfig:

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -131,6 +133,23 @@ def place_model(model: Any, mesh: Mesh) -> Any:
 def shardings(specs: Any, mesh: Mesh) -> Any:
     """The shardings of a tree of specs."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that the arrays of a tree are on, `None` where they are on no mesh or only traced."""
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, Tracer) and isinstance(getattr(leaf, "sharding", None), NamedSharding):
+            return leaf.sharding.mesh
+    return None
+
+
+def state_specs(tree: Any, model: Any, specs: Any, optimizer: optax.GradientTransformation) -> Any:
+    """The specs of an optimizer's state: those of the parameters for what has a parameter's shape, else none."""
+
+    def like_parameter(leaf: Any, parameter: Any, spec: P) -> P:
+        return spec if leaf.shape == parameter.shape else P()
+
+    return optax.tree.map_params(optimizer, like_parameter, tree, model, specs, transform_non_params=lambda _: P())
 
 
 def place_batch(batch: PreferenceBatch, mesh: Mesh) -> PreferenceBatch:

@@ -1,19 +1,21 @@
 """The training state and the pure update: one optimizer step over exactly the comparisons it is given."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from .batch import PreferenceBatch
 from .metrics import preference_metrics
 from .model import RewardModel
 from .shapes import checked
+from .sharding import mesh_of, partition_specs, shardings, state_specs
 
 # The loss of every slot and the rewards it was computed from; the update masks, sums and divides.
 Objective = Callable[[Any, PreferenceBatch], tuple[Float[Array, "R S"], Float[Array, "R S K"]]]
@@ -38,9 +40,21 @@ class Sums(eqx.Module):
 def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update.
 
-    The arrays of `model` become part of the state: when the update donates it, use `state.model` from then on.
+    The arrays of `model` become part of the state: when the update donates it, use `state.model` from then on. What
+    the optimizer keeps for a parameter goes to the same devices of a mesh.
     """
-    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(_as_float32(model)))  # pyright: ignore[reportArgumentType]
+
+    def init(model: RewardModel) -> tuple[Array, optax.OptState]:
+        return jnp.zeros((), jnp.int32), optimizer.init(_as_float32(model))  # pyright: ignore[reportArgumentType]
+
+    mesh = mesh_of(model)
+    if mesh is None:
+        step, opt_state = init(model)
+        return TrainState(step, model, opt_state)
+    _, shapes = jax.eval_shape(init, model)
+    specs = P(), state_specs(shapes, model, partition_specs(model, mesh), optimizer)
+    step, opt_state = jax.jit(init, out_shardings=shardings(specs, mesh))(model)
+    return TrainState(step, model, opt_state)
 
 
 def _as_float32(model: RewardModel) -> RewardModel:
@@ -152,17 +166,23 @@ def jit_update(objective: Objective, optimizer: optax.GradientTransformation) ->
     """`update` for a loop whose batches vary in number and shape: `step(state, batches) -> (state, metrics)`.
 
     It composes the jitted parts, so there is one compilation per batch shape rather than one per combination. The
-    state given in is donated: use the one returned.
+    state given in is donated: use the one returned, which has every array where the one given had it.
     """
     first = jax.jit(partial(accumulate, None, objective=objective))
     add = jax.jit(add_sums, donate_argnums=0)
-    finish = jax.jit(partial(apply_gradients, optimizer=optimizer), donate_argnums=0)
+
+    @cache
+    def finish(placement: tuple, structure: Any) -> Callable:
+        where = (structure.unflatten(placement), None) if placement else None
+        return jax.jit(partial(apply_gradients, optimizer=optimizer), donate_argnums=0, out_shardings=where)
 
     def step(state: TrainState, batches: Sequence[PreferenceBatch]) -> tuple[TrainState, dict[str, Array]]:
         _check_batches(batches)
         sums = first(state.model, batches[0])
         for batch in batches[1:]:
             sums = add(sums, first(state.model, batch))
-        return finish(state, sums)
+        leaves, structure = jax.tree.flatten(state)
+        placement = () if mesh_of(state) is None else tuple(leaf.sharding for leaf in leaves)
+        return finish(placement, structure)(state, sums)
 
     return step

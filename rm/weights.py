@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,9 @@ from .hub import read_json
 INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 _PIECE = 2**18  # elements that are read, converted and checked at once, while they are in the processor's cache
+
+
+Part = tuple[tuple[int, int], ...]  # where it begins and ends in every dimension
 
 
 class _Stored(NamedTuple):
@@ -50,16 +53,20 @@ class TensorFiles:
         """The names of all tensors."""
         return set(self._stored)
 
-    def read(self, names: list[str], leaf: jax.ShapeDtypeStruct, *, stacked: bool) -> np.ndarray:
-        """A leaf as one array in its own type; `stacked` where the tensors are its layers.
+    def read(
+        self, names: list[str], leaf: jax.ShapeDtypeStruct, parts: Sequence[Part], *, stacked: bool
+    ) -> dict[Part, np.ndarray]:
+        """Parts of a leaf in its own type, all read at once; `stacked` where the tensors are its layers.
+
+        Two parts have the same rows or none in common, and every part has all layers.
 
         **Raises:** `WeightsError`, naming the tensor, for another shape, an unknown type, or NaN and infinities.
         """
-        out = _aligned_empty(leaf.shape, leaf.dtype)
-        parts = out.reshape(len(names) if stacked else 1, *leaf.shape[stacked:])  # a view: layers are read in place
-        for name, part in zip(names, parts, strict=True):
-            self._check(name, part.shape)
-            self._read_into(part.reshape(-1), name)
+        out = {part: _aligned_empty(tuple(stop - start for start, stop in part), leaf.dtype) for part in parts}
+        for layer, name in enumerate(names):
+            self._check(name, leaf.shape[stacked:])
+            layers = [array[layer] if stacked else array for array in out.values()]
+            self._read_into(layers, [part[stacked:] for part in out], name)
         return out
 
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
@@ -69,30 +76,44 @@ class TensorFiles:
         if kind not in _DTYPES:
             raise WeightsError(f"{path}: tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}")
 
-    def _read_into(self, out: np.ndarray, name: str) -> None:
-        path, kind, _, offset = self._stored[name]
+    def _read_into(self, arrays: list[np.ndarray], parts: list[Part], name: str) -> None:
+        path, kind, shape, offset = self._stored[name]
+        width, dtype = math.prod(shape[1:]), jnp.dtype(_DTYPES[kind])
         try:
             with path.open("rb") as file:
-                file.seek(offset)
-                finite = all(
-                    _fill(out[start : start + _PIECE], file, jnp.dtype(_DTYPES[kind]))
-                    for start in range(0, out.size, _PIECE)
-                )
+                for start, stop in sorted({part[0] for part in parts}):
+                    file.seek(offset + start * width * dtype.itemsize)
+                    columns = [slice(*part[1]) if part[1:] else slice(0, 1) for part in parts]
+                    targets = [
+                        (array.reshape(stop - start, -1), own)  # a view: whole rows are read in place
+                        for array, part, own in zip(arrays, parts, columns, strict=True)
+                        if part[0] == (start, stop)
+                    ]
+                    if not _fill(targets, file, dtype, (stop - start, width)):
+                        found = f"tensor {name!r} holds NaN or infinite values (as {arrays[0].dtype})"
+                        raise WeightsError(f"{path}: {found}; it is damaged")
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read ({error.strerror}); download it again") from None
-        if not finite:
-            raise WeightsError(f"{path}: tensor {name!r} holds NaN or infinite values (as {out.dtype}); it is damaged")
 
 
-def _fill(out: np.ndarray, file: BufferedReader, dtype: np.dtype) -> bool:
-    """Reads and converts the next values of a file, in place where the types are the same; whether all are finite."""
-    values = out if out.dtype == dtype else np.empty(out.shape, dtype)
-    if file.readinto(values.view(np.uint8).data) != values.nbytes:
-        raise WeightsError(f"{file.name}: truncated while it was read; download it again")
-    if values is not out:
-        with np.errstate(over="ignore"):  # an infinity is found below
-            out[:] = values
-    return _all_finite(min(out, values, key=lambda array: array.itemsize))  # the narrower one overflows first
+def _fill(
+    targets: list[tuple[np.ndarray, slice]], file: BufferedReader, dtype: np.dtype, shape: tuple[int, int]
+) -> bool:
+    """Reads and converts the next rows of a file, of which each target gets its columns; whether all are finite."""
+    (rows, width), finite = shape, True
+    step = max(1, _PIECE // width)
+    for piece in (slice(start, min(start + step, rows)) for start in range(0, rows, step)):
+        first = targets[0][0][piece]
+        in_place = first.dtype == dtype and first.shape[1] == width
+        values = first if in_place else np.empty((len(first), width), dtype)
+        if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
+            raise WeightsError(f"{file.name}: truncated while it was read; download it again")
+        for out, columns in targets:
+            if out[piece] is not values:
+                with np.errstate(over="ignore"):  # an infinity is found below
+                    out[piece] = values[:, columns]
+            finite &= _all_finite(min(out[piece], values, key=lambda array: array.itemsize))  # it overflows first
+    return finite
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
