@@ -9,6 +9,7 @@ from .data.prefetch import prefetch
 from .data.sources import load_comparisons
 from .data.tokenize import tokenize_comparisons
 from .data.tokenizer import Tokenizer, load_tokenizer
+from .distributed import connect
 from .errors import ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
 from .evaluate import evaluate, score
 from .hf import load_reward_model, match_tokenizer, save_reward_model
@@ -17,6 +18,7 @@ from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
 from .model import RewardModel, hidden_states, init_reward_model, rewards
 from .optimizer import adamw, learning_rate_schedule
+from .sharding import make_mesh, partition_specs, place_batch, place_model
 from .update import TrainState, accumulate, apply_gradients, init_state, jit_update, update
 from .version import __version__
 
@@ -41,6 +43,7 @@ __all__ = [
     "adamw",
     "apply_gradients",
     "centering_penalty",
+    "connect",
     "evaluate",
     "hidden_states",
     "init_reward_model",
@@ -51,9 +54,13 @@ __all__ = [
     "load_comparisons",
     "load_reward_model",
     "load_tokenizer",
+    "make_mesh",
     "match_tokenizer",
     "mix",
     "pairwise_loss",
+    "partition_specs",
+    "place_batch",
+    "place_model",
     "plan_batches",
     "preference_metrics",
     "prefetch",

@@ -1,11 +1,13 @@
 """Using a reward model: scores of texts, metrics on comparisons."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from .batch import PreferenceBatch
@@ -24,10 +26,15 @@ from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
 from .model import RewardModel, rewards
 from .shapes import checked
+from .sharding import mesh_of, place_batch, row_shards
 
 Input = str | Mapping[str, Any]
 
-_jit_rewards = jax.jit(rewards, static_argnames=("dtype", "remat"))
+
+@partial(jax.jit, static_argnames=("dtype", "mesh"))
+def _jit_rewards(model: RewardModel, batch: PreferenceBatch, *, dtype: Any, mesh: Mesh | None) -> Array:
+    out = rewards(model, batch, dtype=dtype, remat="none", mesh=mesh)
+    return out if mesh is None else jax.lax.with_sharding_constraint(out, NamedSharding(mesh, PartitionSpec()))
 
 
 @checked
@@ -72,21 +79,23 @@ def score_sequences(
         return np.zeros(0, np.float32)
     cut = flatten([[ids[:max_length]] for ids in sequences], [0.0] * len(sequences), model.config, share_prefix=False)
     out = np.empty(len(sequences), np.float32)
-    for batch, computed in _compute(model, _rows(cut, model.config, batch_size), dtype):
+    rows = _rows(cut, model.config, batch_size, row_shards(mesh_of(model)))
+    for batch, computed in _compute(model, rows, dtype):
         out[batch.index[batch.index >= 0]] = computed[batch.index >= 0, 0]
     return out
 
 
-def _rows(cut: TokenizedComparisons, config: LlamaConfig, batch_size: int) -> Iterator[PreferenceBatch]:
+def _rows(cut: TokenizedComparisons, config: LlamaConfig, batch_size: int, multiple: int) -> Iterator[PreferenceBatch]:
     """Rows that share prefixes where attention goes by blocks; elsewhere one sequence a row, neighbours in length."""
-    if default_layout() == "whole":
+    if default_layout() == "whole" and multiple == 1:
         yield from pack_sequences(cut, config, batch_size=batch_size)
         return
     lengths = cut.lengths[:, 1]
     order = np.argsort(lengths, kind="stable")
     for chunk in np.split(order, range(batch_size, len(order), batch_size)):
         regions = (0, round_up(int(lengths[chunk].max())))
-        yield from pack(cut, chunk, [RowShape(rows=min(batch_size, len(order)), slots=1, regions=regions)])
+        rows = -(-min(batch_size, len(order)) // multiple) * multiple
+        yield from pack(cut, chunk, [RowShape(rows=rows, slots=1, regions=regions)])
 
 
 def encode_inputs(
@@ -136,7 +145,7 @@ def evaluate(
 
     **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; the rest as for training.
     """
-    shapes = fit_row_shapes(comparisons, batch_size, layout=default_layout())
+    shapes = fit_row_shapes(comparisons, batch_size, rows=row_shards(mesh_of(model)), layout=default_layout())
     chunks = np.split(np.arange(len(comparisons)), range(batch_size, len(comparisons), batch_size))
     both = np.concatenate([_rewards_of(model, comparisons, chunk, shapes, dtype) for chunk in chunks])
     chosen, rejected = both[:, 0], both[:, 1]
@@ -163,8 +172,10 @@ def _compute(
 ) -> Iterator[tuple[PreferenceBatch, Float[np.ndarray, "R S K"]]]:
     """Every batch with its rewards; the next one is made while the one before is computed."""
     running: list[tuple[PreferenceBatch, Array]] = []
+    mesh = mesh_of(model)
     for batch in batches:
-        running.append((batch, _jit_rewards(model, batch, dtype=dtype, remat="none")))
+        placed = batch if mesh is None else place_batch(batch, mesh)
+        running.append((batch, _jit_rewards(model, placed, dtype=dtype, mesh=mesh)))
         if len(running) > 1:
             done, computed = running.pop(0)
             yield done, np.asarray(computed)

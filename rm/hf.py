@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .config import LlamaConfig
 from .data.pad_token import add_pad_token, choose_pad_token, set_pad_token
 from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
+from .distributed import fetch, leads
 from .errors import ConfigError, TokenizerError, WeightsError
 from .hub import read_json, resolve_directory
 from .model import RewardModel, init_reward_model, init_score_head
@@ -173,6 +175,9 @@ def save_reward_model(
     **Raises:** `OutputError` where something stands at `path` already or cannot be written.
     """
     model, tokenizer = match_tokenizer(model, tokenizer)
+    if not leads():  # it takes part in fetching what is written
+        write_model(None, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        return
     pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
     record = {"rm_version": __version__, "pooling": pooling, **(provenance or {})}
     if tokenizer.chat_template is not None:
@@ -187,8 +192,13 @@ def save_reward_model(
         (directory / "README.md").write_text(model_card(Path(path).name, record), encoding="utf-8")
 
 
-def write_model(directory: Path, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True) -> None:
-    """Writes the tensors of a model under their Hugging Face names, the score head only where `head`."""
+def write_model(
+    directory: Path | None, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True
+) -> None:
+    """Writes the tensors of a model under their Hugging Face names, the score head only where `head`.
+
+    Without a directory they are fetched all the same, as another process that has one needs.
+    """
     leaves = {_leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
     where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
     if not head:
@@ -204,7 +214,7 @@ def write_model(directory: Path, model: RewardModel, *, dtype=None, max_shard_by
         leaf, layer = where[name]
         part = leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]
         with np.errstate(over="ignore"):  # what overflows is refused below
-            values = np.asarray(part).astype(disk_dtype(leaf))
+            values = fetch(part).astype(disk_dtype(leaf))
         if not np.isfinite(values).all():
             raise WeightsError(f"tensor {name!r} has become NaN or infinite as {values.dtype}; nothing was written")
         return values
@@ -223,7 +233,11 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
     """
     config, tokenizer = match_config(model.config, tokenizer)
     grow = config.vocab_size - model.config.vocab_size
-    embedding = jnp.pad(model.embed_tokens, ((0, grow), (0, 0))) if grow else model.embed_tokens
+    embedding = model.embed_tokens
+    if grow:
+        embedding = jax.jit(partial(jnp.pad, pad_width=((0, grow), (0, 0))), out_shardings=embedding.sharding)(
+            embedding
+        )
     return replace(model, embed_tokens=embedding, config=config), tokenizer
 
 

@@ -156,13 +156,13 @@ def _read_source(
         raise
 
 
-def plan_updates(comparisons: TokenizedComparisons, args: DataOptions) -> BatchPlan:
-    """The plan of the run's batches."""
+def plan_updates(comparisons: TokenizedComparisons, args: DataOptions, *, rows: int = 1) -> BatchPlan:
+    """The plan of the run's batches, in micro-batches of `rows`."""
     if args.drop_last and len(comparisons) < args.batch_size:
         raise ConfigError(
             f"--drop-last leaves no update: {len(comparisons)} comparisons, --batch-size {args.batch_size}"
         )
-    options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last}
+    options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last, "processes": rows}
     return plan_batches(comparisons, args.batch_size, **options)
 
 

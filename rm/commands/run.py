@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..distributed import leads
 from ..errors import ConfigError, OutputError
 from ..hub import read_json
 from ..output import check_writable
@@ -33,6 +34,11 @@ _MAY_CHANGE = {
     "save_every",
     "num_proc",
     "cache",
+    "mesh",
+    "distributed",
+    "coordinator",
+    "num_processes",
+    "process_id",
 }
 
 
@@ -70,7 +76,9 @@ def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def write_record(output: Path, record: Mapping[str, Any]) -> None:
-    """Writes `run.json`, replacing the old one as a whole."""
+    """Writes `run.json`, replacing the old one as a whole; one process does."""
+    if not leads():
+        return
     draft = output / "run.json.tmp"
     draft.write_text(json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
     draft.replace(output / "run.json")
@@ -166,7 +174,7 @@ class Reporter:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._steps = steps
-        self._console = Console(file=sys.stdout)
+        self._console = Console(file=sys.stdout, quiet=not leads())
         self._bar = None
         if self._console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())

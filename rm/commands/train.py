@@ -4,26 +4,32 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ..batch import PreferenceBatch
 from ..checkpoint import Checkpoints
+from ..data.batches import BatchPlan
 from ..data.comparisons import TokenizedComparisons
 from ..data.prefetch import prefetch
 from ..data.sources import parse_source
 from ..data.table import describe_table
 from ..data.tokenizer import Tokenizer
+from ..distributed import connect, leads, prepare_together
 from ..errors import ConfigError
 from ..evaluate import evaluate
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
 from ..losses import centering_penalty, pairwise_loss
 from ..model import Remat, RewardModel, rewards
 from ..optimizer import Schedule, adamw, learning_rate_schedule
+from ..sharding import make_mesh, parse_mesh, row_shards
 from ..update import init_state, jit_update
 from .data import DataOptions, describe_plan, plan_updates, read_comparisons, read_tokenizer
 from .run import Reporter, TrainingLog, check_output, check_same_arguments, dataset_name, versions, write_record
@@ -66,7 +72,17 @@ class TrainArguments(DataOptions):
     save_every: int | None = None
     """Updates between checkpoints."""
     resume: bool = False
-    """Go on from the newest checkpoint in --output; give the same arguments as before."""
+    """Go on from the newest checkpoint in --output; give the same arguments as before, but any --mesh."""
+    mesh: str | None = None
+    """Devices to use together, such as fsdp=8 or data=2,fsdp=4 (of data, fsdp, tensor, context); by default one."""
+    distributed: bool = False
+    """This is one of several processes; they find each other on SLURM, Open MPI, GKE and TPU pods."""
+    coordinator: str | None = None
+    """Address of process 0, HOST:PORT, where --distributed cannot find it."""
+    num_processes: int | None = None
+    """How many processes there are, with --coordinator."""
+    process_id: int | None = None
+    """Which of them this is, counted from 0, with --coordinator."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,17 +96,33 @@ class TrainArguments(DataOptions):
         for name in ("max_grad_norm", "weight_decay", "learning_rate_end"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
+        given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(self, name) is not None]
+        if given and (not self.distributed or len(given) < 3):
+            raise ConfigError("--coordinator, --num-processes and --process-id go together, with --distributed")
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
 
 
-def train(args: TrainArguments) -> None:
+class Prepared(NamedTuple):
+    """What a run needs, read and checked."""
+
+    model: RewardModel
+    tokenizer: Tokenizer
+    comparisons: TokenizedComparisons
+    held_out: dict[str, TokenizedComparisons]
+    tables: dict[str, dict[str, Any]]
+    plan: BatchPlan
+    mesh: Mesh | None
+
+
+def prepare(args: TrainArguments) -> Prepared:
     """Everything is read and checked before the output directory appears."""
     check_output(args.output, resume=args.resume)
     if args.resume:
         check_same_arguments(args.output, dataclasses.asdict(args))
+    mesh = choose_mesh(args.mesh)
     source = parse_source(args.model)
-    model = load_reward_model(source.path, key=jax.random.key(args.seed), revision=source.revision)
+    model = load_reward_model(source.path, key=jax.random.key(args.seed), revision=source.revision, mesh=mesh)
     model, tokenizer = match_tokenizer(model, read_tokenizer(args))
 
     comparisons, read = read_comparisons(args.dataset, args.split, tokenizer, model.config, args)
@@ -101,8 +133,38 @@ def train(args: TrainArguments) -> None:
         whole = dataclasses.replace(args, streaming=False)
         held_out[name], read = read_comparisons([dataset], split, tokenizer, model.config, whole)
         tables |= {f"eval_{name}": table for table in read.values()}
+    plan = plan_updates(comparisons, args, rows=row_shards(mesh))
+    return Prepared(model, tokenizer, comparisons, held_out, tables, plan, mesh)
 
-    plan = plan_updates(comparisons, args)
+
+def choose_mesh(sizes: str | None) -> Mesh | None:
+    """The mesh of `--mesh`; without it a single process takes a single device, and several spread out over `fsdp`."""
+    if sizes is not None:
+        return make_mesh(**parse_mesh(sizes))  # pyright: ignore[reportArgumentType]
+    return make_mesh(fsdp=jax.device_count()) if jax.process_count() > 1 else None
+
+
+def _facts(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
+    """In what all processes of a run must agree."""
+    own = ("process_id", "num_proc", "cache")
+    arguments = {f"--{n.replace('_', '-')}": v for n, v in dataclasses.asdict(args).items() if n not in own}
+    packages = {f"{name} version": value for name, value in versions().items() if name != "device"}
+    data = (prepared.comparisons, *prepared.held_out.values())
+    return {**arguments, **packages, "data (a hash)": [comparisons.fingerprint for comparisons in data]}
+
+
+def train(args: TrainArguments) -> None:
+    """One process, or each of several, from reading to the exported model."""
+    if args.distributed:
+        connect(args.coordinator, args.num_processes, args.process_id)
+    prepared = prepare_together(partial(prepare, args), partial(_facts, args))
+    run(args, prepared)
+
+
+def run(args: TrainArguments, prepared: Prepared) -> None:
+    """The training loop, with its logs, evaluations and checkpoints, and the export."""
+    model, tokenizer, comparisons, held_out, tables, plan, mesh = prepared
+    del prepared
     steps = math.ceil(args.epochs * plan.steps_per_epoch) if args.max_steps is None else args.max_steps
     schedule = learning_rate_schedule(
         args.schedule,
@@ -115,7 +177,7 @@ def train(args: TrainArguments) -> None:
     compute_dtype = jnp.dtype(args.dtype)
 
     def objective(model: RewardModel, batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
-        scores = rewards(model, batch, dtype=compute_dtype, remat=args.remat)
+        scores = rewards(model, batch, dtype=compute_dtype, remat=args.remat, mesh=mesh)
         chosen, rejected = scores[..., 0], scores[..., 1]
         loss = pairwise_loss(chosen, rejected, batch.margin)
         return loss + args.center_rewards_coefficient * centering_penalty(chosen, rejected), scores
@@ -133,7 +195,8 @@ def train(args: TrainArguments) -> None:
     state, advance = init_state(model, optimizer), jit_update(objective, optimizer)
     del model  # its arrays belong to the state now, which every update donates
     start, notes = 0, {"num_tokens": 0, "window": []}
-    args.output.mkdir(parents=True, exist_ok=True)
+    if leads():
+        args.output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         checkpoints = None
         if args.save_every or args.resume:
@@ -146,11 +209,12 @@ def train(args: TrainArguments) -> None:
         for name, table in tables.items():
             report.print(describe_table(f"{name} ({table['source']})", table))
         report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
-        log = TrainingLog(args.output / "metrics.jsonl", steps, plan.steps_per_epoch, args.log_every, schedule, report)
+        log_file = args.output / "metrics.jsonl" if leads() else Path(os.devnull)
+        log = TrainingLog(log_file, steps, plan.steps_per_epoch, args.log_every, schedule, report)
         log.resume(start, notes)
 
         evaluation, waiting = {}, None
-        ahead = stack.enter_context(contextlib.closing(prefetch(plan, start, steps)))
+        ahead = stack.enter_context(contextlib.closing(prefetch(plan, start, steps, mesh=mesh)))
         for step, batches in enumerate(ahead, start + 1):
             state, metrics = advance(state, batches)
             if waiting:
@@ -175,7 +239,8 @@ def train(args: TrainArguments) -> None:
     record |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "evaluation": evaluation}
     write_record(args.output, record)
     save_reward_model(args.output / "model", state.model, tokenizer, provenance=_provenance(args, tokenizer, record))
-    print(f"the reward model is in {args.output / 'model'}")
+    if leads():
+        print(f"the reward model is in {args.output / 'model'}")
 
 
 def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str]]:

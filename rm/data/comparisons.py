@@ -38,6 +38,12 @@ class TokenizedComparisons:
         """Tokens of a comparison's sequences, the prefix counted once for each response, as peers count them."""
         return self.lengths[:, 1:].sum(1) + self.ends.shape[1] * self.lengths[:, 0]
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what is computed on."""
+        arrays = (self.tokens, self.offsets, self.ends, self.margin)
+        return hashlib.sha256(b"".join(hashlib.sha256(array.tobytes()).digest() for array in arrays)).hexdigest()[:16]
+
     def take(self, indices: Sequence[int] | np.ndarray) -> "TokenizedComparisons":
         """The comparisons at `indices`, in that order."""
         chosen = self.offsets[np.asarray(indices, np.int64)]

@@ -5,16 +5,26 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from jax.sharding import Mesh
+
 from ..batch import PreferenceBatch
+from ..sharding import place_batch
 from .batches import BatchPlan
 
 
 def prefetch(
-    plan: BatchPlan, start: int, stop: int, *, ahead: int = 2, process: int | None = None
+    plan: BatchPlan,
+    start: int,
+    stop: int,
+    *,
+    ahead: int = 2,
+    process: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Generator[list[PreferenceBatch], None, None]:
     """`plan.batch_at(step, process)` for the steps from `start` to before `stop`, computed in a thread.
 
-    **Arguments:** `ahead`, how many updates are computed or waiting beyond the one that the loop has.
+    **Arguments:** `ahead`, how many updates are computed or waiting beyond the one that the loop has; `mesh`, the
+    devices that the batches go to, on every process the whole of them.
 
     **Raises:** at its step, what `plan.batch_at` raised. Leaving the loop ends the thread.
 
@@ -22,12 +32,17 @@ def prefetch(
     """
     if ahead < 1:
         raise ValueError(f"ahead must be at least 1, found {ahead}")
+
+    def make(step: int) -> list[PreferenceBatch]:
+        batches = plan.batch_at(step, process)
+        return batches if mesh is None else [place_batch(batch, mesh) for batch in batches]
+
     steps = iter(range(start, stop))
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     try:
-        waiting = deque(pool.submit(plan.batch_at, step, process) for step in islice(steps, ahead))
+        waiting = deque(pool.submit(make, step) for step in islice(steps, ahead))
         while waiting:
-            waiting.extend(pool.submit(plan.batch_at, step, process) for step in islice(steps, 1))
+            waiting.extend(pool.submit(make, step) for step in islice(steps, 1))
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,0 +1,85 @@
+"""Several processes that run one program: how they find each other and agree before they begin."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from .errors import ConfigError, RmError
+
+_HEARTBEAT_SECONDS = 30  # without a sign of life from a process, after which the others end
+_LONGEST_MESSAGE = 16384  # bytes that a process says of itself
+
+Prepared = TypeVar("Prepared")
+
+
+def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Has this process join the others, before JAX is used for anything else.
+
+    Without arguments JAX finds them itself on SLURM, Open MPI, GKE and TPU pods.
+
+    **Arguments:** `coordinator`, `host:port` of process 0; `num_processes`; `process_id`, counted from 0.
+
+    **Raises:** `ConfigError` where they cannot be found or do not answer.
+
+    Example: `rm.connect("10.0.0.1:1234", num_processes=2, process_id=0)`.
+    """
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        advice = "give --coordinator HOST:PORT --num-processes N --process-id I"
+        raise ConfigError(f"the processes cannot be connected ({reason}); {advice}") from None
+
+
+def leads() -> bool:
+    """Whether this is the process that writes logs and exports."""
+    return jax.process_index() == 0
+
+
+def prepare_together(prepare: Callable[[], Prepared], facts: Callable[[Prepared], Mapping[str, Any]]) -> Prepared:
+    """What `prepare` returns, once all processes are known to have prepared the same.
+
+    **Arguments:** `facts`, of what was prepared, those in which the processes must agree.
+
+    **Raises:** in every process the same: the error of the first that failed, or `ConfigError` for the first fact in
+    which one differs from process 0.
+    """
+    if jax.process_count() == 1:
+        return prepare()
+    prepared, said = None, {}
+    try:
+        prepared = prepare()
+        said = {name: json.loads(json.dumps(value, default=str)) for name, value in facts(prepared).items()}
+    except RmError as error:
+        said = {"error": str(error)}
+    everyone = _exchange(said)
+    for number, other in enumerate(everyone):
+        if "error" in other:
+            raise RmError(f"process {number}: {other['error']}")
+    for number, other in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if other.get(name) != value:
+                found = f"process {number} has {name} {other.get(name)}, process 0 has {value}"
+                raise ConfigError(f"{found}; start all of them with the same")
+    return prepared  # pyright: ignore[reportReturnType]
+
+
+def _exchange(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What every process said, in their order."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    text = json.dumps(said).encode()[:_LONGEST_MESSAGE]
+    padded = np.frombuffer(text.ljust(_LONGEST_MESSAGE), np.uint8)
+    return [json.loads(row.tobytes()) for row in np.asarray(process_allgather(padded))]
+
+
+def fetch(x: Any) -> np.ndarray:
+    """An array on the host, whichever processes have its parts; all of them must take part."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(x, tiled=True))
+    return np.asarray(x)
