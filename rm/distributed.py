@@ -1,7 +1,13 @@
 """Several processes that run one program: how they find each other and agree before they begin."""
 
+import contextlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -9,7 +15,8 @@ import numpy as np
 
 from .errors import ConfigError, RmError
 
-_HEARTBEAT_SECONDS = 30  # without a sign of life from a process, after which the others end
+_HEARTBEAT_SECONDS = 40  # without a sign of life from a process, after which JAX ends the others
+_PULSE_SECONDS = 4  # between the signs of life by which `missing` tells which process it was
 _LONGEST_MESSAGE = 16384  # bytes that a process says of itself
 
 Prepared = TypeVar("Prepared")
@@ -32,6 +39,56 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
         reason = str(error).strip().partition("\n")[0]
         advice = "give --coordinator HOST:PORT --num-processes N --process-id I"
         raise ConfigError(f"the processes cannot be connected ({reason}); {advice}") from None
+
+    threading.Thread(target=_pulse, daemon=True, name="pulse").start()
+
+
+def _store() -> Any:
+    """The strings that process 0 keeps for all; JAX has no public name for it."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+def _pulse() -> None:
+    """Counts in the store, for as long as this process and the one that keeps it live."""
+    with contextlib.suppress(Exception):
+        for count in itertools.count():
+            _store().key_value_set(f"rm/pulse/{jax.process_index()}", str(count), allow_overwrite=True)
+            time.sleep(_PULSE_SECONDS)
+
+
+def missing() -> list[int]:
+    """The processes that do not count any more, as the first that looked found; process 0 where it does not answer."""
+    try:
+        before = dict(_store().key_value_dir_get("rm/pulse/"))
+        time.sleep(2 * _PULSE_SECONDS)
+        after = dict(_store().key_value_dir_get("rm/pulse/"))
+        counts = ((number, f"rm/pulse/{number}") for number in range(jax.process_count()))
+        gone = [number for number, key in counts if before.get(key) == after.get(key)]
+        with contextlib.suppress(Exception):  # another has looked before, and those that saw it have gone by now
+            _store().key_value_set("rm/gone", json.dumps(gone))
+        return json.loads(_store().blocking_key_value_get("rm/gone", 1000))
+    except Exception:
+        return [0]
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Where another process has gone, says in one line which it was and ends this one with code 1."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, OSError) as error:
+        gone = missing() if jax.process_count() > 1 else []
+        if not gone:
+            raise
+        names = " and ".join(f"process {number}" for number in gone)
+        reason = " ".join(str(error).split())[:200]
+        advice = "see its log, and go on with --resume"
+        print(f"rm: {names} of {jax.process_count()} ended ({reason}); {advice}", file=sys.stderr, flush=True)
+        if leads():
+            time.sleep(3 * _PULSE_SECONDS)  # the others ask this one
+        os._exit(1)  # else JAX waits for the one that is gone
 
 
 def leads() -> bool:

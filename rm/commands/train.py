@@ -22,7 +22,7 @@ from ..data.prefetch import prefetch
 from ..data.sources import parse_source
 from ..data.table import describe_table
 from ..data.tokenizer import Tokenizer
-from ..distributed import connect, leads, prepare_together
+from ..distributed import connect, ending_together, leads, prepare_together
 from ..errors import ConfigError
 from ..evaluate import evaluate
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
@@ -157,8 +157,8 @@ def train(args: TrainArguments) -> None:
     """One process, or each of several, from reading to the exported model."""
     if args.distributed:
         connect(args.coordinator, args.num_processes, args.process_id)
-    prepared = prepare_together(partial(prepare, args), partial(_facts, args))
-    run(args, prepared)
+    with ending_together():
+        run(args, prepare_together(partial(prepare, args), partial(_facts, args)))
 
 
 def run(args: TrainArguments, prepared: Prepared) -> None:
