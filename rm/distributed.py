@@ -8,16 +8,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 
 from .errors import ConfigError, RmError
 
-_HEARTBEAT_SECONDS = 40  # without a sign of life from a process, after which JAX ends the others
-_PULSE_SECONDS = 4  # between the signs of life by which `missing` tells which process it was
+_HEARTBEAT_SECONDS = 50  # without a sign of life from a process, after which JAX ends the others
+_PULSE_SECONDS = 4  # between the signs of life by which `_missing` tells which process it was
 _LONGEST_MESSAGE = 16384  # bytes that a process says of itself
+
+_ENDING = threading.Lock()
 
 Prepared = TypeVar("Prepared")
 
@@ -51,26 +53,29 @@ def _store() -> Any:
 
 
 def _pulse() -> None:
-    """Counts in the store, for as long as this process and the one that keeps it live."""
-    with contextlib.suppress(Exception):
+    """Counts in the store for as long as this process lives, and ends it where another has found one missing."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the store is gone: the run is over
         for count in itertools.count():
             _store().key_value_set(f"rm/pulse/{jax.process_index()}", str(count), allow_overwrite=True)
+            found = dict(_store().key_value_dir_get("rm/gone"))
+            if found:
+                _end(json.loads(next(iter(found.values()))), "as another process found")
             time.sleep(_PULSE_SECONDS)
 
 
-def missing() -> list[int]:
-    """The processes that do not count any more, as the first that looked found; process 0 where it does not answer."""
+def _missing() -> list[int]:
+    """The processes that do not count any more; process 0 where the store does not answer."""
     try:
         before = dict(_store().key_value_dir_get("rm/pulse/"))
         time.sleep(2 * _PULSE_SECONDS)
         after = dict(_store().key_value_dir_get("rm/pulse/"))
         counts = ((number, f"rm/pulse/{number}") for number in range(jax.process_count()))
         gone = [number for number, key in counts if before.get(key) == after.get(key)]
-        with contextlib.suppress(Exception):  # another has looked before, and those that saw it have gone by now
-            _store().key_value_set("rm/gone", json.dumps(gone))
-        return json.loads(_store().blocking_key_value_get("rm/gone", 1000))
-    except Exception:
+        if gone:
+            _store().key_value_set("rm/gone/found", json.dumps(gone))
+    except jax.errors.JaxRuntimeError:
         return [0]
+    return gone
 
 
 @contextlib.contextmanager
@@ -79,11 +84,15 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, OSError) as error:
-        gone = missing() if jax.process_count() > 1 else []
+        gone = _missing() if jax.process_count() > 1 else []
         if not gone:
             raise
+        _end(gone, " ".join(str(error).split())[:200])
+
+
+def _end(gone: list[int], reason: str) -> NoReturn:
+    with _ENDING:  # one line, whichever thread comes first
         names = " and ".join(f"process {number}" for number in gone)
-        reason = " ".join(str(error).split())[:200]
         advice = "see its log, and go on with --resume"
         print(f"rm: {names} of {jax.process_count()} ended ({reason}); {advice}", file=sys.stderr, flush=True)
         if leads():

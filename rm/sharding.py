@@ -182,7 +182,7 @@ def context_order(regions: tuple[int, ...], parts: int) -> tuple[np.ndarray, tup
     """
     for region in regions:
         if region % parts:
-            raise ConfigError(f"mesh context={parts}: regions of {regions} tokens do not divide into {parts} parts")
+            raise ConfigError(f"mesh context={parts}: a region of {region} tokens does not divide into {parts} parts")
     places = np.split(np.arange(sum(regions)), np.cumsum(regions)[:-1])
     order = np.concatenate([place.reshape(parts, -1) for place in places], axis=1).reshape(-1)
     return order, tuple(region // parts for region in regions)
