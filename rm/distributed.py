@@ -1,25 +1,24 @@
 """Several processes that run one program: how they find each other and agree before they begin."""
 
 import contextlib
-import itertools
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from .errors import ConfigError, RmError
 
-_HEARTBEAT_SECONDS = 50  # without a sign of life from a process, after which JAX ends the others
-_PULSE_SECONDS = 4  # between the signs of life by which `_missing` tells which process it was
+_HEARTBEAT_SECONDS = 20  # without a sign of life, after which a process counts as gone
+_WATCH_SECONDS = 4  # between looks whether all are there
 _LONGEST_MESSAGE = 16384  # bytes that a process says of itself
 
-_ENDING = threading.Lock()
+_OVER = threading.Event()
 
 Prepared = TypeVar("Prepared")
 
@@ -35,6 +34,7 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
 
     Example: `rm.connect("10.0.0.1:1234", num_processes=2, process_id=0)`.
     """
+    jax.config.update("jax_enable_recoverability", True)  # else JAX aborts where a process is missing, without a word
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
@@ -42,7 +42,7 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
         advice = "give --coordinator HOST:PORT --num-processes N --process-id I"
         raise ConfigError(f"the processes cannot be connected ({reason}); {advice}") from None
 
-    threading.Thread(target=_pulse, daemon=True, name="pulse").start()
+    threading.Thread(target=_watch, daemon=True, name="watch").start()
 
 
 def _store() -> Any:
@@ -52,52 +52,40 @@ def _store() -> Any:
     return global_state.client
 
 
-def _pulse() -> None:
-    """Counts in the store for as long as this process lives, and ends it where another has found one missing."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the store is gone: the run is over
-        for count in itertools.count():
-            _store().key_value_set(f"rm/pulse/{jax.process_index()}", str(count), allow_overwrite=True)
-            found = dict(_store().key_value_dir_get("rm/gone"))
-            if found:
-                _end(json.loads(next(iter(found.values()))), "as another process found")
-            time.sleep(_PULSE_SECONDS)
-
-
-def _missing() -> list[int]:
-    """The processes that do not count any more; process 0 where the store does not answer."""
-    try:
-        before = dict(_store().key_value_dir_get("rm/pulse/"))
-        time.sleep(2 * _PULSE_SECONDS)
-        after = dict(_store().key_value_dir_get("rm/pulse/"))
-        counts = ((number, f"rm/pulse/{number}") for number in range(jax.process_count()))
-        gone = [number for number, key in counts if before.get(key) == after.get(key)]
-        if gone:
-            _store().key_value_set("rm/gone/found", json.dumps(gone))
-    except jax.errors.JaxRuntimeError:
-        return [0]
-    return gone
+def _watch() -> None:
+    """Ends this process where another has gone."""
+    while not _OVER.is_set():
+        try:
+            live = _store().get_live_nodes(list(range(jax.process_count())))  # once all have asked that still can
+        except jax.errors.JaxRuntimeError:  # process 0 keeps the list
+            live = range(1, jax.process_count())
+        gone = [f"process {number}" for number in range(jax.process_count()) if number not in live]
+        if gone and not _OVER.wait(1):
+            text = f"rm: {' and '.join(gone)} of {jax.process_count()} ended; see its log, and go on with --resume"
+            print(text, file=sys.stderr, flush=True)
+            if leads():
+                time.sleep(_WATCH_SECONDS + 2)  # the others ask this one
+            os._exit(1)  # else JAX waits for the one that is gone
+        time.sleep(_WATCH_SECONDS)
 
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Where another process has gone, says in one line which it was and ends this one with code 1."""
+    """A block that all processes leave; where one has gone, the others say in one line which, and end with code 1."""
+    if jax.process_count() == 1:
+        yield
+        return
     try:
         yield
     except (jax.errors.JaxRuntimeError, OSError) as error:
-        gone = _missing() if jax.process_count() > 1 else []
-        if not gone:
-            raise
-        _end(gone, " ".join(str(error).split())[:200])
-
-
-def _end(gone: list[int], reason: str) -> NoReturn:
-    with _ENDING:  # one line, whichever thread comes first
-        names = " and ".join(f"process {number}" for number in gone)
-        advice = "see its log, and go on with --resume"
-        print(f"rm: {names} of {jax.process_count()} ended ({reason}); {advice}", file=sys.stderr, flush=True)
-        if leads():
-            time.sleep(3 * _PULSE_SECONDS)  # the others ask this one
-        os._exit(1)  # else JAX waits for the one that is gone
+        reason = " ".join(str(error).split())[:200]
+        print(f"rm: {reason}; looking whether another process has ended", file=sys.stderr, flush=True)
+        time.sleep(2 * _HEARTBEAT_SECONDS)  # `_watch` ends this one meanwhile
+        raise
+    finally:
+        _OVER.set()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            _store().wait_at_barrier("rm/over", 1000 * _WATCH_SECONDS)
 
 
 def leads() -> bool:
