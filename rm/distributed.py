@@ -16,6 +16,7 @@ from .errors import ConfigError, RmError
 
 _HEARTBEAT_SECONDS = 20  # without a sign of life, after which a process counts as gone
 _WATCH_SECONDS = 4  # between looks whether all are there
+_EXPORT_SECONDS = 86400  # that the others wait for the one that writes the export
 _LONGEST_MESSAGE = 16384  # bytes that a process says of itself
 
 _OVER = threading.Event()
@@ -77,15 +78,22 @@ def ending_together() -> Iterator[None]:
         return
     try:
         yield
+    except RmError:  # of all, or of this one, whose end the others will notice
+        _OVER.set()
+        _wait_for_all(_WATCH_SECONDS)
+        raise
     except (jax.errors.JaxRuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         print(f"rm: {reason}; looking whether another process has ended", file=sys.stderr, flush=True)
         time.sleep(2 * _HEARTBEAT_SECONDS)  # `_watch` ends this one meanwhile
         raise
-    finally:
-        _OVER.set()
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            _store().wait_at_barrier("rm/over", 1000 * _WATCH_SECONDS)
+    _wait_for_all(_EXPORT_SECONDS)
+    _OVER.set()
+
+
+def _wait_for_all(seconds: int) -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _store().wait_at_barrier("rm/over", 1000 * seconds)
 
 
 def leads() -> bool:

@@ -109,7 +109,7 @@ def _fill(
         if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
             raise WeightsError(f"{file.name}: truncated while it was read; download it again")
         for out, columns in targets:
-            if out[piece] is not values:
+            if not in_place:
                 with np.errstate(over="ignore"):  # an infinity is found below
                     out[piece] = values[:, columns]
             finite &= _all_finite(min(out[piece], values, key=lambda array: array.itemsize))  # it overflows first

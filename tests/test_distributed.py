@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,7 +37,7 @@ def arguments(llama_directory, tmp_path_factory) -> list[str]:
         rows = [{"chosen": f"Q: what is {i}? A: {i}", "rejected": f"Q: what is {i}? A: {i + 1}"} for i in range(80)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         sources = ["--model", str(llama_directory), "--dataset", str(path)]
-    return ["train", *sources, *options.split(), "--max-steps", str(STEPS)]
+    return ["train", *sources, *options.split(), "--max-steps", str(STEPS), "--eval-split", "train[:24]"]
 
 
 def free_port() -> int:
@@ -84,13 +85,15 @@ def end(running) -> list[tuple[int, str, str]]:
 
 def losses(directory: Path) -> list[float]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    (evaluation,) = [value for line in lines for name, value in line.items() if re.fullmatch("eval_.*_loss", name)]
+    lines = [line for line in lines if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    return [line["loss"] for line in lines]
+    return [*(line["loss"] for line in lines), evaluation]
 
 
 @pytest.fixture(scope="module")
 def alone(arguments, tmp_path_factory) -> list[float]:
-    """The losses of a run in one process on one device."""
+    """The losses of a run in one process on one device, the last on held-out pairs."""
     output = tmp_path_factory.mktemp("alone") / "run"
     ((code, _, errors),) = end(start([*arguments, "--output", str(output)]))
     assert code == 0, errors

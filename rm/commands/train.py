@@ -209,6 +209,8 @@ def run(args: TrainArguments, prepared: Prepared) -> None:
         for name, table in tables.items():
             report.print(describe_table(f"{name} ({table['source']})", table))
         report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
+        if mesh is None and jax.device_count() > 1:
+            report.print(f"1 of {jax.device_count()} devices is used; --mesh fsdp={jax.device_count()} uses all")
         log_file = args.output / "metrics.jsonl" if leads() else Path(os.devnull)
         log = TrainingLog(log_file, steps, plan.steps_per_epoch, args.log_every, schedule, report)
         log.resume(start, notes)
