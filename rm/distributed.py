@@ -1,5 +1,6 @@
 """Several processes that run one program: how they find each other and agree before they begin."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -42,8 +43,8 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
         reason = str(error).strip().partition("\n")[0]
         advice = "give --coordinator HOST:PORT --num-processes N --process-id I"
         raise ConfigError(f"the processes cannot be connected ({reason}); {advice}") from None
-
     threading.Thread(target=_watch, daemon=True, name="watch").start()
+    atexit.register(_leave)
 
 
 def _store() -> Any:
@@ -80,20 +81,27 @@ def ending_together() -> Iterator[None]:
         yield
     except RmError:  # of all, or of this one, whose end the others will notice
         _OVER.set()
-        _wait_for_all(_WATCH_SECONDS)
         raise
     except (jax.errors.JaxRuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         print(f"rm: {reason}; looking whether another process has ended", file=sys.stderr, flush=True)
         time.sleep(2 * _HEARTBEAT_SECONDS)  # `_watch` ends this one meanwhile
         raise
-    _wait_for_all(_EXPORT_SECONDS)
-    _OVER.set()
 
 
-def _wait_for_all(seconds: int) -> None:
+def _leave() -> None:
+    """At the end of the program: waits for the others where it ended well, and process 0 goes last."""
+    failed = _OVER.is_set() or hasattr(sys, "last_value")
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _store().wait_at_barrier("rm/over", 1000 * seconds)
+        _store().wait_at_barrier("rm/over", 1000 * (_WATCH_SECONDS if failed else _EXPORT_SECONDS))
+    _OVER.set()
+    if not leads():
+        jax.distributed.shutdown()
+        return
+    end = time.monotonic() + _HEARTBEAT_SECONDS  # the others abort where they are still there when this one goes
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        while time.monotonic() < end and len(_store().get_live_nodes(list(range(jax.process_count())))) > 1:
+            time.sleep(0.1)
 
 
 def leads() -> bool:

@@ -111,7 +111,9 @@ def _leaf_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 def _divide(name: str, dims: list[int], dim: int, parts: int, axes: str) -> int:
     if dims[dim] % parts:
-        raise ConfigError(f"{name}: dimension of size {dims[dim]} does not divide into {axes} = {parts} parts")
+        raise ConfigError(
+            f"{name}: dimension of size {dims[dim]} does not divide into {axes} = {parts} parts; choose another mesh"
+        )
     return dims[dim] // parts
 
 
