@@ -18,7 +18,6 @@ from .errors import ConfigError, RmError
 _HEARTBEAT_SECONDS = 20  # without a sign of life, after which a process counts as gone
 _WATCH_SECONDS = 4  # between looks whether all are there
 _EXPORT_SECONDS = 86400  # that the others wait for the one that writes the export
-_LONGEST_MESSAGE = 16384  # bytes that a process says of itself
 
 _OVER = threading.Event()
 
@@ -141,8 +140,9 @@ def _exchange(said: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What every process said, in their order."""
     from jax.experimental.multihost_utils import process_allgather
 
-    text = json.dumps(said).encode()[:_LONGEST_MESSAGE]
-    padded = np.frombuffer(text.ljust(_LONGEST_MESSAGE), np.uint8)
+    text = json.dumps(said).encode()
+    longest = int(np.max(process_allgather(np.int32(len(text)))))
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
     return [json.loads(row.tobytes()) for row in np.asarray(process_allgather(padded))]
 
 

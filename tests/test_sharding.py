@@ -115,11 +115,9 @@ def is_model(part) -> bool:
 def test_every_form_of_the_forward_works_on_a_mesh(model, comparisons, attention, remat):
     """Regions cut into parts of each region, recomputed gathers, either attention: the gradient stays the same."""
     batch, mesh = one_batch(comparisons, "regions"), rm.make_mesh(fsdp=2, tensor=2, context=2)
-    plain, options = (
-        jax.jit(partial(rm.accumulate, None, objective=objective)),
-        {"attention": attention, "remat": remat},
-    )
-    on_mesh = partial(rm.accumulate, None, objective=partial(objective, mesh=mesh, **options))
+    plain = jax.jit(partial(rm.accumulate, None, objective=objective))
+    form = partial(objective, mesh=mesh, attention=attention, remat=remat)
+    on_mesh = partial(rm.accumulate, None, objective=form)
     found = jax.jit(on_mesh)(rm.place_model(model, mesh), rm.place_batch(batch, mesh))
     assert_close(found, plain(model, batch), 1e-5)
 

@@ -61,7 +61,6 @@ def fill_rows(
     shape: RowShape,
 ) -> PreferenceBatch:
     """A micro-batch of `shape`: the comparisons at `indices`, of which each row holds some, in groups."""
-    """A micro-batch of `rows`, each a list of items."""
     K = comparisons.ends.shape[1]
     tokens, segments, parts, positions = np.zeros((4, len(rows), sum(shape.regions)), np.int32)
     ends = np.zeros((len(rows), shape.slots, K), np.int32)
