@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from flops import count_parameters, count_work, random_comparisons, update_flops
+from random_comparisons import random_comparisons
 
 ROOT = Path(__file__).parents[1]
 MARK = "result "
@@ -155,6 +155,7 @@ def probe() -> dict[str, Any]:
     """What the machine and `rm` have."""
     import jax
 
+    from rm.flops import count_parameters
     from rm.model import Attention
 
     device = jax.devices()[0]
@@ -174,6 +175,7 @@ def measure(case: Case) -> dict[str, Any]:
     import jax
 
     from rm.data.batches import plan_batches
+    from rm.flops import count_work, update_flops
 
     config, shape = llama(case.shape), SHAPES[case.shape]
     comparisons = random_comparisons(config, shape.pairs, *shape.lengths)

@@ -25,9 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flops import count_parameters, count_work, random_comparisons, update_flops
+from random_comparisons import random_comparisons
 
 import rm
+from rm.flops import count_parameters, count_work, update_flops
 from rm.model import Remat
 
 REMAT: tuple[Remat, ...] = ("full", "none")

@@ -38,7 +38,7 @@ def compile_update(shape: str, topology: str, sizes: str, rows: int):
     optimizer = rm.adamw(1e-5)
     model = jax.eval_shape(lambda: rm.init_reward_model(config, key=jax.random.key(0)))
     specs, moments = rm.partition_specs(model, mesh), jax.eval_shape(optimizer.init, model)  # pyright: ignore
-    placement = shardings(rm.TrainState(P(), specs, state_specs(moments, model, specs, optimizer)), mesh)  # pyright: ignore
+    placement = shardings(rm.TrainState(P(), specs, state_specs(moments, model, specs)), mesh)  # pyright: ignore
 
     def placed(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -17,7 +17,9 @@ from .host import keep_compiled
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
 from .model import RewardModel, hidden_states, init_reward_model, rewards
-from .optimizer import adamw, learning_rate_schedule
+from .optimizer import adamw, learning_rate_schedule, make_optimizer
+from .plan import Plan, plan
+from .rounding import keep_moments, stochastic_round
 from .sharding import make_mesh, partition_specs, place_batch, place_model
 from .update import TrainState, accumulate, apply_gradients, init_state, jit_update, update
 from .version import __version__
@@ -29,6 +31,7 @@ __all__ = [
     "DataError",
     "LlamaConfig",
     "OutputError",
+    "Plan",
     "PreferenceBatch",
     "RewardModel",
     "RmError",
@@ -50,23 +53,27 @@ __all__ = [
     "init_state",
     "jit_update",
     "keep_compiled",
+    "keep_moments",
     "learning_rate_schedule",
     "load_comparisons",
     "load_reward_model",
     "load_tokenizer",
     "make_mesh",
+    "make_optimizer",
     "match_tokenizer",
     "mix",
     "pairwise_loss",
     "partition_specs",
     "place_batch",
     "place_model",
+    "plan",
     "plan_batches",
     "preference_metrics",
     "prefetch",
     "rewards",
     "save_reward_model",
     "score",
+    "stochastic_round",
     "tokenize_comparisons",
     "update",
 ]

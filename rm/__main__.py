@@ -1,4 +1,4 @@
-"""The command line: `python -m rm train | data | score | demo`."""
+"""The command line: `python -m rm train | data | score | plan | demo`."""
 
 import contextlib
 import io
@@ -11,36 +11,43 @@ import tyro
 
 from .commands.data import DataArguments, data
 from .commands.demo import DemoArguments, demo
+from .commands.plan import PlanArguments, plan_command
 from .commands.score import ScoreArguments, score
 from .commands.train import TrainArguments, train
 from .errors import RmError
 from .host import keep_compiled
 
-_RUN = {TrainArguments: train, DataArguments: data, ScoreArguments: score, DemoArguments: demo}
+_RUN = {
+    TrainArguments: train,
+    DataArguments: data,
+    ScoreArguments: score,
+    PlanArguments: plan_command,
+    DemoArguments: demo,
+}
 _Command = (
     Annotated[TrainArguments, tyro.conf.subcommand("train")]
     | Annotated[DataArguments, tyro.conf.subcommand("data")]
     | Annotated[ScoreArguments, tyro.conf.subcommand("score")]
+    | Annotated[PlanArguments, tyro.conf.subcommand("plan")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0 when it ended well and 2 for what the user can put right."""
+    """Runs a command; returns 0 when it ended well, 1 where a plan does not fit and 2 for what the user can put right."""
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
         keep_compiled()
-        _RUN[type(args)](args)
+        return _RUN[type(args)](args) or 0
     except RmError as error:
         print(f"rm: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rm: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
-def _parse(argv: Sequence[str]) -> TrainArguments | DataArguments | ScoreArguments | DemoArguments:
+def _parse(argv: Sequence[str]) -> TrainArguments | DataArguments | ScoreArguments | PlanArguments | DemoArguments:
     usage = io.StringIO()
     try:
         with contextlib.redirect_stderr(usage):

@@ -1,9 +1,29 @@
-"""Compiled programs kept on disk, so that the next run starts at once."""
+"""What is computed on: the platform that code is traced for, and compiled programs kept on disk."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import jax
+
+_TARGET: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+def platform() -> str:
+    """The platform that code is traced for: cpu, gpu, cuda or tpu."""
+    return _TARGET.get() or jax.default_backend()
+
+
+@contextmanager
+def compiling_for(target: str) -> Iterator[None]:
+    """Has what is traced in the block take the forms of another platform, whose devices are not here."""
+    token = _TARGET.set(target)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
 
 
 def keep_compiled(directory: str | Path | None = None) -> None:

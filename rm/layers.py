@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from .collectives import gather_weight, scatter_gradient, sum_over
 from .config import LlamaConfig
+from .host import platform
 from .shapes import checked
 
 PRODUCT = "product"  # the name by which a remat policy keeps the products of linear layers
@@ -68,7 +69,7 @@ def _product_backward(saved: tuple[Array, Array], d_y: Array) -> tuple[Array, Ar
 
 def _over_rows(a: Float[Array, "B O"], b: Float[Array, "B I"]) -> Float[Array, "O I"]:
     """`aᵀ b`, float32. Where CPUs have fast products of bfloat16, they are for rows of the first factor alone."""
-    if a.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    if a.dtype == jnp.bfloat16 and platform() == "cpu":
         return dot(transposed(a), b, (1, 0))
     return dot(a, b, (0, 0))
 

@@ -16,6 +16,7 @@ from .batch import PreferenceBatch
 from .block_attention import Blocks, block_attention, find_blocks
 from .collectives import gather_over, look_up, shards, take_tokens
 from .config import LlamaConfig
+from .host import platform
 from .layers import PRODUCT, Linear, linear, rms_norm, rotary_table, rotate, swiglu
 from .shapes import checked
 from .sharding import ROWS, check_mesh, check_rows, context_order, partition_specs
@@ -179,7 +180,7 @@ def hidden_states(
     The arguments are those of `rewards`.
     """
     R, S, K = batch.ends.shape
-    by_block = attention == "block" or (attention == "auto" and jax.default_backend() == "cpu")
+    by_block = attention == "block" or (attention == "auto" and platform() == "cpu")
     forward = partial(_forward, dtype=dtype, remat=remat, by_block=by_block)
     tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
     lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
@@ -224,7 +225,7 @@ def _forward(
     if model.blocks is not None:
         # unrolled, XLA for CPUs copies no weights and activations in and out of the stacks, but it undoes recomputing
         # and keeps the weights that it has gathered
-        unroll = jax.default_backend() == "cpu" and remat == "none" and shards("fsdp") == 1
+        unroll = platform() == "cpu" and remat == "none" and shards("fsdp") == 1
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks, unroll=unroll)
     x = last_block(x, model.last_block, row)
     return rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)

@@ -7,8 +7,11 @@ import optax
 from jaxtyping import Array
 
 from .model import RewardModel
+from .rounding import keep_moments
 
 Schedule = Literal["linear", "cosine", "constant"]
+OptimizerName = Literal["adamw", "lion", "muon", "adafactor"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 def learning_rate_schedule(
@@ -35,14 +38,69 @@ def learning_rate_schedule(
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, max_grad_norm: float | None = 1.0
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = 1.0,
+    moments: Dtype = "float32",
 ) -> optax.GradientTransformation:
     """AdamW(0.9, 0.999, 1e-8) after clipping by global norm, TRL's defaults; norms and biases do not decay.
 
     **Source:** Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2.
     """
+    return make_optimizer(
+        "adamw", learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm, moments=moments
+    )
+
+
+def make_optimizer(
+    name: OptimizerName,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = 1.0,
+    moments: Dtype = "float32",
+) -> optax.GradientTransformation:
+    """One of optax's optimizers after clipping by global norm; norms and biases do not decay.
+
+    | name        | kept for a parameter, bytes                   | source                                       |
+    |-------------|-----------------------------------------------|----------------------------------------------|
+    | `adamw`     | two moments: 8, or 4 with bfloat16 `moments`  | Loshchilov & Hutter 2019, arXiv 1711.05101   |
+    | `lion`      | one: 4 or 2                                   | Chen et al. 2023, arXiv 2302.06675, alg. 2   |
+    | `muon`      | one for matrices of blocks, else as `adamw`   | Liu et al. 2025, arXiv 2502.16982, eq. 4     |
+    | `adafactor` | sums over rows and columns: almost none       | Shazeer & Stern 2018, arXiv 1804.04235, alg. 4 |
+
+    **Arguments:** `moments`, the type they are kept in; bfloat16 ones are rounded stochastically (`keep_moments`).
+
+    >>> make_optimizer("lion", 1e-4).init({"weight": jax.numpy.zeros((2, 2))})[1][0].mu["weight"].shape
+    (2, 2)
+    """
+    rule = {
+        "adamw": lambda: optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask),
+        "lion": lambda: optax.lion(learning_rate, weight_decay=weight_decay, mask=decay_mask),
+        "muon": lambda: _muon(learning_rate, weight_decay),
+        "adafactor": lambda: optax.adafactor(
+            learning_rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decay_mask
+        ),
+    }[name]()
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
-    return optax.chain(clip, optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask))
+    return optax.chain(clip, rule if moments == "float32" else keep_moments(rule))
+
+
+def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    """Muon for the matrices of blocks, AdamW for the rest; updates as large as AdamW's, so rates carry over."""
+    from optax.contrib import MuonDimensionNumbers, muon
+
+    def matrices(params: RewardModel) -> RewardModel:
+        def spec(path: tuple, leaf: Array) -> MuonDimensionNumbers | None:
+            name = jax.tree_util.keystr(path)
+            return MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2) if name.endswith("_proj.weight") else None
+
+        return jax.tree_util.tree_map_with_path(spec, params)
+
+    decay = {"weight_decay": weight_decay, "weight_decay_mask": decay_mask, "adam_weight_decay": weight_decay}
+    dimensions = {"muon_weight_dimension_numbers": matrices}
+    return muon(learning_rate, **decay, **dimensions, consistent_rms=0.2)  # pyright: ignore[reportArgumentType]
 
 
 def decay_mask(model: RewardModel) -> RewardModel:

@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .batch import PreferenceBatch
@@ -71,7 +70,7 @@ def row_shards(mesh: Mesh | None) -> int:
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
-def partition_specs(model: Any, mesh: Mesh) -> Any:
+def partition_specs(model: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A tree like a `RewardModel`, or one with its gradients, with the `PartitionSpec` of every leaf.
 
     | leaf                       | shape    | split                                                         |
@@ -89,7 +88,7 @@ def partition_specs(model: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_spec(path, leaf.shape, mesh), model)
 
 
-def _leaf_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
+def _leaf_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     layers, size = (None,) * name.startswith("blocks."), dict(mesh.shape)
     dims = list(shape[len(layers) :])
@@ -117,7 +116,7 @@ def _divide(name: str, dims: list[int], dim: int, parts: int, axes: str) -> int:
     return dims[dim] // parts
 
 
-def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
+def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
     """Refuses a mesh that cuts through heads.
 
     **Raises:** `ConfigError`.
@@ -145,13 +144,17 @@ def mesh_of(tree: Any) -> Mesh | None:
     return None
 
 
-def state_specs(tree: Any, model: Any, specs: Any, optimizer: optax.GradientTransformation) -> Any:
-    """The specs of an optimizer's state: those of the parameters for what has a parameter's shape, else none."""
+def state_specs(state: Any, model: Any, specs: Any) -> Any:
+    """The specs of an optimizer's state: those of a parameter for what has its place in the tree and its shape."""
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    placed = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
+    known = [(jax.tree_util.keystr(path), leaf.shape, spec) for (path, leaf), spec in zip(leaves, placed, strict=True)]
 
-    def like_parameter(leaf: Any, parameter: Any, spec: P) -> P:
-        return spec if leaf.shape == parameter.shape else P()
+    def like_parameter(path: tuple, leaf: Any) -> P:
+        name = jax.tree_util.keystr(path)
+        return next((s for own, shape, s in known if name.endswith(own) and leaf.shape == shape), P())
 
-    return optax.tree.map_params(optimizer, like_parameter, tree, model, specs, transform_non_params=lambda _: P())
+    return jax.tree_util.tree_map_with_path(like_parameter, state)
 
 
 def place_batch(batch: PreferenceBatch, mesh: Mesh) -> PreferenceBatch:

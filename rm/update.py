@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from .batch import PreferenceBatch
 from .metrics import preference_metrics
 from .model import RewardModel
+from .rounding import add_updates
 from .shapes import checked
 from .sharding import mesh_of, partition_specs, shardings, state_specs
 
@@ -52,7 +53,7 @@ def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> T
         step, opt_state = init(model)
         return TrainState(step, model, opt_state)
     _, shapes = jax.eval_shape(init, model)
-    specs = P(), state_specs(shapes, model, partition_specs(model, mesh), optimizer)
+    specs = P(), state_specs(shapes, model, partition_specs(model, mesh))
     step, opt_state = jax.jit(init, out_shardings=shardings(specs, mesh))(model)
     return TrainState(step, model, opt_state)
 
@@ -107,7 +108,7 @@ def apply_gradients(
     count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
     gradients = jax.tree.map(lambda total: total / count, sums.gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
-    model = optax.apply_updates(state.model, updates)  # pyright: ignore[reportArgumentType]
+    model = add_updates(state.model, updates, state.step)
     metrics = sums.metrics | {"grad_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, model, opt_state), metrics  # pyright: ignore[reportArgumentType]
 

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 import rm
+from rm.flops import count_parameters, count_work, update_flops
 
-_SPEC = importlib.util.spec_from_file_location("flops", Path(__file__).parents[1] / "benchmarks" / "flops.py")
+_FILE = Path(__file__).parents[1] / "benchmarks" / "random_comparisons.py"
+_SPEC = importlib.util.spec_from_file_location("random_comparisons", _FILE)
 assert _SPEC
 assert _SPEC.loader
-flops = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(flops)
+_MODULE = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_MODULE)
+random_comparisons = _MODULE.random_comparisons
 
 LENGTHS = (64, 32, 32)  # of a prefix and two responses: rows without padding
 
@@ -38,7 +41,7 @@ def objective(model, batch, **options):
 
 def one_batch(config: rm.LlamaConfig, layout: str) -> tuple[rm.PreferenceBatch, np.ndarray]:
     """Four comparisons, each in a full row."""
-    comparisons = flops.random_comparisons(config, 4, *LENGTHS)
+    comparisons = random_comparisons(config, 4, *LENGTHS)
     plan = rm.plan_batches(comparisons, 4, processes=4, micro_batch_tokens=sum(LENGTHS), layout=layout)
     (batch,) = plan.batch_at(0)
     assert batch.tokens.shape == (4, sum(LENGTHS))
@@ -69,7 +72,7 @@ def test_the_update_computes_what_it_must_and_hardly_more(remat, dtype):
     model = rm.init_reward_model(config, key=jax.random.key(0))
     options = {"remat": remat, "attention": "xla", "dtype": jax.numpy.dtype(dtype)}
     traced = jax.make_jaxpr(partial(rm.accumulate, None, objective=partial(objective, **options)))(model, batch)
-    floor = flops.update_flops(config, flops.count_work(lengths), remat=remat).total
+    floor = update_flops(config, count_work(lengths), remat=remat).total
     assert 1.0 <= products(traced.jaxpr) / floor < 1.15
 
 
@@ -84,7 +87,7 @@ def planned_bytes(layers: int, **options) -> int:
 
 def test_remat_keeps_no_more_of_a_layer_than_its_input():
     """Else long rows and deep models run out of memory although they were asked not to."""
-    carry, weights = 4 * 4 * sum(LENGTHS) * 128, 4 * flops.count_parameters(llama(1))
+    carry, weights = 4 * 4 * sum(LENGTHS) * 128, 4 * count_parameters(llama(1))
     growth = (planned_bytes(10, remat="full") - planned_bytes(4, remat="full")) / 6
     assert growth < carry + 1.5 * weights
     none = (planned_bytes(10, remat="none") - planned_bytes(4, remat="none")) / 6
@@ -101,7 +104,7 @@ def test_each_remat_policy_keeps_less_than_the_one_before():
 def test_a_second_epoch_compiles_nothing():
     """Shapes or types that change on the way, as of a step counter, would compile again for every update."""
     config = llama(2)
-    comparisons = flops.random_comparisons(config, 12, *LENGTHS)
+    comparisons = random_comparisons(config, 12, *LENGTHS)
     plan = rm.plan_batches(comparisons, 4)
     optimizer = rm.adamw(1e-3)
     state = rm.init_state(rm.init_reward_model(config, key=jax.random.key(0)), optimizer)

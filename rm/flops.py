@@ -1,18 +1,16 @@
-"""Random comparisons of known lengths, and the floating-point operations of an update over them.
+"""The floating-point operations of an update over comparisons of known lengths.
 
 What has to be computed is counted, whatever computes it: matrix products and visible pairs of attention alone, no
 padding, no embedding and no head. Two operations to a multiplication with its addition; a backward pass costs two
 forward ones (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Integer
 
-if TYPE_CHECKING:
-    from rm.config import LlamaConfig
-    from rm.data.comparisons import TokenizedComparisons
-    from rm.model import Remat
+from .config import LlamaConfig
 
 
 class Work(NamedTuple):
@@ -32,25 +30,11 @@ class Flops(NamedTuple):
 
     @property
     def total(self) -> int:
+        """All of them."""
         return self.products + self.attention
 
 
-def random_comparisons(config: "LlamaConfig", count: int, prefix: int, *responses: int) -> "TokenizedComparisons":
-    """`count` comparisons of random token ids that share exactly `prefix` tokens, with responses of these lengths."""
-    from rm.data.comparisons import flatten
-
-    rng = np.random.default_rng(0)
-    sequences = []
-    for _ in range(count):
-        prompt = rng.integers(0, config.vocab_size, prefix)
-        own = [rng.integers(0, config.vocab_size, length) for length in responses]
-        for k, response in enumerate(own):
-            response[0] = k  # else a response may begin as another does
-        sequences.append([np.concatenate([prompt, response]) for response in own])
-    return flatten(sequences, [0.0] * count, config)
-
-
-def count_work(lengths: np.ndarray) -> Work:
+def count_work(lengths: Integer[np.ndarray, "B _"]) -> Work:
     """The work of comparisons of `lengths` `[B, 1 + K]`, prefix first, as `TokenizedComparisons` has them.
 
     >>> count_work(np.array([[2, 1, 3]]))  # 3 pairs in the prefix, 2 + 1 and 6 + 6 in the responses
@@ -61,7 +45,7 @@ def count_work(lengths: np.ndarray) -> Work:
     return Work(int(lengths.sum()), int(pairs), own.size, int((prefix + own).sum()))
 
 
-def forward_flops(config: "LlamaConfig", work: Work) -> Flops:
+def forward_flops(config: LlamaConfig, work: Work) -> Flops:
     """One forward: all blocks, the last one's queries, output and MLP at the rewards alone."""
     width, whole = config.num_attention_heads * config.head_dim, config.num_hidden_layers - 1
     keys_values, rest = _layer_weights(config)
@@ -71,7 +55,7 @@ def forward_flops(config: "LlamaConfig", work: Work) -> Flops:
     )
 
 
-def update_flops(config: "LlamaConfig", work: Work, *, remat: "Remat" = "none") -> Flops:
+def update_flops(config: LlamaConfig, work: Work, *, remat: Literal["none", "dots", "full"] = "none") -> Flops:
     """Forward and backward, and what `remat` computes again; `"none"` gives the count that MFU is defined by.
 
     No optimizer: its operations are few, its cost is memory traffic. Attention that never stores its scores computes
@@ -87,14 +71,14 @@ def update_flops(config: "LlamaConfig", work: Work, *, remat: "Remat" = "none") 
     return Flops(3 * forward.products + again.products, 3 * forward.attention + again.attention)
 
 
-def count_parameters(config: "LlamaConfig") -> int:
+def count_parameters(config: LlamaConfig) -> int:
     """Parameters of a reward model without biases."""
     norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
     embedding_and_head = (config.vocab_size + 1) * config.hidden_size
     return config.num_hidden_layers * sum(_layer_weights(config)) + norms + embedding_and_head
 
 
-def _layer_weights(config: "LlamaConfig") -> tuple[int, int]:
+def _layer_weights(config: LlamaConfig) -> tuple[int, int]:
     """Weights of a layer's key and value projections, and of its other matrices."""
     hidden, size = config.hidden_size, config.head_dim
     keys_values = 2 * hidden * config.num_key_value_heads * size

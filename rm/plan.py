@@ -1,0 +1,196 @@
+"""What an update needs before any of it is bought: memory, time and traffic of every device."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from .chips import Topology, parse_topology
+from .compiled import default_compilers, missing_compiler, peak_bytes
+from .config import LlamaConfig
+from .errors import ConfigError, RmError
+from .estimate import Case, Cost, activation_bytes, check_case, communication, estimate, operations
+from .flops import count_parameters
+from .hub import read_json, resolve_directory
+from .presets import PRESETS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an update costs; bytes are those of one device, `None` stands for what nobody has published."""
+
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    parameters: int
+    bytes_per_parameter: float
+    memory_bytes_per_device: float
+    parameter_bytes_per_device: int
+    optimizer_bytes_per_device: int
+    gradient_bytes_per_device: int
+    activation_bytes_per_device: int  # with gathered weights and the compiler's buffers
+    peak_bytes_per_device: int
+    compiled: bool  # else the peak and the activations are estimated
+    compile_seconds: float | None
+    note: str  # why it is an estimate
+    flops: int  # of all devices
+    compute_seconds: float | None  # at the published rate
+    communication_bytes: dict[str, int]  # sent by a device along each axis
+    communication_seconds: float | None  # at the published rate of the links
+    largest_batch_size: int
+    advice: tuple[str, ...]
+
+    @property
+    def missing_bytes(self) -> float:
+        """By how much a device is too small, 0 where it fits."""
+        return max(0.0, self.peak_bytes_per_device - self.memory_bytes_per_device)
+
+    @property
+    def seconds(self) -> float | None:
+        """The least time of an update: computing and sending at once, each at its published rate."""
+        if self.compute_seconds is None:
+            return None
+        return max(self.compute_seconds, self.communication_seconds or 0.0)
+
+
+def plan(
+    model: LlamaConfig | str | Path,
+    topology: str,
+    *,
+    mesh: dict[str, int] | None = None,
+    batch_size: int = 8,
+    compilers: Path | None = None,
+    **options: Any,
+) -> Plan:
+    """What an update of `batch_size` rows costs on devices that need not be here; no weights are read.
+
+    The real `update` is compiled for the topology in a process of its own, where `compilers` holds a compiler for it;
+    elsewhere its memory is estimated by formula (`rm.estimate`), and `compiled` and `note` say so.
+
+    **Arguments:** `model`, a configuration, a name such as `llama-8b`, a directory or a hub id, of which only
+    `config.json` is read; `topology`, such as `v5p:2x2x2`, `h100:8` or `cpu:8`; `mesh`, `{"fsdp": 8}` or products, by
+    default all devices along `fsdp`; `batch_size`, rows of `max_length` tokens in one update; `options`, the other
+    fields of `rm.estimate.Case`: `max_length`, `dtype`, `remat`, `optimizer`, `moments`, `parameters`, `attention`.
+
+    **Raises:** `ConfigError` where the topology does not exist or the mesh does not divide the devices, heads, weights
+    or rows.
+
+    >>> found = plan("llama-70b", "v6e:8x8", batch_size=64, compilers=Path("nowhere"))
+    >>> found.compiled, found.missing_bytes, round(found.parameters / 1e9, 1)
+    (False, 0.0, 69.5)
+    """
+    where = parse_topology(topology)
+    sizes = {"fsdp": where.devices} if mesh is None else mesh
+    if math.prod(sizes.values()) != where.devices:
+        shown = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise ConfigError(f"mesh {shown} takes {math.prod(sizes.values())} devices, {topology} has {where.devices}")
+    case = Case(config=read_config(model), mesh=sizes, rows=batch_size, **options)
+    check_case(case)
+    folder = compilers or default_compilers()
+    cost, seconds, note = estimate(case), None, missing_compiler(where, folder) or ""
+    if not note:
+        peak, seconds = peak_bytes(case, where, folder)
+        cost = cost._replace(activations=max(0, peak - (cost.peak - cost.activations)))
+    return _plan(case, where, cost, seconds, note)
+
+
+def read_config(model: LlamaConfig | str | Path) -> LlamaConfig:
+    """The architecture of a model of which there need not be more than a name or a `config.json`."""
+    if isinstance(model, LlamaConfig):
+        return model
+    if str(model) in PRESETS:
+        return PRESETS[str(model)]
+    path = Path(model)
+    try:
+        file = path if path.is_file() else resolve_directory(model, ["config.json"]) / "config.json"
+    except RmError as error:
+        raise ConfigError(f"{error}; or one of {', '.join(PRESETS)}") from None
+    return LlamaConfig.from_hf(read_json(file), source=str(file))
+
+
+def _plan(case: Case, where: Topology, cost: Cost, seconds: float | None, note: str) -> Plan:
+    chip, sent, flops, count = where.chip, communication(case), operations(case), count_parameters(case.config)
+    kept = (cost.parameters + cost.optimizer + cost.gradients) * where.devices
+    copies = math.prod(case.mesh.get(axis, 1) for axis in ("data", "context"))
+    return Plan(
+        topology=where.name,
+        devices=where.devices,
+        mesh=case.mesh,
+        parameters=count,
+        bytes_per_parameter=round(kept / copies / count, 2),
+        memory_bytes_per_device=chip.memory,
+        parameter_bytes_per_device=cost.parameters,
+        optimizer_bytes_per_device=cost.optimizer,
+        gradient_bytes_per_device=cost.gradients,
+        activation_bytes_per_device=cost.activations,
+        peak_bytes_per_device=cost.peak,
+        compiled=not note,
+        compile_seconds=seconds,
+        note=note,
+        flops=flops,
+        compute_seconds=flops / where.devices / chip.flops if chip.flops and case.dtype == "bfloat16" else None,
+        communication_bytes=sent,
+        communication_seconds=sum(sent.values()) / chip.link if chip.link else None,
+        largest_batch_size=largest_batch(case, cost, chip.memory),
+        advice=advise(case, cost, where),
+    )
+
+
+def largest_batch(case: Case, cost: Cost, memory: float) -> int:
+    """The most rows at once that fit, where the formula is off by the same factor as at `case.rows`."""
+    step = case.mesh.get("data", 1) * case.mesh.get("fsdp", 1)
+    off = cost.activations / activation_bytes(case)
+
+    def fits(rows: int) -> bool:
+        more = activation_bytes(dataclasses.replace(case, rows=rows))
+        return cost.peak - cost.activations + off * more <= memory
+
+    most = 0
+    for bit in reversed(range(20)):
+        most += (1 << bit) * fits((most + (1 << bit)) * step)
+    return most * step
+
+
+def advise(case: Case, cost: Cost, where: Topology) -> tuple[str, ...]:
+    """What to change: so that it fits, or, where it does, so that it computes less."""
+    memory = where.chip.memory
+    if cost.peak <= memory:
+        for remat in ("none", "dots"):
+            other = dataclasses.replace(case, remat=remat)
+            peak = estimate(other).peak
+            if case.remat == "full" and peak <= 0.9 * memory:
+                return (f"--remat {remat} fits too ({peak / 1e9:.1f} GB by estimate) and computes less again",)
+        return ()
+    return _advise_less(case, where)
+
+
+def _advise_less(case: Case, where: Topology) -> tuple[str, ...]:
+    """Flags that help, the least harmful first, until the estimate fits."""
+    rows = min(case.rows, where.devices)
+    steps = [
+        ({"mesh": {"fsdp": where.devices}}, f"--mesh fsdp={where.devices}"),
+        ({"remat": "full"}, "--remat full"),
+        ({"rows": rows}, f"--batch-size {rows}"),
+        ({"moments": "bfloat16"}, "--moments bfloat16"),
+        ({"parameters": "bfloat16"}, "--parameters bfloat16"),
+        ({"optimizer": "adafactor"}, "--optimizer adafactor"),
+    ]
+    taken: list[str] = []
+    peak = estimate(case).peak
+    for change, flag in steps:
+        other = dataclasses.replace(case, **change)
+        try:
+            check_case(other)
+            less = estimate(other).peak
+        except ConfigError:
+            continue
+        if less < peak:
+            case, peak, taken = other, less, [*taken, flag]
+        if peak <= where.chip.memory:
+            return (f"{' '.join(taken)}: {peak / 1e9:.1f} GB by estimate",)
+    whole = sum(estimate(dataclasses.replace(case, mesh={"fsdp": 1}))[:3])
+    least = math.ceil(whole / (0.8 * where.chip.memory))
+    return (
+        f"even with {' '.join(taken) or 'nothing else to change'} it needs {peak / 1e9:.1f} GB; "
+        f"what is kept asks for about {least} such devices, and a row for each",
+    )

@@ -1,0 +1,52 @@
+"""The real update through the compilers of TPUs and GPUs, which `.ci/compilers` fetches; no such device is needed."""
+
+import pytest
+
+import rm
+from rm.chips import parse_topology
+from rm.compiled import default_compilers, missing_compiler
+
+CASES = [  # model, topology, rows of 2048 tokens, and the most GB of a device
+    ("llama-8b", "v5p:2x2x2", 8, 20),
+    ("llama-70b", "v6e:8x8", 64, 28),
+    ("llama-8b", "h100:8", 8, 80),
+]
+
+
+def compiled(*args, **options) -> rm.Plan:
+    reason = missing_compiler(parse_topology(args[1]), default_compilers())
+    if reason:
+        pytest.skip(reason)
+    return rm.plan(*args, **options)
+
+
+@pytest.mark.parametrize(("model", "topology", "rows", "most"), CASES)
+def test_the_update_fits_by_the_word_of_the_compiler(model, topology, rows, most):
+    """A model would be said to fit machines on which the first update runs out of memory."""
+    found = compiled(model, topology, batch_size=rows)
+    print(f"{model} on {topology}: {found.peak_bytes_per_device / 1e9:.1f} GB in {found.compile_seconds:.0f} s")
+    assert found.compiled
+    assert found.peak_bytes_per_device <= most * 1e9
+    kept = found.parameter_bytes_per_device + found.optimizer_bytes_per_device
+    assert found.peak_bytes_per_device > kept
+
+
+@pytest.mark.parametrize(("model", "topology", "rows", "most"), CASES)
+def test_the_estimate_is_near_what_the_compiler_says(model, topology, rows, most):
+    """Where there is no compiler, the estimate would mislead."""
+    measured = compiled(model, topology, batch_size=rows).peak_bytes_per_device
+    estimated = rm.plan(model, topology, batch_size=rows, compilers=default_compilers() / "none").peak_bytes_per_device
+    assert estimated == pytest.approx(measured, rel=0.2)
+
+
+def test_what_a_compiler_cannot_fit_is_a_plan_too():
+    """The compiler's refusal would be a stack trace instead of an exit with the shortfall."""
+    found = compiled("llama-8b", "v5e:2x4", batch_size=8)
+    assert found.missing_bytes > 0
+
+
+def test_a_topology_that_a_compiler_refuses_is_one_line():
+    """The reason would be hidden in a stack trace."""
+    with pytest.raises(rm.ConfigError, match=r"^v5p:3x5x1: .*not divisible") as error:
+        compiled("llama-8b", "v5p:3x5x1", batch_size=15)
+    assert "\n" not in str(error.value)
