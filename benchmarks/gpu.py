@@ -156,7 +156,7 @@ def probe() -> dict[str, Any]:
     import jax
 
     from rm.flops import count_parameters
-    from rm.model import Attention
+    from rm.lowering import Attention
 
     device = jax.devices()[0]
     return {

@@ -34,7 +34,7 @@ _Command = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0 when it ended well, 1 where a plan does not fit and 2 for what the user can put right."""
+    """Runs a command; returns 0 when it ended well, 1 where a plan does not fit, 2 for what the user can mend."""
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
         keep_compiled()

@@ -19,7 +19,7 @@ class Chip(NamedTuple):
     name: str  # as a compiler calls it
 
 
-# Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" (a chip's interconnect counts both ways: half of it is used here);
+# Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" (interconnect counts both ways there: half of it is used here);
 # NVIDIA's data sheets "H100 Tensor Core GPU" and "H200 Tensor Core GPU" (SXM; NVLink 900 GB/s both ways).
 CHIPS = {
     "v5e": Chip("tpu", 16e9, 197e12, 100e9, 2, "v5e"),

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from .config import LlamaConfig
 from .errors import ConfigError
 from .flops import Work, count_work, update_flops
-from .model import Attention, Remat, RewardModel, init_reward_model
+from .lowering import Attention
+from .model import Remat, RewardModel, init_reward_model
 from .optimizer import Dtype, OptimizerName, make_optimizer
 from .sharding import AXES, check_mesh, context_order, partition_specs, state_specs
 
@@ -138,7 +139,7 @@ def activation_bytes(case: Case) -> int:
     layers, hidden, ffn = config.num_hidden_layers, config.hidden_size, config.intermediate_size // size["tensor"]
     products = tokens * (2 * hidden + 2 * width // size["tensor"] + 2 * ffn) * itemsize
     block = products + tokens * (4 * hidden + 2 * ffn) * itemsize
-    if case.attention in ("xla", "auto"):
+    if case.attention == "xla":
         heads, query = config.num_attention_heads // size["tensor"], max(case.regions) // size["context"]
         block += 3 * 4 * rows * heads * query * (case.regions[0] + max(case.regions))
     weights = (2 * width * hidden + 2 * config.num_key_value_heads * config.head_dim * hidden) // size["tensor"]

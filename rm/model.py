@@ -18,11 +18,12 @@ from .collectives import gather_over, look_up, shards, take_tokens
 from .config import LlamaConfig
 from .host import platform
 from .layers import PRODUCT, Linear, linear, rms_norm, rotary_table, rotate, swiglu
+from .lowering import Attention, choose_attention
 from .shapes import checked
 from .sharding import ROWS, check_mesh, check_rows, context_order, partition_specs
+from .splash_attention import splash_attention
 
 Remat = Literal["none", "dots", "full"]
-Attention = Literal["auto", "xla", "block"]
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -137,11 +138,13 @@ def rewards(
 
     **Arguments:** `batch`, comparisons packed in rows; `dtype`, of the activations and matrix products (norms, softmax
     and the head stay float32); `remat`, what the backward pass computes again: `"full"` every block, `"dots"`
-    everything but the products with weights, `"none"` nothing; `attention`, how it is computed: `"block"` skips what
-    no query sees, `"xla"` is the plain form, `"auto"` takes blocks on CPUs; `mesh`, the devices that compute it, where
+    everything but the products with weights, `"none"` nothing; `attention`, how it is computed: `"xla"` is the plain
+    form, `"block"` skips what no query sees, `"splash"` is the TPUs' kernel, `"auto"` takes the fastest of the platform
+    that is exact for the rows and says why where that is the plain one; `mesh`, the devices that compute it, where
     they are several (`make_mesh`): every one keeps a part of the model (`partition_specs`) and of the rows.
 
-    **Raises:** `ConfigError` where the mesh does not divide the heads, the rows or the regions.
+    **Raises:** `ConfigError` where the mesh does not divide the heads, the rows or the regions, or a form of attention
+    is not exact for the rows or not for the platform.
 
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...                      num_attention_heads=4)
@@ -180,8 +183,7 @@ def hidden_states(
     The arguments are those of `rewards`.
     """
     R, S, K = batch.ends.shape
-    by_block = attention == "block" or (attention == "auto" and platform() == "cpu")
-    forward = partial(_forward, dtype=dtype, remat=remat, by_block=by_block)
+    forward = partial(_forward, dtype=dtype, remat=remat, attention=attention)
     tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
     lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=positions.dtype), tokens.shape)
@@ -210,15 +212,23 @@ def _on_mesh(forward, mesh: Mesh, model: RewardModel, of_tokens: tuple, ends: Ar
 
 
 def _forward(
-    model: RewardModel, of_tokens: tuple, ends: Array, regions: tuple[int, ...], *, dtype, remat: Remat, by_block: bool
+    model: RewardModel,
+    of_tokens: tuple,
+    ends: Array,
+    regions: tuple[int, ...],
+    *,
+    dtype,
+    remat: Remat,
+    attention: Attention,
 ) -> Float[Array, "R M D"]:
     """The normed last hidden state at `ends`, from what a device has of the model and the tokens."""
     config, (tokens, segments, parts, places, positions, lengths) = model.config, of_tokens
     queries = Marks(segments, parts, places)
     keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
     table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
-    row = Row(table, queries, keys, ends, find_blocks(queries, keys) if by_block else None)
-    block = _remat(partial(apply_block, config=config, regions=regions), remat)
+    form = choose_attention(attention, regions, dtype, shards("context"))
+    row = Row(table, queries, keys, ends, find_blocks(queries, keys) if form == "block" else None)
+    block = _remat(partial(apply_block, config=config, regions=regions, attention=form), remat)
     last_block = _remat(partial(apply_last_block, config=config), remat)
 
     x = look_up(model.embed_tokens, tokens, dtype)
@@ -238,16 +248,22 @@ def _remat(function, remat: Remat):
 @checked
 @jax.named_scope("block")
 def apply_block(
-    x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig, regions: tuple[int, ...]
+    x: Float[Array, "R N D"],
+    layer: Block,
+    row: Row,
+    config: LlamaConfig,
+    regions: tuple[int, ...],
+    attention: Attention,
 ) -> Float[Array, "R N D"]:
     """One transformer block on every token."""
     h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
     q = _queries(h, layer, row.table, config)
     k, v = _keys_values(h, layer, row.table, config)
-    if row.blocks is None:
-        out = shared_prefix_attention(q, k, v, row.queries, row.keys, regions)
-    else:
+    if row.blocks is not None:
         out = block_attention(q, k, v, row.blocks)
+    else:
+        lowering = {"splash": splash_attention}.get(attention, shared_prefix_attention)
+        out = lowering(q, k, v, row.queries, row.keys, regions)
     return _finish_block(x, out, layer, config)
 
 

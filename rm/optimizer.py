@@ -91,16 +91,18 @@ def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.G
     """Muon for the matrices of blocks, AdamW for the rest; updates as large as AdamW's, so rates carry over."""
     from optax.contrib import MuonDimensionNumbers, muon
 
-    def matrices(params: RewardModel) -> RewardModel:
-        def spec(path: tuple, leaf: Array) -> MuonDimensionNumbers | None:
-            name = jax.tree_util.keystr(path)
-            return MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2) if name.endswith("_proj.weight") else None
+    def kinds(params: RewardModel) -> RewardModel:
+        def kind(path: tuple, _: Array) -> str:
+            return "matrix" if jax.tree_util.keystr(path).endswith("_proj.weight") else "rest"
 
-        return jax.tree_util.tree_map_with_path(spec, params)
+        return jax.tree_util.tree_map_with_path(kind, params)
 
-    decay = {"weight_decay": weight_decay, "weight_decay_mask": decay_mask, "adam_weight_decay": weight_decay}
-    dimensions = {"muon_weight_dimension_numbers": matrices}
-    return muon(learning_rate, **decay, **dimensions, consistent_rms=0.2)  # pyright: ignore[reportArgumentType]
+    def axes(params: RewardModel) -> RewardModel:  # in and out features of matrices that may be stacked
+        return jax.tree.map(lambda leaf: MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2), params)
+
+    matrix = muon(learning_rate, weight_decay=weight_decay, muon_weight_dimension_numbers=axes, consistent_rms=0.2)  # pyright: ignore
+    rest = optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask)
+    return optax.partition({"matrix": matrix, "rest": rest}, kinds)
 
 
 def decay_mask(model: RewardModel) -> RewardModel:

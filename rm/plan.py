@@ -5,13 +5,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from .chips import Topology, parse_topology
 from .compiled import default_compilers, missing_compiler, peak_bytes
 from .config import LlamaConfig
 from .errors import ConfigError, RmError
 from .estimate import Case, Cost, activation_bytes, check_case, communication, estimate, operations
 from .flops import count_parameters
+from .host import compiling_for
 from .hub import read_json, resolve_directory
+from .lowering import choose_attention
 from .presets import PRESETS
 
 
@@ -86,6 +90,9 @@ def plan(
         raise ConfigError(f"mesh {shown} takes {math.prod(sizes.values())} devices, {topology} has {where.devices}")
     case = Case(config=read_config(model), mesh=sizes, rows=batch_size, **options)
     check_case(case)
+    with compiling_for(where.chip.platform):  # what `auto` stands for there
+        form = choose_attention(case.attention, case.regions, jnp.dtype(case.dtype), sizes.get("context", 1))
+    case = dataclasses.replace(case, attention=form)
     folder = compilers or default_compilers()
     cost, seconds, note = estimate(case), None, missing_compiler(where, folder) or ""
     if not note:

@@ -59,7 +59,7 @@ def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> T
 
 
 def _as_float32(model: RewardModel) -> RewardModel:
-    """Gradients come in float32, so moments must begin in it whatever the parameters' type."""
+    """What optimizers are shown: gradients come in float32, so moments must stay in it whatever the parameters' type."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
 
 
@@ -107,7 +107,8 @@ def apply_gradients(
     """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm`."""
     count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
     gradients = jax.tree.map(lambda total: total / count, sums.gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)  # pyright: ignore[reportArgumentType]
+    parameters: Any = _as_float32(state.model)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)  # pyright: ignore[reportArgumentType]
     model = add_updates(state.model, updates, state.step)
     metrics = sums.metrics | {"grad_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, model, opt_state), metrics  # pyright: ignore[reportArgumentType]

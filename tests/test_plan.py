@@ -76,6 +76,7 @@ def test_bytes_per_parameter_are_the_known_ones():
     assert each(mesh={"data": 2, "fsdp": 4}) == pytest.approx(16, abs=0.01)
 
 
+@pytest.mark.optax
 def test_a_cpu_topology_is_compiled_and_gives_what_its_compiler_says():
     """The figure called compiled would be something else."""
     case = Case(config=SMALL, mesh={"fsdp": 4, "tensor": 2}, rows=8, max_length=64, attention="xla")
@@ -180,11 +181,6 @@ def test_bad_input_is_one_line(options, line, capsys):
 
 def test_topologies_are_read():
     """The wrong number of devices would be planned for."""
-    assert [parse_topology(name).devices for name in ("v5e:4x4", "v5p:2x2x4", "h200:8", "h100", "cpu:2")] == [
-        16,
-        16,
-        8,
-        1,
-        2,
-    ]
+    found = [parse_topology(name).devices for name in ("v5e:4x4", "v5p:2x2x4", "h200:8", "h100", "cpu:2")]
+    assert found == [16, 16, 8, 1, 2]
     assert jnp.isclose(parse_topology("cpu:2").chip.memory * 2, parse_topology("cpu").chip.memory)

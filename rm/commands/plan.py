@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..estimate import Attention, Dtype, Remat
-from ..optimizer import OptimizerName
+from ..lowering import Attention
+from ..model import Remat
+from ..optimizer import Dtype, OptimizerName
 from ..output import check_writable
 from ..plan import Plan, plan
 from ..sharding import parse_mesh

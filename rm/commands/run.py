@@ -34,6 +34,7 @@ _MAY_CHANGE = {
     "save_every",
     "num_proc",
     "cache",
+    "attention",
     "mesh",
     "distributed",
     "coordinator",
@@ -68,11 +69,9 @@ def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:
     before = read_json(output / "run.json").get("arguments", {})
     now = json.loads(json.dumps(arguments, default=str))
     for name in now.keys() - _MAY_CHANGE:
-        if before.get(name) != now[name]:
+        if name in before and before[name] != now[name]:  # an older run may not know of a flag
             flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(
-                f"{output}: the run has {flag} {before.get(name)}, found {now[name]}; resume with the same"
-            )
+            raise ConfigError(f"{output}: the run has {flag} {before[name]}, found {now[name]}; resume with the same")
 
 
 def write_record(output: Path, record: Mapping[str, Any]) -> None:

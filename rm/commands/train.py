@@ -8,7 +8,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,9 @@ from ..errors import ConfigError
 from ..evaluate import evaluate
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
 from ..losses import centering_penalty, pairwise_loss
+from ..lowering import Attention
 from ..model import Remat, RewardModel, rewards
-from ..optimizer import Schedule, adamw, learning_rate_schedule
+from ..optimizer import Dtype, OptimizerName, Schedule, learning_rate_schedule, make_optimizer
 from ..sharding import make_mesh, parse_mesh, row_shards
 from ..update import init_state, jit_update
 from .data import DataOptions, describe_plan, plan_updates, read_comparisons, read_tokenizer
@@ -48,7 +49,7 @@ class TrainArguments(DataOptions):
     epochs: float = 1.0
     """Passes over the data."""
     learning_rate: float = 5e-6
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     learning_rate_end: float = 0.0
     """Learning rate that the schedule ends at."""
     schedule: Schedule = "linear"
@@ -61,8 +62,16 @@ class TrainArguments(DataOptions):
     """Gradients are clipped to this global norm; 0 turns clipping off."""
     center_rewards_coefficient: float = 0.1
     """Weight of the centering penalty, which holds rewards around 0."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and matrix products; parameters, losses and the score head stay float32."""
+    dtype: Dtype = "float32"
+    """Type of activations and matrix products; losses and the score head stay float32."""
+    attention: Attention = "auto"
+    """How attention is computed; auto takes the fastest form of the platform that is exact for the rows."""
+    optimizer: OptimizerName = "adamw"
+    """Optimizer; its memory is what python -m rm plan shows."""
+    moments: Dtype = "float32"
+    """Type that the optimizer's moments are kept in; bfloat16 halves them and is rounded stochastically."""
+    parameters: Dtype = "float32"
+    """Type that the parameters are kept in; bfloat16 ones are rounded stochastically at every update."""
     remat: Remat = "full"
     """What the backward pass computes again instead of keeping: full needs least memory, none least time."""
     log_every: int = 10
@@ -122,7 +131,13 @@ def prepare(args: TrainArguments) -> Prepared:
         check_same_arguments(args.output, dataclasses.asdict(args))
     mesh = choose_mesh(args.mesh)
     source = parse_source(args.model)
-    model = load_reward_model(source.path, key=jax.random.key(args.seed), revision=source.revision, mesh=mesh)
+    model = load_reward_model(
+        source.path,
+        dtype=jnp.dtype(args.parameters),
+        key=jax.random.key(args.seed),
+        revision=source.revision,
+        mesh=mesh,
+    )
     model, tokenizer = match_tokenizer(model, read_tokenizer(args))
 
     comparisons, read = read_comparisons(args.dataset, args.split, tokenizer, model.config, args)
@@ -173,11 +188,17 @@ def run(args: TrainArguments, prepared: Prepared) -> None:
         steps=steps,
         warmup_steps=math.ceil(args.warmup_ratio * steps),
     )
-    optimizer = adamw(schedule, weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm or None)
+    optimizer = make_optimizer(
+        args.optimizer,
+        schedule,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm or None,
+        moments=args.moments,
+    )
     compute_dtype = jnp.dtype(args.dtype)
 
     def objective(model: RewardModel, batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
-        scores = rewards(model, batch, dtype=compute_dtype, remat=args.remat, mesh=mesh)
+        scores = rewards(model, batch, dtype=compute_dtype, remat=args.remat, attention=args.attention, mesh=mesh)
         chosen, rejected = scores[..., 0], scores[..., 1]
         loss = pairwise_loss(chosen, rejected, batch.margin)
         return loss + args.center_rewards_coefficient * centering_penalty(chosen, rejected), scores

@@ -1,0 +1,168 @@
+"""Optimizers and what they keep in bfloat16, against optax itself and against arithmetic done by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.contrib import muon
+
+import rm
+from rm.rounding import add_updates
+
+CONFIG = rm.LlamaConfig(
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+NAMES = ("adamw", "lion", "muon", "adafactor")
+pytestmark = pytest.mark.optax
+
+
+def model(dtype=jnp.float32) -> rm.RewardModel:
+    return rm.init_reward_model(CONFIG, key=jax.random.key(0), dtype=dtype)
+
+
+def gradients(seed: int = 1):
+    leaves, structure = jax.tree.flatten(model())
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+def test_rounding_takes_a_neighbour_and_is_right_on_average():
+    """Small changes would be lost, or the parameters would drift."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=200) * 10.0 ** np.arange(-10, 10).repeat(10), jnp.float32)
+    drawn = np.stack(
+        [rm.stochastic_round(x, key).astype(jnp.float32) for key in jax.random.split(jax.random.key(0), 2000)]
+    )
+    low = np.asarray(x).view(np.uint32) & 0xFFFF0000
+    neighbours = np.stack([low.view(np.float32), (low + 0x10000).view(np.float32)])
+    assert np.all((drawn == neighbours[0]) | (drawn == neighbours[1]))
+    gap = np.abs(neighbours[1] - neighbours[0])
+    assert np.max(np.abs(drawn.astype(np.float64).mean(0) - np.asarray(x, np.float64)) / gap) < 5 * 0.5 / np.sqrt(2000)
+
+
+def test_rounding_leaves_alone_what_bfloat16_holds():
+    """A frozen or infinite value would be changed by a step that does not change it."""
+    x = jnp.array([0.0, -0.0, 1.0, -2.5, jnp.inf, -jnp.inf, jnp.nan, 3.0e38], jnp.float32)
+    x = x.astype(jnp.bfloat16).astype(jnp.float32)
+    for seed in range(50):
+        np.testing.assert_array_equal(rm.stochastic_round(x, jax.random.key(seed)).astype(jnp.float32), x)
+
+
+def test_parameters_in_bfloat16_take_steps_smaller_than_their_grid():
+    """Training in bfloat16 would stand still: nearest rounding loses every step under 1/256 of a weight."""
+    start = {"w": jnp.ones(4096, jnp.bfloat16)}
+    step = {"w": jnp.full(4096, 1e-4)}
+    moved = start
+    for number in range(100):
+        moved = add_updates(moved, step, jnp.asarray(number))
+    assert moved["w"].dtype == jnp.bfloat16
+    assert float(moved["w"].astype(jnp.float32).mean()) == pytest.approx(1.01, abs=3e-4)
+    assert float(optax.apply_updates(start, step)["w"].mean()) == 1.0  # what it would be without
+
+
+def test_a_second_moment_in_bfloat16_follows_the_float32_one():
+    """AdamW would divide by a moment that stopped moving: its decay is 1/1000, the grid of bfloat16 1/256."""
+    optimizer, kept = optax.adam(1e-3), rm.keep_moments(optax.adam(1e-3))
+    parameter, gradient = jnp.ones(4096), jnp.full(4096, 0.1)
+    state, small = optimizer.init(parameter), kept.init(parameter)
+    for _ in range(600):
+        _, state = optimizer.update(gradient, state)
+        _, small = kept.update(gradient, small)
+    exact = 0.01 * (1 - 0.999**600)
+    assert float(state[0].nu.mean()) == pytest.approx(exact, rel=1e-3)
+    assert small.state[0].nu.dtype == small.state[0].mu.dtype == jnp.bfloat16
+    assert float(small.state[0].nu.astype(jnp.float32).mean()) == pytest.approx(exact, rel=0.01)
+    nearest = jnp.zeros((), jnp.bfloat16)
+    for _ in range(600):
+        nearest = (0.999 * nearest.astype(jnp.float32) + 0.001 * 0.01).astype(jnp.bfloat16)
+    assert float(nearest) < 0.7 * exact  # what nearest rounding would make of it
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("parameters", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_every_optimizer_learns(name, parameters, moments):
+    """A combination that is offered would not train."""
+    batch = rm.PreferenceBatch(
+        tokens=jnp.array([[5, 6, 7, 8]]),
+        segments=jnp.array([[1, 1, 1, 1]]),
+        parts=jnp.array([[0, 0, 1, 2]]),
+        positions=jnp.array([[0, 1, 2, 2]]),
+        ends=jnp.array([[[2, 3]]]),
+        index=jnp.array([[0]]),
+        margin=jnp.zeros((1, 1)),
+        regions=(2, 1, 1),
+    )
+
+    def objective(model, batch):
+        r = rm.rewards(model, batch)
+        return rm.pairwise_loss(r[..., 0], r[..., 1]), r
+
+    rate = 0.3 if name == "adafactor" else 1e-2  # its rate is relative to the parameters
+    optimizer = rm.make_optimizer(name, rate, moments=moments)
+    state, step = rm.init_state(model(jnp.dtype(parameters)), optimizer), rm.jit_update(objective, optimizer)
+    types = [leaf.dtype for leaf in jax.tree.leaves(state)]
+    losses = []
+    for _ in range(15):
+        state, metrics = step(state, [batch])
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert [leaf.dtype for leaf in jax.tree.leaves(state)] == types
+
+
+def test_muon_takes_every_matrix_of_the_stack_by_itself():
+    """Layers would be orthogonalized together, or along the wrong axes."""
+    optimizer = rm.make_optimizer("muon", 1e-2, max_grad_norm=None)
+    stacked, _ = optimizer.update(gradients(), optimizer.init(model()), model())
+    alone = muon(1e-2, consistent_rms=0.2)
+    for layer in range(CONFIG.num_hidden_layers - 1):
+        for name in ("q_proj", "k_proj", "down_proj"):
+            matrix = getattr(gradients().blocks, name).weight[layer].T  # Muon's own order is [in, out]
+            expected, _ = alone.update({"w": matrix}, alone.init({"w": matrix}), {"w": matrix})
+            np.testing.assert_allclose(getattr(stacked.blocks, name).weight[layer].T, expected["w"], atol=2e-5)
+
+
+def test_muon_leaves_the_rest_to_adamw():
+    """The embedding and the head would be orthogonalized."""
+    optimizer = rm.make_optimizer("muon", 1e-2, max_grad_norm=None)
+    found, _ = optimizer.update(gradients(), optimizer.init(model()), model())
+    adam = optax.adamw(1e-2, weight_decay=0.0)
+    expected, _ = adam.update(gradients(), adam.init(model()), model())
+    for name in ("embed_tokens", "norm", "score"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_norms_and_biases_do_not_decay(name):
+    """Weight decay would pull norms to zero."""
+    plain, decaying = (rm.make_optimizer(name, 1e-2, weight_decay=decay) for decay in (0.0, 0.1))
+    one, other = (o.update(gradients(), o.init(model()), model())[0] for o in (plain, decaying))
+    np.testing.assert_array_equal(one.norm, other.norm)
+    np.testing.assert_array_equal(one.blocks.input_layernorm, other.blocks.input_layernorm)
+    assert not np.array_equal(one.blocks.q_proj.weight, other.blocks.q_proj.weight)
+    assert not np.array_equal(one.embed_tokens, other.embed_tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_a_mesh_changes_nothing_but_where_the_moments_lie(name, moments):
+    """On many devices every one of them would keep all moments, or the steps would differ."""
+    mesh = rm.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+    optimizer = rm.make_optimizer(name, 1e-2, moments=moments)
+    placed = rm.init_state(rm.place_model(model(), mesh), optimizer)
+    alone = rm.init_state(model(), optimizer)
+    sizes = [
+        sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(s.opt_state)) for s in (placed, alone)
+    ]
+    if name != "adafactor":  # keeps almost nothing, whole
+        assert sizes[0] < 0.3 * sizes[1]
+    update = jax.jit(optimizer.update)
+    found, _ = update(rm.place_model(gradients(), mesh), placed.opt_state, placed.model)
+    expected, _ = update(gradients(), alone.opt_state, alone.model)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
