@@ -13,7 +13,7 @@ import time
 from functools import partial
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ from .sharding import ROWS, make_mesh, shardings
 from .update import TrainState, update
 
 _USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # how compilers for TPUs say that it does not fit
+
+_KERNELS = ("@tpu_custom_call", "@__cudnn$fmha")  # of splash attention and of cuDNN
 
 # What XLA asks about a GPU: NVIDIA's "Hopper Tuning Guide" and "H100 Tensor Core GPU Architecture", SXM
 _GPU = """
@@ -73,8 +75,16 @@ def fetch_command(folder: Path) -> str:
     return f"python -m pip install --no-deps --target {folder} '{libtpu.strip()}' {cuda}"
 
 
-def peak_bytes(case: Case, topology: Topology, folder: Path) -> tuple[int, float]:
-    """The memory that a device needs at most and the seconds that compiling took.
+class Compiled(NamedTuple):
+    """What a compiler says of an update."""
+
+    peak: int  # bytes of a device
+    kernels: int  # calls of attention kernels in the program; 0 also where it did not fit
+    seconds: float
+
+
+def ask_compiler(case: Case, topology: Topology, folder: Path) -> Compiled:
+    """What the compiler of a topology says of an update.
 
     **Raises:** `ConfigError` where the compiler knows no such topology, `RmError` where it fails.
     """
@@ -87,10 +97,10 @@ def peak_bytes(case: Case, topology: Topology, folder: Path) -> tuple[int, float
     done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, env=environment)
     seconds = time.perf_counter() - start
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1]), seconds
+        return Compiled(**json.loads(done.stdout.splitlines()[-1]), seconds=seconds)
     used = _USED.search(done.stderr)
     if used:  # the compiler gives up where it does not fit, and says by how much
-        return int(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2]))), seconds
+        return Compiled(int(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2]))), 0, seconds)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     kind = ConfigError if "topology" in last.lower() else RmError
     raise kind(f"{topology.name}: the compiler says: {last[:300]}")
@@ -119,8 +129,8 @@ def find_devices(topology: Topology) -> list[Any]:
     return list(topologies.get_topology_desc(platform="cuda", topology_name=topology.name, **options).devices)
 
 
-def compile_update(case: Case, devices: list[Any]) -> Any:
-    """The compiled `update` of a case; nothing is allocated."""
+def lower_update(case: Case, devices: list[Any]) -> Any:
+    """The `update` of a case, to be compiled; nothing is allocated."""
     mesh, optimizer = (
         make_mesh(**case.mesh, devices=devices),
         make_optimizer(case.optimizer, 1e-5, moments=case.moments),
@@ -141,7 +151,7 @@ def compile_update(case: Case, devices: list[Any]) -> Any:
     batch = jax.tree.map(lambda leaf: placed(leaf, over_rows), _batch(case))
     step = partial(update, objective=objective, optimizer=optimizer)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
-    return jitted.lower(jax.tree.map(placed, state, placement), [batch]).compile()
+    return jitted.lower(jax.tree.map(placed, state, placement), [batch])
 
 
 def _batch(case: Case) -> PreferenceBatch:
@@ -150,7 +160,8 @@ def _batch(case: Case) -> PreferenceBatch:
     return PreferenceBatch(tokens, tokens, tokens, tokens, ends, slots, margin, case.regions)
 
 
-def _peak(compiled: Any, platform: str) -> int:
+def peak_bytes(compiled: Any, platform: str) -> int:
+    """The most memory that a device needs at once."""
     memory = compiled.memory_analysis()
     if platform != "cpu":
         return memory.peak_memory_in_bytes
@@ -165,7 +176,10 @@ def main() -> None:
     topology = parse_topology(question.pop("topology"))
     case = Case(**{**question, "config": LlamaConfig.from_hf(question["config"])})
     with compiling_for(topology.chip.platform):
-        print(_peak(compile_update(case, find_devices(topology)), topology.chip.platform))
+        lowered = lower_update(case, find_devices(topology))
+    text = lowered.as_text()
+    kernels = sum(text.count(call) for call in _KERNELS)
+    print(json.dumps({"peak": peak_bytes(lowered.compile(), topology.chip.platform), "kernels": kernels}))
 
 
 if __name__ == "__main__":

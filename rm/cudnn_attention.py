@@ -103,13 +103,12 @@ def _forward(q: Array, k: Array, v: Array, real: Array, regions: tuple[int, ...]
         more, more_lse = attend(each)
         out, lse = _merge(out, lse, _put(more, each.rows, q), _put(more_lse, each.rows, q, axis=-1, fill=-_FAR))
     out = jnp.where(_spread(real, out), out, 0).astype(q.dtype)
-    lse = jnp.where(real[:, None, None], lse, _FAR)  # padding then weighs nothing in the backward pass
+    lse = jnp.where(real[:, None, None], lse, _FAR)  # so that in the backward pass padding weighs nothing
     return out, (q, k, v, real, out, lse)
 
 
 def _backward(regions: tuple[int, ...], kernel: Kernel, saved: tuple[Array, ...], d_out: Array):
     q, k, v, real, out, lse = saved
-    d_out = jnp.where(_spread(real, d_out), d_out, 0)
 
     def gradients(each: View) -> list[Array]:
         lengths, rows = each.lengths(real), each.rows

@@ -2,48 +2,65 @@
 
 import logging
 from functools import cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
+from .cudnn_attention import cudnn_takes
 from .errors import ConfigError
 from .host import platform
 from .splash_attention import splash_takes
 
-Attention = Literal["auto", "xla", "block", "splash"]
+Attention = Literal["auto", "xla", "block", "splash", "cudnn"]
 
-_FASTEST: dict[str, Attention] = {"cpu": "block", "tpu": "splash"}
+_PLATFORMS = {"block": ("cpu",), "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
 
 
-def choose_attention(attention: Attention, regions: tuple[int, ...], dtype, context: int = 1) -> Attention:
-    """The form to take; where `auto` has to fall back to `xla`, it says why, once, in one line on the log.
+class Inputs(NamedTuple):
+    """What a form of attention may ask about."""
 
-    **Arguments:** `context`, the devices that a row is cut over.
+    regions: tuple[int, ...]
+    slots: int  # comparisons that a row has room for
+    head_dim: int
+    dtype: Any
+    context: int = 1  # devices that a row is cut over
+
+
+def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
+    """The form to take; where `auto` takes `xla` in place of a platform's own, it says why, once, on the log.
 
     **Raises:** `ConfigError` where a form was asked for that is not exact here.
 
-    >>> choose_attention("xla", (2, 1, 1), jnp.float32)
+    >>> choose_attention("xla", Inputs((2, 1, 1), 1, 64, jnp.float32))
     'xla'
     """
-    form = _FASTEST.get(platform(), "xla") if attention == "auto" else attention
-    reason = _refuses(form, regions, dtype, context)
-    if reason and attention != "auto":
-        raise ConfigError(f"attention {form!r} {reason}; use 'auto' or 'xla'")
+    if attention == "auto":
+        form = next((form for form, on in _PLATFORMS.items() if platform() in on), "xla")
+        reason = "has not yet been run on a GPU; ask for it by name" if form == "cudnn" else _refuses(form, inputs)
+        if reason:
+            _say(f"attention by 'xla': {form!r} {reason}")
+        return "xla" if reason else form  # pyright: ignore[reportReturnType]
+    reason = _refuses(attention, inputs)
     if reason:
-        _say(f"attention by 'xla': {form!r} {reason}")
-    return "xla" if reason else form
+        raise ConfigError(f"attention {attention!r} {reason}; use 'auto' or 'xla'")
+    return attention
 
 
-def _refuses(form: Attention, regions: tuple[int, ...], dtype, context: int) -> str | None:
-    if form != "splash" or (platform() == "tpu" and context == 1 and splash_takes(regions, dtype)):
+def _refuses(form: str, inputs: Inputs) -> str | None:
+    """Why a form is not exact, or not to be had, for these inputs."""
+    regions, slots, head_dim, dtype, context = inputs
+    if form in ("xla", "block"):
         return None
-    if platform() != "tpu":
-        return f"is for TPUs, found {platform()}"
+    if platform() not in _PLATFORMS[form]:
+        return f"is for {'TPUs' if form == 'splash' else 'GPUs'}, found {platform()}"
     if context > 1:
         return f"takes whole rows, found context={context}"
-    if dtype != jnp.bfloat16:
-        return f"takes bfloat16, found {jnp.dtype(dtype).name}"
-    return f"takes rows of several regions, found {regions}"
+    if len(regions) < 2:
+        return f"takes rows of several regions, found {regions}"
+    if form == "cudnn" and slots > 1:
+        return f"takes one comparison a row, found room for {slots}"
+    takes = splash_takes(regions, dtype) if form == "splash" else cudnn_takes(regions, dtype, slots, head_dim)
+    return None if takes else f"does not take {jnp.dtype(dtype).name} with heads of {head_dim}"
 
 
 @cache

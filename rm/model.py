@@ -16,9 +16,10 @@ from .batch import PreferenceBatch
 from .block_attention import Blocks, block_attention, find_blocks
 from .collectives import gather_over, look_up, shards, take_tokens
 from .config import LlamaConfig
+from .cudnn_attention import cudnn_attention
 from .host import platform
 from .layers import PRODUCT, Linear, linear, rms_norm, rotary_table, rotate, swiglu
-from .lowering import Attention, choose_attention
+from .lowering import Attention, Inputs, choose_attention
 from .shapes import checked
 from .sharding import ROWS, check_mesh, check_rows, context_order, partition_specs
 from .splash_attention import splash_attention
@@ -139,8 +140,8 @@ def rewards(
     **Arguments:** `batch`, comparisons packed in rows; `dtype`, of the activations and matrix products (norms, softmax
     and the head stay float32); `remat`, what the backward pass computes again: `"full"` every block, `"dots"`
     everything but the products with weights, `"none"` nothing; `attention`, how it is computed: `"xla"` is the plain
-    form, `"block"` skips what no query sees, `"splash"` is the TPUs' kernel, `"auto"` takes the fastest of the platform
-    that is exact for the rows and says why where that is the plain one; `mesh`, the devices that compute it, where
+    form, `"block"` skips what no query sees, `"splash"` and `"cudnn"` are kernels of TPUs and GPUs, `"auto"` takes the
+    one of the platform where it is exact, and says why where it does not; `mesh`, the devices that compute it, where
     they are several (`make_mesh`): every one keeps a part of the model (`partition_specs`) and of the rows.
 
     **Raises:** `ConfigError` where the mesh does not divide the heads, the rows or the regions, or a form of attention
@@ -183,7 +184,7 @@ def hidden_states(
     The arguments are those of `rewards`.
     """
     R, S, K = batch.ends.shape
-    forward = partial(_forward, dtype=dtype, remat=remat, attention=attention)
+    forward = partial(_forward, slots=S, dtype=dtype, remat=remat, attention=attention)
     tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
     lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=positions.dtype), tokens.shape)
@@ -217,6 +218,7 @@ def _forward(
     ends: Array,
     regions: tuple[int, ...],
     *,
+    slots: int,
     dtype,
     remat: Remat,
     attention: Attention,
@@ -226,7 +228,8 @@ def _forward(
     queries = Marks(segments, parts, places)
     keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
     table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
-    form = choose_attention(attention, regions, dtype, shards("context"))
+    inputs = Inputs(regions, slots, config.head_dim, jnp.dtype(dtype), shards("context"))
+    form = choose_attention(attention, inputs)
     row = Row(table, queries, keys, ends, find_blocks(queries, keys) if form == "block" else None)
     block = _remat(partial(apply_block, config=config, regions=regions, attention=form), remat)
     last_block = _remat(partial(apply_last_block, config=config), remat)
@@ -262,7 +265,8 @@ def apply_block(
     if row.blocks is not None:
         out = block_attention(q, k, v, row.blocks)
     else:
-        lowering = {"splash": splash_attention}.get(attention, shared_prefix_attention)
+        kernels = {"splash": splash_attention, "cudnn": cudnn_attention}
+        lowering = kernels.get(attention, shared_prefix_attention)
         out = lowering(q, k, v, row.queries, row.keys, regions)
     return _finish_block(x, out, layer, config)
 

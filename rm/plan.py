@@ -7,16 +7,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .chips import Topology, parse_topology
-from .compiled import default_compilers, missing_compiler, peak_bytes
+from .chips import Chip, Topology, parse_topology
+from .compiled import Compiled, ask_compiler, default_compilers, missing_compiler
 from .config import LlamaConfig
 from .errors import ConfigError, RmError
 from .estimate import Case, Cost, activation_bytes, check_case, communication, estimate, operations
 from .flops import count_parameters
 from .host import compiling_for
 from .hub import read_json, resolve_directory
-from .lowering import choose_attention
+from .lowering import Inputs, choose_attention
 from .presets import PRESETS
+from .sharding import AXES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Plan:
     peak_bytes_per_device: int
     compiled: bool  # else the peak and the activations are estimated
     compile_seconds: float | None
+    attention: str  # its form
+    attention_kernels: int | None  # calls of it in the compiled program, where it is a kernel
     note: str  # why it is an estimate
     flops: int  # of all devices
     compute_seconds: float | None  # at the published rate
@@ -91,14 +94,15 @@ def plan(
     case = Case(config=read_config(model), mesh=sizes, rows=batch_size, **options)
     check_case(case)
     with compiling_for(where.chip.platform):  # what `auto` stands for there
-        form = choose_attention(case.attention, case.regions, jnp.dtype(case.dtype), sizes.get("context", 1))
+        inputs = Inputs(case.regions, 1, case.config.head_dim, jnp.dtype(case.dtype), sizes.get("context", 1))
+        form = choose_attention(case.attention, inputs)
     case = dataclasses.replace(case, attention=form)
     folder = compilers or default_compilers()
-    cost, seconds, note = estimate(case), None, missing_compiler(where, folder) or ""
+    cost, found, note = estimate(case), None, missing_compiler(where, folder) or ""
     if not note:
-        peak, seconds = peak_bytes(case, where, folder)
-        cost = cost._replace(activations=max(0, peak - (cost.peak - cost.activations)))
-    return _plan(case, where, cost, seconds, note)
+        found = ask_compiler(case, where, folder)
+        cost = cost._replace(activations=max(0, found.peak - (cost.peak - cost.activations)))
+    return _plan(case, where, cost, found, note)
 
 
 def read_config(model: LlamaConfig | str | Path) -> LlamaConfig:
@@ -115,7 +119,7 @@ def read_config(model: LlamaConfig | str | Path) -> LlamaConfig:
     return LlamaConfig.from_hf(read_json(file), source=str(file))
 
 
-def _plan(case: Case, where: Topology, cost: Cost, seconds: float | None, note: str) -> Plan:
+def _plan(case: Case, where: Topology, cost: Cost, found: Compiled | None, note: str) -> Plan:
     chip, sent, flops, count = where.chip, communication(case), operations(case), count_parameters(case.config)
     kept = (cost.parameters + cost.optimizer + cost.gradients) * where.devices
     copies = math.prod(case.mesh.get(axis, 1) for axis in ("data", "context"))
@@ -132,15 +136,29 @@ def _plan(case: Case, where: Topology, cost: Cost, seconds: float | None, note: 
         activation_bytes_per_device=cost.activations,
         peak_bytes_per_device=cost.peak,
         compiled=not note,
-        compile_seconds=seconds,
+        compile_seconds=found and found.seconds,
+        attention=case.attention,
+        attention_kernels=found and found.kernels,
         note=note,
         flops=flops,
         compute_seconds=flops / where.devices / chip.flops if chip.flops and case.dtype == "bfloat16" else None,
         communication_bytes=sent,
-        communication_seconds=sum(sent.values()) / chip.link if chip.link else None,
+        communication_seconds=link_seconds(case.mesh, sent, chip),
         largest_batch_size=largest_batch(case, cost, chip.memory),
         advice=advise(case, cost, where),
     )
+
+
+def link_seconds(mesh: dict[str, int], sent: dict[str, int], chip: Chip) -> float | None:
+    """The least time that sending takes, axis by axis; an axis that leaves the reach of the links goes by network."""
+    seconds, apart = 0.0, 1
+    for axis in reversed(AXES):  # the last are neighbours
+        apart *= mesh.get(axis, 1)
+        rate = chip.link if apart <= chip.reach else chip.network
+        if rate is None and sent.get(axis):
+            return None
+        seconds += sent.get(axis, 0) / (rate or 1)
+    return seconds
 
 
 def largest_batch(case: Case, cost: Cost, memory: float) -> int:

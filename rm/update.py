@@ -59,7 +59,7 @@ def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> T
 
 
 def _as_float32(model: RewardModel) -> RewardModel:
-    """What optimizers are shown: gradients come in float32, so moments must stay in it whatever the parameters' type."""
+    """What optimizers see: gradients come in float32, so moments must stay in it whatever the parameters' type."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
 
 

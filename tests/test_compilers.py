@@ -1,32 +1,40 @@
 """The real update through the compilers of TPUs and GPUs, which `.ci/compilers` fetches; no such device is needed."""
 
+from functools import cache
+
 import pytest
 
 import rm
 from rm.chips import parse_topology
 from rm.compiled import default_compilers, missing_compiler
+from rm.lowering import Attention
 
 CASES = [  # model, topology, rows of 2048 tokens, and the most GB of a device
     ("llama-8b", "v5p:2x2x2", 8, 20),
     ("llama-70b", "v6e:8x8", 64, 28),
     ("llama-8b", "h100:8", 8, 80),
 ]
+KERNELS = {"v5p:2x2x2": "splash", "v6e:8x8": "splash"}
 
 
-def compiled(*args, **options) -> rm.Plan:
-    reason = missing_compiler(parse_topology(args[1]), default_compilers())
+@cache
+def compiled(model: str, topology: str, rows: int, copies: int = 1, attention: Attention = "auto") -> rm.Plan:
+    reason = missing_compiler(parse_topology(topology), default_compilers())
     if reason:
         pytest.skip(reason)
-    return rm.plan(*args, **options)
+    mesh = {"data": copies} if copies > 1 else None
+    return rm.plan(model, topology, batch_size=rows, mesh=mesh, attention=attention)
 
 
 @pytest.mark.parametrize(("model", "topology", "rows", "most"), CASES)
 def test_the_update_fits_by_the_word_of_the_compiler(model, topology, rows, most):
     """A model would be said to fit machines on which the first update runs out of memory."""
-    found = compiled(model, topology, batch_size=rows)
+    found = compiled(model, topology, rows)
     print(f"{model} on {topology}: {found.peak_bytes_per_device / 1e9:.1f} GB in {found.compile_seconds:.0f} s")
     assert found.compiled
     assert found.peak_bytes_per_device <= most * 1e9
+    assert found.attention == KERNELS.get(topology, "xla")
+    assert bool(found.attention_kernels) == (topology in KERNELS)
     kept = found.parameter_bytes_per_device + found.optimizer_bytes_per_device
     assert found.peak_bytes_per_device > kept
 
@@ -34,19 +42,27 @@ def test_the_update_fits_by_the_word_of_the_compiler(model, topology, rows, most
 @pytest.mark.parametrize(("model", "topology", "rows", "most"), CASES)
 def test_the_estimate_is_near_what_the_compiler_says(model, topology, rows, most):
     """Where there is no compiler, the estimate would mislead."""
-    measured = compiled(model, topology, batch_size=rows).peak_bytes_per_device
+    measured = compiled(model, topology, rows).peak_bytes_per_device
     estimated = rm.plan(model, topology, batch_size=rows, compilers=default_compilers() / "none").peak_bytes_per_device
     assert estimated == pytest.approx(measured, rel=0.2)
 
 
+def test_cudnn_is_in_the_program_for_gpus_and_needs_less_memory():
+    """Who asks for cuDNN's kernels would get the plain form, with its scores."""
+    plain, fused = (compiled("llama-8b", "h100:8", 8, attention=form) for form in ("xla", "cudnn"))
+    assert fused.attention_kernels
+    assert not plain.attention_kernels
+    assert fused.peak_bytes_per_device < plain.peak_bytes_per_device
+
+
 def test_what_a_compiler_cannot_fit_is_a_plan_too():
     """The compiler's refusal would be a stack trace instead of an exit with the shortfall."""
-    found = compiled("llama-8b", "v5e:2x4", batch_size=8)
+    found = compiled("llama-8b", "v5e:2x4", 8)
     assert found.missing_bytes > 0
 
 
 def test_a_topology_that_a_compiler_refuses_is_one_line():
     """The reason would be hidden in a stack trace."""
     with pytest.raises(rm.ConfigError, match=r"^v5p:3x5x1: .*not divisible") as error:
-        compiled("llama-8b", "v5p:3x5x1", batch_size=15)
+        compiled("llama-8b", "v5p:3x5x1", 15, copies=15)
     assert "\n" not in str(error.value)

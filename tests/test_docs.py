@@ -21,6 +21,7 @@ import rm
 from rm.__main__ import main
 from rm.commands.data import DataArguments
 from rm.commands.demo import DemoArguments, make_pair, write_llama
+from rm.commands.plan import PlanArguments
 from rm.commands.score import ScoreArguments
 from rm.commands.train import TrainArguments
 
@@ -30,7 +31,8 @@ from .test_imports import ORDER
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-COMMANDS = {"train": TrainArguments, "data": DataArguments, "score": ScoreArguments, "demo": DemoArguments}
+COMMANDS = {"train": TrainArguments, "data": DataArguments, "score": ScoreArguments}
+COMMANDS |= {"plan": PlanArguments, "demo": DemoArguments}
 
 
 def blocks(language: str) -> list[str]:

@@ -12,7 +12,7 @@ import rm
 from rm.__main__ import main
 from rm.chips import parse_topology
 from rm.commands.plan import describe
-from rm.compiled import _peak, compile_update
+from rm.compiled import lower_update, peak_bytes
 from rm.estimate import Case, communication, estimate
 from rm.flops import count_parameters
 from rm.plan import largest_batch
@@ -82,7 +82,7 @@ def test_a_cpu_topology_is_compiled_and_gives_what_its_compiler_says():
     case = Case(config=SMALL, mesh={"fsdp": 4, "tensor": 2}, rows=8, max_length=64, attention="xla")
     found = rm.plan(SMALL, "cpu:8", mesh=case.mesh, max_length=64, attention="xla", compilers=NOWHERE)
     assert found.compiled
-    assert found.peak_bytes_per_device == _peak(compile_update(case, jax.devices()), "cpu")
+    assert found.peak_bytes_per_device == peak_bytes(lower_update(case, jax.devices()).compile(), "cpu")
     parts = ("parameter", "optimizer", "gradient", "activation")
     assert sum(getattr(found, f"{part}_bytes_per_device") for part in parts) == found.peak_bytes_per_device
 

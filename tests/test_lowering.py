@@ -1,0 +1,88 @@
+"""Which form of attention is taken, and that the user is told where it is not the fastest."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rm
+from rm.host import compiling_for
+from rm.lowering import Inputs, _say, choose_attention
+
+REGIONS = (4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "form"),
+    [
+        ("cpu", jnp.float32, "block"),
+        ("tpu", jnp.bfloat16, "splash"),
+        ("tpu", jnp.float32, "xla"),
+        ("gpu", jnp.bfloat16, "xla"),
+    ],
+)
+def test_auto_takes_the_fastest_exact_form(platform, dtype, form):
+    """A slow form would run unnoticed, or one that is not exact."""
+    with compiling_for(platform):
+        assert choose_attention("auto", Inputs(REGIONS, 1, 64, dtype)) == form
+
+
+@pytest.mark.parametrize(
+    ("regions", "dtype", "context", "reason"),
+    [
+        ((8,), jnp.bfloat16, 1, "takes rows of several regions, found (8,)"),
+        (REGIONS, jnp.float32, 1, "does not take float32 with heads of 64"),
+        (REGIONS, jnp.bfloat16, 2, "takes whole rows, found context=2"),
+    ],
+)
+def test_a_fallback_is_said_once_in_one_line(regions, dtype, context, reason, caplog):
+    """A run on TPUs would be slow for a reason that nobody sees, or say it at every compilation."""
+    _say.cache_clear()
+    with compiling_for("tpu"), caplog.at_level(logging.WARNING, logger="rm"):
+        for _ in range(2):
+            assert choose_attention("auto", Inputs(regions, 1, 64, dtype, context)) == "xla"
+    assert [record.getMessage() for record in caplog.records] == [f"attention by 'xla': 'splash' {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "form", "inputs", "reason"),
+    [
+        ("cpu", "splash", Inputs(REGIONS, 1, 64, jnp.bfloat16), "is for TPUs, found cpu"),
+        ("tpu", "cudnn", Inputs(REGIONS, 1, 64, jnp.bfloat16), "is for GPUs, found tpu"),
+        ("tpu", "splash", Inputs(REGIONS, 1, 64, jnp.float32), "does not take float32 with heads of 64"),
+        ("gpu", "cudnn", Inputs(REGIONS, 3, 64, jnp.bfloat16), "takes one comparison a row, found room for 3"),
+        ("gpu", "cudnn", Inputs(REGIONS, 1, 100, jnp.bfloat16), "does not take bfloat16 with heads of 100"),
+    ],
+)
+def test_a_form_that_is_asked_for_is_not_replaced(platform, form, inputs, reason):
+    """A comparison of forms would compare one with itself, or a kernel would compute something else."""
+    with compiling_for(platform), pytest.raises(rm.ConfigError) as error:
+        choose_attention(form, inputs)
+    assert str(error.value) == f"attention {form!r} {reason}; use 'auto' or 'xla'"
+
+
+def test_the_model_takes_the_form_that_is_chosen():
+    """The choice would have no effect on what is computed."""
+    config = rm.LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = jax.eval_shape(lambda: rm.init_reward_model(config, key=jax.random.key(0)))
+    row, slot = np.zeros((2, 128), np.int32), np.zeros((2, 1), np.int32)
+    ends, margin = np.zeros((2, 1, 2), np.int32), np.zeros((2, 1), np.float32)
+    batch = rm.PreferenceBatch(row, row, row, row, ends, slot, margin, (64, 32, 32))
+
+    def kernels(attention: str) -> int:
+        jax.clear_caches()  # the platform is no part of what JAX knows a trace by
+
+        def forward(model, batch):
+            return rm.rewards(model, batch, dtype=jnp.bfloat16, attention=attention)
+
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return str(jax.make_jaxpr(forward)(model, batch)).count("pallas_call")
+
+    with compiling_for("tpu"):
+        assert kernels("auto") == kernels("splash") > 0
+        assert kernels("xla") == 0
+    assert kernels("auto") == 0
