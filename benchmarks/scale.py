@@ -2,8 +2,9 @@
 
 python benchmarks/scale.py [--output benchmarks/scale.json] [--only h100] [--rows 8]
 
-Rows of 2048 tokens, one for each part of a batch or as many as `--rows`; float32 AdamW, bfloat16 compute, full remat. The efficiency is what the published rates
-allow: computing over the longer of computing and sending, as if both went on at once all the time.
+Rows of 2048 tokens, one for each part of a batch or as many as `--rows`; float32 AdamW, bfloat16 compute, full remat.
+The efficiency is what the published rates allow: computing over the longer of computing and sending, as if both went on
+at once all the time.
 """
 
 import argparse

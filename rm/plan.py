@@ -121,6 +121,8 @@ def read_config(model: LlamaConfig | str | Path) -> LlamaConfig:
 
 def _plan(case: Case, where: Topology, cost: Cost, found: Compiled | None, note: str) -> Plan:
     chip, sent, flops, count = where.chip, communication(case), operations(case), count_parameters(case.config)
+    computing = flops / where.devices / chip.flops if chip.flops and case.dtype == "bfloat16" else None
+    sending, most = link_seconds(case.mesh, sent, chip), largest_batch(case, cost, chip.memory)
     kept = (cost.parameters + cost.optimizer + cost.gradients) * where.devices
     copies = math.prod(case.mesh.get(axis, 1) for axis in ("data", "context"))
     return Plan(
@@ -141,11 +143,11 @@ def _plan(case: Case, where: Topology, cost: Cost, found: Compiled | None, note:
         attention_kernels=found and found.kernels,
         note=note,
         flops=flops,
-        compute_seconds=flops / where.devices / chip.flops if chip.flops and case.dtype == "bfloat16" else None,
+        compute_seconds=computing,
         communication_bytes=sent,
-        communication_seconds=link_seconds(case.mesh, sent, chip),
-        largest_batch_size=largest_batch(case, cost, chip.memory),
-        advice=advise(case, cost, where),
+        communication_seconds=sending,
+        largest_batch_size=most,
+        advice=advise(case, cost, where) + more_rows(case.rows, most, computing, sending),
     )
 
 
@@ -174,6 +176,14 @@ def largest_batch(case: Case, cost: Cost, memory: float) -> int:
     for bit in reversed(range(20)):
         most += (1 << bit) * fits((most + (1 << bit)) * step)
     return most * step
+
+
+def more_rows(rows: int, most: int, computing: float | None, sending: float | None) -> tuple[str, ...]:
+    """Weights are sent once for all rows at once: where that takes longer than computing, more rows hide it."""
+    if not computing or not sending or sending <= computing or most <= rows:
+        return ()
+    enough = min(most, rows * math.ceil(sending / computing))
+    return (f"--batch-size {enough}: sending takes {sending / computing:.1f} times as long as computing {rows} rows",)
 
 
 def advise(case: Case, cost: Cost, where: Topology) -> tuple[str, ...]:

@@ -156,6 +156,16 @@ def test_a_directory_is_planned_by_its_config_alone(tmp_path):
     assert by_directory == rm.plan(SMALL, "h100:8", compilers=NOWHERE)
 
 
+def test_more_rows_are_advised_where_sending_takes_longer():
+    """Devices would idle for their links although there is memory for more rows."""
+    found = rm.plan("llama-8b", "h100:8", compilers=NOWHERE)
+    assert found.communication_seconds > found.compute_seconds
+    assert sum(text.startswith("--batch-size 16: sending takes 1.3 times") for text in found.advice) == 1
+    more = rm.plan("llama-8b", "h100:8", batch_size=16, compilers=NOWHERE)
+    assert more.communication_seconds < more.compute_seconds
+    assert not any("sending" in text for text in more.advice)
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
