@@ -152,14 +152,20 @@ def _plan(case: Case, where: Topology, cost: Cost, found: Compiled | None, note:
 
 
 def link_seconds(mesh: dict[str, int], sent: dict[str, int], chip: Chip) -> float | None:
-    """The least time that sending takes, axis by axis; an axis that leaves the reach of the links goes by network."""
-    seconds, apart = 0.0, 1
+    """The least time that sending takes, axis by axis.
+
+    An axis within reach of the links goes at their rate. One beyond goes by network, where the devices that it has in
+    one machine take turns: what the machine lacks comes in once, through the ports of all of them.
+    """
+    seconds, inner = 0.0, 1
     for axis in reversed(AXES):  # the last are neighbours
-        apart *= mesh.get(axis, 1)
-        rate = chip.link if apart <= chip.reach else chip.network
+        apart = inner * mesh.get(axis, 1)
+        rate = chip.link
+        if apart > chip.reach:
+            rate = chip.link and chip.network and min(chip.link, chip.network * max(1, chip.reach // inner))
         if rate is None and sent.get(axis):
             return None
-        seconds += sent.get(axis, 0) / (rate or 1)
+        seconds, inner = seconds + sent.get(axis, 0) / (rate or 1), apart
     return seconds
 
 

@@ -150,8 +150,10 @@ def deterministic(entries: list[dict]) -> list[dict]:
     return [{name: value for name, value in entry.items() if "second" not in name} for entry in entries]
 
 
-def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkeypatch):
-    flags = ["--max-steps", "6", "--save-every", "2", "--log-every", "3"]
+@pytest.mark.parametrize("kept", [[], ["--optimizer", "muon", "--moments", "bfloat16", "--parameters", "bfloat16"]])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkeypatch, kept):
+    """What was computed before an interruption would be lost, also where rounding draws numbers."""
+    flags = ["--max-steps", "6", "--save-every", "2", "--log-every", "3", *kept]
     whole = run("whole", *flags)
 
     advance = rm.BatchPlan.batch_at

@@ -15,7 +15,7 @@ from rm.commands.plan import describe
 from rm.compiled import lower_update, peak_bytes
 from rm.estimate import Case, communication, estimate
 from rm.flops import count_parameters
-from rm.plan import largest_batch
+from rm.plan import largest_batch, link_seconds
 from rm.presets import PRESETS
 
 SMALL = rm.LlamaConfig(
@@ -154,6 +154,22 @@ def test_a_directory_is_planned_by_its_config_alone(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SMALL.to_hf()))
     by_directory = rm.plan(tmp_path, "h100:8", compilers=NOWHERE)
     assert by_directory == rm.plan(SMALL, "h100:8", compilers=NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "seconds"),
+    [  # 450 GB/s within a machine of eight, 50 GB/s a device beyond
+        ({"fsdp": 8}, 9e9 / 450e9),
+        ({"fsdp": 64}, 9e9 / 400e9),  # eight ports of a machine share what it lacks
+        ({"data": 8, "fsdp": 8}, 9e9 / 450e9 + 9e9 / 50e9),
+        ({"fsdp": 8, "tensor": 8}, 9e9 / 50e9 + 9e9 / 450e9),
+        ({"fsdp": 32, "tensor": 2}, 9e9 / 200e9 + 9e9 / 450e9),
+    ],
+)
+def test_links_by_hand(mesh, seconds):
+    """A mesh that crosses machines would look as fast as one within, or slower than it is."""
+    found = link_seconds(mesh, dict.fromkeys(mesh, int(9e9)), parse_topology("h100:64").chip)
+    assert found == pytest.approx(seconds)
 
 
 def test_more_rows_are_advised_where_sending_takes_longer():

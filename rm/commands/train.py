@@ -27,7 +27,7 @@ from ..errors import ConfigError
 from ..evaluate import evaluate
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
 from ..losses import centering_penalty, pairwise_loss
-from ..lowering import Attention
+from ..lowering import Attention, Inputs, choose_attention
 from ..model import Remat, RewardModel, rewards
 from ..optimizer import Dtype, OptimizerName, Schedule, learning_rate_schedule, make_optimizer
 from ..sharding import make_mesh, parse_mesh, row_shards
@@ -149,6 +149,10 @@ def prepare(args: TrainArguments) -> Prepared:
         held_out[name], read = read_comparisons([dataset], split, tokenizer, model.config, whole)
         tables |= {f"eval_{name}": table for table in read.values()}
     plan = plan_updates(comparisons, args, rows=row_shards(mesh))
+    context = 1 if mesh is None else mesh.shape["context"]
+    for shape in plan.shapes:
+        inputs = Inputs(shape.regions, shape.slots, model.config.head_dim, jnp.dtype(args.dtype), context)
+        choose_attention(args.attention, inputs)
     return Prepared(model, tokenizer, comparisons, held_out, tables, plan, mesh)
 
 
