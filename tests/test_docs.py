@@ -124,8 +124,8 @@ def test_flags_and_commands_exist():
     for name, arguments in re.findall(r"python benchmarks/(\w+)\.py([^`\n]*)", README):
         taken = set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", (ROOT / f"benchmarks/{name}.py").read_text()))
         assert set(re.findall(r"--[a-z-]+", arguments)) <= taken
-    without_benchmarks = re.sub(r"python benchmarks/[^`\n]*", "", README)
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", without_benchmarks)) <= known
+    own = re.sub(r"python (benchmarks/[^`\n]*|-m pip [^`]*)", "", README)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", own)) <= known
     assert set(re.findall(r"python -m rm (\w+)", README)) == set(COMMANDS)
     for command, arguments in re.findall(r"python -m rm (\w+)([^`\n]*)", README):
         assert set(re.findall(r"--[a-z-]+", arguments)) <= flags(command)
