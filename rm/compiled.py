@@ -62,8 +62,8 @@ def default_compilers() -> Path:
 
 def missing_compiler(topology: Topology, folder: Path) -> str | None:
     """Why there is no compiler for a topology, with the command that fetches all; `None` where there is one."""
-    needed = {"tpu": "libtpu", "cuda": "jax_plugins/xla_cuda12", "cpu": "."}[topology.chip.platform]
-    if needed == "." or (folder / needed).is_dir():
+    needed = {"tpu": "libtpu", "cuda": "jax_plugins/xla_cuda12"}.get(topology.chip.platform)  # CPUs bring theirs
+    if needed is None or (folder / needed).is_dir():
         return None
     return f"no compiler in {folder}; fetch it with: {fetch_command(folder)}"
 
@@ -89,7 +89,7 @@ def ask_compiler(case: Case, topology: Topology, folder: Path) -> Compiled:
     **Raises:** `ConfigError` where the compiler knows no such topology, `RmError` where it fails.
     """
     question = {**dataclasses.asdict(case), "config": case.config.to_hf(), "topology": topology.name}
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {_flags(topology)}".strip()
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {compiler_flags(topology)}".strip()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # there is no TPU to ask or to lock
     start = time.perf_counter()
@@ -106,7 +106,8 @@ def ask_compiler(case: Case, topology: Topology, folder: Path) -> Compiled:
     raise kind(f"{topology.name}: the compiler says: {last[:300]}")
 
 
-def _flags(topology: Topology) -> str:
+def compiler_flags(topology: Topology) -> str:
+    """What XLA is told, so that it asks no device."""
     return {
         "cpu": f"--xla_force_host_platform_device_count={topology.devices}",
         "cuda": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",

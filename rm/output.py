@@ -19,6 +19,18 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({above} is not a directory that you may write to)")
 
 
+def check_file(path: Path) -> None:
+    """Refuses a place where no file can be written: below no directory, or a directory itself.
+
+    **Raises:** `OutputError`.
+    """
+    check_writable(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: cannot be written ({path.parent} is not a directory)")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; name a file")
+
+
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
     """A directory to fill; it takes its name when the block ends well, and vanishes when it does not.

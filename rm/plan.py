@@ -194,15 +194,13 @@ def more_rows(rows: int, most: int, computing: float | None, sending: float | No
 
 def advise(case: Case, cost: Cost, where: Topology) -> tuple[str, ...]:
     """What to change: so that it fits, or, where it does, so that it computes less."""
-    memory = where.chip.memory
-    if cost.peak <= memory:
-        for remat in ("none", "dots"):
-            other = dataclasses.replace(case, remat=remat)
-            peak = estimate(other).peak
-            if case.remat == "full" and peak <= 0.9 * memory:
-                return (f"--remat {remat} fits too ({peak / 1e9:.1f} GB by estimate) and computes less again",)
-        return ()
-    return _advise_less(case, where)
+    if cost.peak > where.chip.memory:
+        return _advise_less(case, where)
+    for remat in ("none", "dots") if case.remat == "full" else ():
+        peak = cost.peak - cost.activations + activation_bytes(dataclasses.replace(case, remat=remat))
+        if peak <= 0.9 * where.chip.memory:
+            return (f"--remat {remat} fits too ({peak / 1e9:.1f} GB by estimate) and computes less again",)
+    return ()
 
 
 def _advise_less(case: Case, where: Topology) -> tuple[str, ...]:

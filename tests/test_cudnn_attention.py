@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import rm
 from rm.attention import Marks, shared_prefix_attention, visible
 from rm.chips import parse_topology
-from rm.compiled import default_compilers, missing_compiler
+from rm.compiled import compiler_flags, default_compilers, missing_compiler
 from rm.cudnn_attention import REFERENCE, Kernel, cudnn_attention, cudnn_takes
 from rm.data.comparisons import flatten
 from rm.data.packing import pack
@@ -247,11 +247,11 @@ print(*sorted(re.findall(r'custom_call_target="__cudnn.fmha(\\w+)"', compiled.as
 @pytest.mark.parametrize("count", [1, 8], ids=["one device", "rows over eight"])
 def test_the_gpu_compiler_takes_the_kernels_and_their_gradients(count):
     """Else no GPU would be given what passes here with the reference; cuDNN itself is asked only where there is one."""
-    reason = missing_compiler(parse_topology("h100:1"), default_compilers())
+    topology = parse_topology(f"h100:{count}")
+    reason = missing_compiler(topology, default_compilers())
     if reason:
         pytest.skip(reason)
-    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiler_flags(topology)}
     command = [sys.executable, "-c", _COMPILE, str(default_compilers()), str(count)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

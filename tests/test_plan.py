@@ -193,6 +193,11 @@ def test_more_rows_are_advised_where_sending_takes_longer():
         (["--topology", "v5p:2x2x2", "--batch-size", "12"], "12 rows does not divide over data·fsdp = 8 devices"),
         (["--topology", "v6e:4x4", "--mesh", "tensor=16"], "must divide num_key_value_heads, found 8"),
         (["--topology", "h100:8", "--max-length", "100"], "a multiple of 8 tokens long, found 100"),
+        (["--topology", "h100:8", "--json", "tests"], "tests: is a directory; name a file"),
+        (
+            ["--topology", "h100:8", "--json", "nowhere/plan.json"],
+            "nowhere/plan.json: cannot be written (nowhere is not a directory)",
+        ),
         (["--topology", "h100:8", "--model", "llama-9b"], "or one of llama-1b, llama-3b"),
     ],
 )

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 import rm
 from rm.attention import Marks, shared_prefix_attention, visible
+from rm.compiled import default_compilers
 from rm.data.comparisons import flatten
 from rm.data.packing import pack
 from rm.data.row_shapes import RowShape
@@ -25,7 +26,7 @@ from rm.splash_attention import region_mask, splash_attention, splash_takes
 from .tiny import CONFIG
 
 ROOT = Path(rm.__file__).parents[1]
-COMPILERS = Path(os.environ.get("RM_COMPILERS", "~/.cache/rm/compilers")).expanduser()
+COMPILERS = default_compilers()
 LENGTHS = {1: [(0, 50), (0, 9), (0, 61)], 2: [(9, 17, 5), (40, 11, 30), (0, 3, 7)], 3: [(9, 17, 5, 8), (20, 1, 30, 2)]}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..lowering import Attention
 from ..model import Remat
 from ..optimizer import Dtype, OptimizerName
-from ..output import check_writable
+from ..output import check_file
 from ..plan import Plan, plan
 from ..sharding import parse_mesh
 
@@ -48,7 +48,7 @@ class PlanArguments:
 def plan_command(args: PlanArguments) -> int:
     """Prints the plan; 1 where the update does not fit."""
     if args.json:
-        check_writable(args.json)
+        check_file(args.json)
     given: dict[str, Any] = {name: value for name, value in vars(args).items() if name != "json"}
     given["mesh"] = None if args.mesh is None else parse_mesh(args.mesh)
     found = plan(**given)

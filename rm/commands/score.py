@@ -14,7 +14,7 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError, DataError, OutputError
 from ..evaluate import encode_inputs, score_sequences
 from ..hf import load_reward_model, match_tokenizer
-from ..output import check_writable
+from ..output import check_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,7 @@ def score(args: ScoreArguments) -> None:
     """Reads every row before the model, and writes the output as a whole."""
     if args.output.exists():
         raise OutputError(f"{args.output}: exists already; choose another --output or remove it")
-    check_writable(args.output)
-    if not args.output.parent.is_dir():
-        raise OutputError(f"{args.output}: cannot be written ({args.output.parent} is not a directory)")
+    check_file(args.output)
     numbered = list(read_rows(args.input)) if args.input.exists() else []
     if not numbered:
         raise DataError(
