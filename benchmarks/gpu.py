@@ -180,7 +180,7 @@ def measure(case: Case) -> dict[str, Any]:
     config, shape = llama(case.shape), SHAPES[case.shape]
     comparisons = random_comparisons(config, shape.pairs, *shape.lengths)
     # as many processes as pairs make one micro-batch of as many rows
-    plan = plan_batches(comparisons, shape.pairs, processes=shape.pairs, micro_batch_tokens=sum(shape.lengths))
+    plan = plan_batches(comparisons, shape.pairs, rows=shape.pairs, micro_batch_tokens=sum(shape.lengths))
     batches = jax.device_put(plan.batch_at(0))
     state, advance = make_update(case)
     start = time.perf_counter()

@@ -2,10 +2,12 @@
 
 python benchmarks/load_mesh.py [--scratch DIRECTORY] [--bytes 2000000000]
 
-Every process must hold little more than what its own devices keep: its parts of the weights, and 1 GB.
+Every process must hold little more than what its own devices keep: its parts of the weights, and 1 GB. How fast the
+slowest is, is told by `cat` of the same files, each time dropped from the page cache before (see load.py).
 """
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -15,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from load import BYTES, check_memory, peak
+from load import BYTES, check_memory, drop, peak, touch
 
 DEVICES = 8
 SPARE = 1e9  # bytes that a process may hold besides its parts
@@ -57,10 +59,19 @@ def start(directory: Path, processes: int) -> list[dict[str, float]]:
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
+def cat_seconds(files: list[Path]) -> float:
+    """How long `cat` reads the files that are not in the page cache."""
+    touch(drop(files))
+    begin = time.perf_counter()
+    subprocess.run(["cat", *files], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where the model is written")
     parser.add_argument("--bytes", type=int, default=BYTES, help="of the model")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # one process, as the next three
     parser.add_argument("--address", help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
@@ -74,13 +85,18 @@ def main() -> None:
         directory = Path(folder) / "model"
         writer = f"import load, pathlib; load.write(pathlib.Path({str(directory)!r}), 'float32', True, {args.bytes})"
         subprocess.run([sys.executable, "-c", writer], check=True, cwd=Path(__file__).parent)  # this one stays small
-        print("| processes | process | its parts, GB | peak of loading, GB | allowed, GB | seconds |")
-        print("|---:|---:|---:|---:|---:|---:|")
-        for processes in (1, 2):
+        print(
+            "| processes | process | its parts, GB | peak of loading, GB | allowed, GB | seconds | `cat` | rate/cat |"
+        )
+        print("|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+        files = sorted(directory.glob("*.safetensors"))
+        for processes, _ in itertools.product((1, 2), range(args.rounds)):
+            reading = cat_seconds(files)
+            touch(2 * drop(files))
             for number, figures in enumerate(start(directory, processes)):
-                own, most = figures["own_bytes"], figures["peak_bytes"]
-                row = f"{own / 1e9:.2f} | {most / 1e9:.2f} | {(own + SPARE) / 1e9:.2f} | {figures['seconds']:.1f}"
-                print(f"| {processes} | {number} | {row} |")
+                own, most, seconds = figures["own_bytes"], figures["peak_bytes"], figures["seconds"]
+                row = f"{own / 1e9:.2f} | {most / 1e9:.2f} | {(own + SPARE) / 1e9:.2f} | {seconds:.1f}"
+                print(f"| {processes} | {number} | {row} | {reading:.1f} | {reading / seconds:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def planned_bytes(compiled) -> dict[str, int]:
 
 def one_batch(comparisons: rm.TokenizedComparisons, point: Point) -> rm.PreferenceBatch:
     """All comparisons in one micro-batch, a row each: as many processes as comparisons have as many rows."""
-    plan = rm.plan_batches(comparisons, point.batch, processes=point.batch, micro_batch_tokens=sum(point.lengths))
+    plan = rm.plan_batches(comparisons, point.batch, rows=point.batch, micro_batch_tokens=sum(point.lengths))
     (batch,) = plan.batch_at(0)
     if batch.tokens.size != point.batch * sum(point.lengths):
         raise ValueError(f"expected rows without padding, found {batch.tokens.shape} for lengths {point.lengths}")

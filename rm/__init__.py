@@ -17,6 +17,7 @@ from .host import keep_compiled
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
 from .model import RewardModel, hidden_states, init_reward_model, rewards
+from .offload import keep_on_host
 from .optimizer import adamw, learning_rate_schedule, make_optimizer
 from .plan import Plan, plan
 from .rounding import keep_moments, stochastic_round
@@ -54,6 +55,7 @@ __all__ = [
     "jit_update",
     "keep_compiled",
     "keep_moments",
+    "keep_on_host",
     "learning_rate_schedule",
     "load_comparisons",
     "load_reward_model",

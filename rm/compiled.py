@@ -10,8 +10,9 @@ import re
 import subprocess
 import sys
 import time
+from fnmatch import fnmatchcase
 from functools import partial
-from importlib.metadata import requires
+from importlib.metadata import distributions, requires
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from .estimate import Case, kept
 from .host import compiling_for
 from .losses import pairwise_loss
 from .model import rewards
+from .offload import place_on_host
 from .optimizer import make_optimizer
 from .sharding import ROWS, make_mesh, shardings
 from .update import TrainState, update
@@ -62,17 +64,27 @@ def default_compilers() -> Path:
 
 def missing_compiler(topology: Topology, folder: Path) -> str | None:
     """Why there is no compiler for a topology, with the command that fetches all; `None` where there is one."""
-    needed = {"tpu": "libtpu", "cuda": "jax_plugins/xla_cuda12"}.get(topology.chip.platform)  # CPUs bring theirs
-    if needed is None or (folder / needed).is_dir():
+    needed = {"tpu": ("libtpu", _libtpu()), "cuda": ("jax-cuda12-pjrt", jax.__version__)}.get(topology.chip.platform)
+    if needed is None:  # CPUs bring theirs
         return None
-    return f"no compiler in {folder}; fetch it with: {fetch_command(folder)}"
+    package, wanted = needed
+    found = next((each.version for each in distributions(name=package, path=[str(folder)])), None)
+    if found is not None and fnmatchcase(found, wanted):
+        return None
+    reason = "no compiler" if found is None else f"{package} {found}, where JAX {jax.__version__} needs {wanted},"
+    return f"{reason} in {folder}; fetch it with: {fetch_command(folder)}"
 
 
 def fetch_command(folder: Path) -> str:
     """The command that fetches the compilers which belong to the JAX in use; they stay out of its environment."""
-    libtpu = next(each.split(";")[0] for each in requires("jax") or () if each.startswith("libtpu"))
     cuda = f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__} 'nvidia-cuda-nvcc-cu12==12.9.*'"
-    return f"python -m pip install --no-deps --target {folder} '{libtpu.strip()}' {cuda}"
+    return f"python -m pip install --no-deps --upgrade --target {folder} 'libtpu=={_libtpu()}' {cuda}"
+
+
+def _libtpu() -> str:
+    """The versions of libtpu that the JAX in use asks for, such as 0.0.42.*."""
+    asked = next(each.partition(";")[0] for each in requires("jax") or () if each.startswith("libtpu"))
+    return asked.partition("==")[2].strip()
 
 
 class Compiled(NamedTuple):
@@ -134,10 +146,12 @@ def lower_update(case: Case, devices: list[Any]) -> Any:
     """The `update` of a case, to be compiled; nothing is allocated."""
     mesh, optimizer = (
         make_mesh(**case.mesh, devices=devices),
-        make_optimizer(case.optimizer, 1e-5, moments=case.moments),
+        make_optimizer(case.optimizer, 1e-5, moments=case.moments, offload=case.offload),
     )
     shapes = kept(case)
-    placement = shardings(TrainState(P(), shapes.specs, shapes.moment_specs), mesh)  # pyright: ignore
+    moments = shardings(shapes.moment_specs, mesh)
+    first, specs = shardings((P(), shapes.specs), mesh)
+    placement = TrainState(first, specs, place_on_host(moments, shapes.moments))
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes.model, shapes.moments)  # pyright: ignore
 
     def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -165,7 +179,7 @@ def peak_bytes(compiled: Any, platform: str) -> int:
     """The most memory that a device needs at once."""
     memory = compiled.memory_analysis()
     if platform != "cpu":
-        return memory.peak_memory_in_bytes
+        return memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes  # which it counts as well
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes  # CPUs leave out of the peak what is temporary
     return held + memory.output_size_in_bytes - memory.alias_size_in_bytes
 

@@ -33,6 +33,7 @@ class Case:
     moments: Dtype = "float32"
     parameters: Dtype = "float32"
     attention: Attention = "auto"
+    offload: bool = False  # whether the optimizer's state is kept by the host
 
     @property
     def regions(self) -> tuple[int, int, int]:
@@ -91,7 +92,7 @@ def check_case(case: Case) -> None:
 def kept(case: Case) -> Kept:
     """The model, the optimizer's state and their specs; nothing is allocated."""
     mesh = abstract_mesh(case.mesh)
-    optimizer = make_optimizer(case.optimizer, 1e-5, moments=case.moments)
+    optimizer = make_optimizer(case.optimizer, 1e-5, moments=case.moments, offload=case.offload)
     dtype = jnp.dtype(case.parameters)
 
     def init() -> tuple[RewardModel, Any]:
@@ -115,14 +116,30 @@ def bytes_of(tree: Any, specs: Any, sizes: dict[str, int], itemsize: int | None 
 
 
 def estimate(case: Case) -> Cost:
-    """The memory of one device: what is kept exactly, activations by formula."""
+    """The memory of one device: what is kept exactly, activations by formula.
+
+    With `offload`, the state of two leaves visits the device when the activations have gone.
+    """
     shapes = kept(case)
     return Cost(
         parameters=bytes_of(shapes.model, shapes.specs, case.mesh),
-        optimizer=bytes_of(shapes.moments, shapes.moment_specs, case.mesh),
+        optimizer=0 if case.offload else optimizer_bytes(case),
         gradients=bytes_of(shapes.model, shapes.specs, case.mesh, itemsize=4),
-        activations=activation_bytes(case),
+        activations=max(activation_bytes(case), 2 * _largest_state(case) if case.offload else 0),
     )
+
+
+def optimizer_bytes(case: Case) -> int:
+    """What the optimizer keeps for a device, in its memory or in the host's."""
+    shapes = kept(case)
+    return bytes_of(shapes.moments, shapes.moment_specs, case.mesh)
+
+
+def _largest_state(case: Case) -> int:
+    """What the optimizer keeps of the leaf for which it keeps most."""
+    shapes = kept(case)
+    moments, specs = shapes.moments[1].leaves, shapes.moment_specs[1].leaves  # after clipping, see `make_optimizer`
+    return max(bytes_of(*each, case.mesh) for each in zip(moments, specs, strict=True))
 
 
 def activation_bytes(case: Case) -> int:

@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array
 
 from .model import RewardModel
+from .offload import keep_on_host
 from .rounding import keep_moments
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -60,6 +61,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
     moments: Dtype = "float32",
+    offload: bool = False,
 ) -> optax.GradientTransformation:
     """One of optax's optimizers after clipping by global norm; norms and biases do not decay.
 
@@ -70,7 +72,8 @@ def make_optimizer(
     | `muon`      | one for matrices of blocks, else as `adamw`   | Liu et al. 2025, arXiv 2502.16982, eq. 4     |
     | `adafactor` | sums over rows and columns: almost none       | Shazeer & Stern 2018, arXiv 1804.04235, alg. 4 |
 
-    **Arguments:** `moments`, the type they are kept in; bfloat16 ones are rounded stochastically (`keep_moments`).
+    **Arguments:** `moments`, the type they are kept in; bfloat16 ones are rounded stochastically (`keep_moments`);
+    `offload`, whether they stay in the host's memory between updates (`keep_on_host`).
 
     >>> make_optimizer("lion", 1e-4).init({"weight": jax.numpy.zeros((2, 2))})[1][0].mu["weight"].shape
     (2, 2)
@@ -84,7 +87,8 @@ def make_optimizer(
         ),
     }[name]()
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
-    return optax.chain(clip, rule if moments == "float32" else keep_moments(rule))
+    rule = rule if moments == "float32" else keep_moments(rule)
+    return optax.chain(clip, keep_on_host(rule) if offload else rule)
 
 
 def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ from .chips import Chip, Topology, parse_topology
 from .compiled import Compiled, ask_compiler, default_compilers, missing_compiler
 from .config import LlamaConfig
 from .errors import ConfigError, RmError
-from .estimate import Case, Cost, activation_bytes, check_case, communication, estimate, operations
+from .estimate import Case, Cost, activation_bytes, check_case, communication, estimate, operations, optimizer_bytes
 from .flops import count_parameters
 from .host import compiling_for
 from .hub import read_json, resolve_directory
@@ -35,6 +35,7 @@ class Plan:
     gradient_bytes_per_device: int
     activation_bytes_per_device: int  # with gathered weights and the compiler's buffers
     peak_bytes_per_device: int
+    host_bytes_per_device: int  # of the optimizer's state, where the host keeps it
     compiled: bool  # else the peak and the activations are estimated
     compile_seconds: float | None
     attention: str  # its form
@@ -77,7 +78,8 @@ def plan(
     **Arguments:** `model`, a configuration, a name such as `llama-8b`, a directory or a hub id, of which only
     `config.json` is read; `topology`, such as `v5p:2x2x2`, `h100:8` or `cpu:8`; `mesh`, `{"fsdp": 8}` or products, by
     default all devices along `fsdp`; `batch_size`, rows of `max_length` tokens in one update; `options`, the other
-    fields of `rm.estimate.Case`: `max_length`, `dtype`, `remat`, `optimizer`, `moments`, `parameters`, `attention`.
+    fields of `rm.estimate.Case`: `max_length`, `dtype`, `remat`, `optimizer`, `moments`, `parameters`, `attention`,
+    `offload`.
 
     **Raises:** `ConfigError` where the topology does not exist or the mesh does not divide the devices, heads, weights
     or rows.
@@ -137,6 +139,7 @@ def _plan(case: Case, where: Topology, cost: Cost, found: Compiled | None, note:
         gradient_bytes_per_device=cost.gradients,
         activation_bytes_per_device=cost.activations,
         peak_bytes_per_device=cost.peak,
+        host_bytes_per_device=optimizer_bytes(case) if case.offload else 0,
         compiled=not note,
         compile_seconds=found and found.seconds,
         attention=case.attention,
@@ -211,6 +214,7 @@ def _advise_less(case: Case, where: Topology) -> tuple[str, ...]:
         ({"remat": "full"}, "--remat full"),
         ({"rows": rows}, f"--batch-size {rows}"),
         ({"moments": "bfloat16"}, "--moments bfloat16"),
+        ({"offload": True}, "--offload"),
         ({"parameters": "bfloat16"}, "--parameters bfloat16"),
         ({"optimizer": "adafactor"}, "--optimizer adafactor"),
     ]

@@ -157,23 +157,44 @@ def state_specs(state: Any, model: Any, specs: Any) -> Any:
     return jax.tree_util.tree_map_with_path(like_parameter, state)
 
 
-def place_batch(batch: PreferenceBatch, mesh: Mesh) -> PreferenceBatch:
-    """A batch with its rows spread over `data` and `fsdp`; every process gives the whole batch.
+def own_rows(rows: int, mesh: Mesh) -> slice:
+    """Of the rows of a batch, those that devices of this process compute.
 
     **Raises:** `ConfigError` where the rows do not divide.
     """
-    check_rows(batch.tokens.shape[0], mesh)
+    check_rows(rows, mesh)
+    parts = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((rows,)).values()
+    places = [part[0].indices(rows) for part in parts if part]
+    return slice(min(start for start, _, _ in places), max(stop for _, stop, _ in places))
+
+
+def place_batch(batch: PreferenceBatch, mesh: Mesh, *, rows: int | None = None) -> PreferenceBatch:
+    """A batch with its rows spread over `data` and `fsdp`.
+
+    **Arguments:** `batch`, whole in every process, or where `rows` says how many there are in all, the `own_rows`.
+
+    **Raises:** `ConfigError` where the rows do not divide.
+    """
+    first = 0 if rows is None else own_rows(rows, mesh).start
+    count = rows or batch.tokens.shape[0]
+    check_rows(count, mesh)
     sharding = NamedSharding(mesh, P(ROWS))
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x[index])), batch
-    )
+
+    def place(x: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(count)
+            return np.asarray(x[start - first : stop - first])
+
+        return jax.make_array_from_callback((count, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, batch)
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:
     """Refuses rows that the mesh does not divide."""
     parts = row_shards(mesh)
     if rows % parts:
-        raise ConfigError(f"{rows} rows do not divide over data·fsdp = {parts}; plan_batches(…, processes={parts})")
+        raise ConfigError(f"{rows} rows do not divide over data·fsdp = {parts}; plan_batches(…, rows={parts})")
 
 
 def context_order(regions: tuple[int, ...], parts: int) -> tuple[np.ndarray, tuple[int, ...]]:

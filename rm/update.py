@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from .batch import PreferenceBatch
 from .metrics import preference_metrics
 from .model import RewardModel
+from .offload import HOST, place_on_host
 from .rounding import add_updates
 from .shapes import checked
 from .sharding import mesh_of, partition_specs, shardings, state_specs
@@ -42,19 +43,21 @@ def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> T
     """The state before the first update.
 
     The arrays of `model` become part of the state: when the update donates it, use `state.model` from then on. What
-    the optimizer keeps for a parameter goes to the same devices of a mesh.
+    the optimizer keeps for a parameter goes to the same devices of a mesh, or to their host (`keep_on_host`).
+
+    **Raises:** `ConfigError` where the devices cannot reach the host's memory.
     """
 
     def init(model: RewardModel) -> tuple[Array, optax.OptState]:
         return jnp.zeros((), jnp.int32), optimizer.init(_as_float32(model))  # pyright: ignore[reportArgumentType]
 
     mesh = mesh_of(model)
-    if mesh is None:
-        step, opt_state = init(model)
-        return TrainState(step, model, opt_state)
     _, shapes = jax.eval_shape(init, model)
-    specs = P(), state_specs(shapes, model, partition_specs(model, mesh))
-    step, opt_state = jax.jit(init, out_shardings=shardings(specs, mesh))(model)
+    if mesh is not None:
+        first, where = shardings((P(), state_specs(shapes, model, partition_specs(model, mesh))), mesh)
+    else:
+        first, where = jax.tree.map(lambda _: model.norm.sharding, (0, shapes))
+    step, opt_state = jax.jit(init, out_shardings=(first, place_on_host(where, shapes)))(model)
     return TrainState(step, model, opt_state)
 
 
@@ -184,7 +187,8 @@ def jit_update(objective: Objective, optimizer: optax.GradientTransformation) ->
         for batch in batches[1:]:
             sums = add(sums, first(state.model, batch))
         leaves, structure = jax.tree.flatten(state)
-        placement = () if mesh_of(state) is None else tuple(leaf.sharding for leaf in leaves)
+        away = mesh_of(state) is not None or any(leaf.sharding.memory_kind == HOST for leaf in leaves)
+        placement = tuple(leaf.sharding for leaf in leaves) if away else ()
         return finish(placement, structure)(state, sums)
 
     return step

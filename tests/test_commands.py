@@ -150,7 +150,9 @@ def deterministic(entries: list[dict]) -> list[dict]:
     return [{name: value for name, value in entry.items() if "second" not in name} for entry in entries]
 
 
-@pytest.mark.parametrize("kept", [[], ["--optimizer", "muon", "--moments", "bfloat16", "--parameters", "bfloat16"]])
+@pytest.mark.parametrize(
+    "kept", [[], ["--optimizer", "muon", "--moments", "bfloat16", "--parameters", "bfloat16", "--offload"]]
+)
 def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkeypatch, kept):
     """What was computed before an interruption would be lost, also where rounding draws numbers."""
     flags = ["--max-steps", "6", "--save-every", "2", "--log-every", "3", *kept]
@@ -158,10 +160,10 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkey
 
     advance = rm.BatchPlan.batch_at
 
-    def cut_off(plan, step, process=None):
+    def cut_off(plan, step):
         if step == 5:
             raise RuntimeError("cut off")
-        return advance(plan, step, process)
+        return advance(plan, step)
 
     monkeypatch.setattr(rm.BatchPlan, "batch_at", cut_off)
     with pytest.raises(RuntimeError, match="cut off"):
@@ -180,10 +182,10 @@ import signal, sys
 import rm
 from rm.__main__ import main
 batch_at = rm.BatchPlan.batch_at
-def interrupted(plan, step, process=None):
+def interrupted(plan, step):
     if step == 3:
         raise KeyboardInterrupt
-    return batch_at(plan, step, process)
+    return batch_at(plan, step)
 rm.BatchPlan.batch_at = interrupted
 flags = "--batch-size 4 --learning-rate 1e-3 --max-steps 5 --save-every 3 --log-every 1".split()
 sys.exit(main(["train", "--model", {str(llama_directory)!r}, "--dataset", {str(pairs_file)!r},
@@ -199,9 +201,7 @@ sys.exit(main(["train", "--model", {str(llama_directory)!r}, "--dataset", {str(p
 def test_resuming_before_the_first_checkpoint_starts_the_log_again(run, monkeypatch):
     with monkeypatch.context() as patch:
         batch_at = rm.BatchPlan.batch_at
-        patch.setattr(
-            rm.BatchPlan, "batch_at", lambda plan, step, *process: batch_at(plan, step) if step < 2 else 1 / 0
-        )
+        patch.setattr(rm.BatchPlan, "batch_at", lambda plan, step: batch_at(plan, step) if step < 2 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("cut", "--max-steps", "3", "--save-every", "3")
     entries = lines(run("cut", "--max-steps", "3", "--save-every", "3", "--resume") / "metrics.jsonl")

@@ -55,6 +55,29 @@ def test_cudnn_is_in_the_program_for_gpus_and_needs_less_memory():
     assert fused.peak_bytes_per_device < plain.peak_bytes_per_device
 
 
+@pytest.mark.parametrize("topology", ["v5p:2x2x2", "h100:8"])
+def test_what_the_host_keeps_leaves_the_device(topology):
+    """Compilers that fetch the whole of it at once make `--offload` cost time for nothing."""
+    reason = missing_compiler(parse_topology(topology), default_compilers())
+    if reason:
+        pytest.skip(reason)
+    found = rm.plan("llama-8b", topology, batch_size=8, offload=True)
+    saved = compiled("llama-8b", topology, 8).peak_bytes_per_device - found.peak_bytes_per_device
+    assert found.host_bytes_per_device >= saved >= 0.75 * found.host_bytes_per_device
+    estimated = rm.plan("llama-8b", topology, batch_size=8, offload=True, compilers=default_compilers() / "none")
+    assert estimated.peak_bytes_per_device == pytest.approx(found.peak_bytes_per_device, rel=0.2)
+
+
+def test_compilers_of_another_jax_are_not_asked(tmp_path):
+    """They would fail in the middle of a compilation, or answer for programs that this JAX does not make."""
+    where = tmp_path / "jax_cuda12_pjrt-0.4.1.dist-info"
+    where.mkdir()
+    (where / "METADATA").write_text("Metadata-Version: 2.1\nName: jax-cuda12-pjrt\nVersion: 0.4.1\n")
+    reason = missing_compiler(parse_topology("h100:8"), tmp_path)
+    assert reason is not None
+    assert reason.startswith("jax-cuda12-pjrt 0.4.1, where JAX ")
+
+
 def test_what_a_compiler_cannot_fit_is_a_plan_too():
     """The compiler's refusal would be a stack trace instead of an exit with the shortfall."""
     found = compiled("llama-8b", "v5e:2x4", 8)

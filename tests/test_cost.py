@@ -42,7 +42,7 @@ def objective(model, batch, **options):
 def one_batch(config: rm.LlamaConfig, layout: str) -> tuple[rm.PreferenceBatch, np.ndarray]:
     """Four comparisons, each in a full row."""
     comparisons = random_comparisons(config, 4, *LENGTHS)
-    plan = rm.plan_batches(comparisons, 4, processes=4, micro_batch_tokens=sum(LENGTHS), layout=layout)
+    plan = rm.plan_batches(comparisons, 4, rows=4, micro_batch_tokens=sum(LENGTHS), layout=layout)
     (batch,) = plan.batch_at(0)
     assert batch.tokens.shape == (4, sum(LENGTHS))
     return batch, comparisons.lengths

@@ -319,23 +319,18 @@ def test_an_update_is_packed_alike_alone_and_among_others(comparisons, batch_siz
 
 @quick
 @given(any_comparisons, st.integers(1, 16), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["regions", "whole"]))
-def test_the_processes_together_have_what_one_has(comparisons, batch_size, processes, seed, layout):
-    plan = rm.plan_batches(comparisons, batch_size, processes=processes, seed=seed, layout=layout)
+def test_parts_of_the_rows_together_are_the_whole(comparisons, batch_size, rows, seed, layout):
+    """A process that makes the rows of its own devices would train on something else than the others think."""
+    plan = rm.plan_batches(comparisons, batch_size, rows=rows, seed=seed, layout=layout)
     alone = rm.plan_batches(comparisons, batch_size, seed=seed, layout=layout)
     step = plan.steps_per_epoch - 1
-    parts = [plan.batch_at(step, process) for process in range(processes)]
+    parts = [plan.batch_at(step, slice(row, row + 1)) for row in range(rows)]
     for whole, *shares in zip(plan.batch_at(step), *parts, strict=True):
         assert {share.tokens.shape for share in shares} == {(1, sum(whole.regions))}, "devices would wait or fail"
         for name in FIELDS:
             np.testing.assert_array_equal(np.concatenate([getattr(s, name) for s in shares]), getattr(whole, name))
     found = [i for part in parts for batch in part for i in unpack(batch)]
     assert sorted(found) == sorted(alone.indices_at(step)) == sorted(i for b in alone.batch_at(step) for i in unpack(b))
-
-
-@pytest.mark.parametrize("process", [-1, 2])
-def test_a_process_that_there_is_not_is_refused(process):
-    with pytest.raises(ValueError, match=f"process must be at least 0 and below 2, found {process}"):
-        rm.plan_batches(ten(), 4, processes=2).batch_at(0, process)
 
 
 def test_the_short_last_batch_of_an_epoch_can_be_left_out():
@@ -352,7 +347,7 @@ def test_the_short_last_batch_of_an_epoch_can_be_left_out():
     [
         ({"batch_size": 11, "drop_last": True}, "10 comparisons make no update of 11"),
         ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
-        ({"batch_size": 4, "processes": 0}, "processes must be at least 1, found 0"),
+        ({"batch_size": 4, "rows": 0}, "rows must be at least 1, found 0"),
     ],
 )
 def test_a_plan_without_updates_is_refused(arguments, message):
@@ -362,8 +357,8 @@ def test_a_plan_without_updates_is_refused(arguments, message):
 
 @quick
 @given(any_comparisons, st.integers(1, 6), st.integers(1, 2))
-def test_the_fill_is_that_of_the_batches(comparisons, batch_size, processes):
-    plan = rm.plan_batches(comparisons, batch_size, processes=processes)
+def test_the_fill_is_that_of_the_batches(comparisons, batch_size, rows):
+    plan = rm.plan_batches(comparisons, batch_size, rows=rows)
     batches = [batch for step in range(plan.steps_per_epoch) for batch in plan.batch_at(step)]
     assert plan.fill() == pytest.approx(real_tokens(batches) / sum(batch.tokens.size for batch in batches))
     last = plan.batch_at(plan.steps_per_epoch - 1)

@@ -13,7 +13,7 @@ from rm.__main__ import main
 from rm.chips import parse_topology
 from rm.commands.plan import describe
 from rm.compiled import lower_update, peak_bytes
-from rm.estimate import Case, communication, estimate
+from rm.estimate import Case, communication, estimate, kept, optimizer_bytes
 from rm.flops import count_parameters
 from rm.plan import largest_batch, link_seconds
 from rm.presets import PRESETS
@@ -60,6 +60,22 @@ def test_kept_bytes_are_those_of_the_real_arrays(mesh, optimizer, moments):
 
     assert cost.parameters == on_one_device(state.model) == cost.gradients
     assert cost.optimizer == on_one_device(state.opt_state)
+
+
+@pytest.mark.optax
+def test_what_the_host_keeps_is_planned_there():
+    """A plan would promise memory of the device that the run then takes, or forget the host's."""
+    case = Case(config=SMALL, mesh={"fsdp": 8}, rows=8, max_length=64)
+    host = dataclasses.replace(case, offload=True)
+    assert estimate(host).optimizer == 0
+    extra = 4 * (len(jax.tree.leaves(kept(case).model)) - 1)  # every leaf counts its updates
+    assert optimizer_bytes(host) == estimate(case).optimizer + extra
+    found = rm.plan("llama-8b", "v5e:2x4", offload=True, compilers=NOWHERE)
+    assert (
+        found.peak_bytes_per_device + found.host_bytes_per_device
+        > rm.plan("llama-8b", "v5e:2x4", compilers=NOWHERE).peak_bytes_per_device
+    )
+    assert found.missing_bytes == 0
 
 
 def test_bytes_per_parameter_are_the_known_ones():

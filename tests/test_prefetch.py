@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import rm
+from rm.sharding import own_rows
 
 from .test_packing import FIELDS, ten
 
@@ -27,10 +28,15 @@ def test_iterating_gives_the_batches_that_each_step_has(ahead):
     assert threads() == []
 
 
-def test_a_process_gets_its_own_rows():
-    plan = rm.plan_batches(ten(), 4, processes=2)
-    (batches,) = rm.prefetch(plan, 0, 1, process=1)
-    np.testing.assert_array_equal(batches[0].tokens, plan.batch_at(0, 1)[0].tokens)
+def test_a_mesh_gets_the_rows_that_its_devices_compute():
+    """Several processes would each make what the others have made already (test_distributed.py compares the values)."""
+    plan, mesh = rm.plan_batches(ten(), 4, rows=8), rm.make_mesh(fsdp=4, context=2)
+    assert own_rows(8, mesh) == slice(0, 8), "one process has all devices"
+    (batches,) = rm.prefetch(plan, 0, 1, mesh=mesh)
+    for one, other in zip(batches, plan.batch_at(0), strict=True):
+        assert one.tokens.addressable_shards[0].data.shape[0] == 2
+        for name in FIELDS:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_steps_are_computed_before_they_are_asked_for_but_not_all_of_them():

@@ -106,6 +106,25 @@ def test_twenty_updates_on_a_mesh_equal_those_on_one_device(model, comparisons, 
             assert leaf.sharding == sharding
 
 
+@pytest.mark.parametrize("sizes", [None, {"fsdp": 8}], ids=["alone", "fsdp=8"])
+def test_moments_kept_on_the_host_change_no_step_and_stay_there(model, comparisons, sizes):
+    """They would come back to the device with the first update, or be left out of the computation."""
+    mesh = None if sizes is None else rm.make_mesh(**sizes)
+    batch, states = one_batch(comparisons, "whole"), []
+    for offload in (False, True):
+        own = jax.tree.map(jnp.copy, model)
+        optimizer = rm.make_optimizer("adamw", 1e-3, weight_decay=0.1, offload=offload)
+        state = rm.init_state(own if mesh is None else rm.place_model(own, mesh), optimizer)
+        step = rm.jit_update(partial(objective, mesh=mesh), optimizer)
+        for _ in range(3):
+            state, _ = step(state, [batch if mesh is None else rm.place_batch(batch, mesh)])
+        moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+        assert {leaf.sharding.memory_kind for leaf in moments} == {"pinned_host" if offload else "device"}
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.model)} == {"device"}
+        states.append(state.model)
+    assert_close(*states, 1e-6)
+
+
 def is_model(part) -> bool:
     return isinstance(part, rm.RewardModel)
 
@@ -268,9 +287,7 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_batch(comparisons):
         trace(rm.make_mesh(tensor=8), intermediate_size=46)
     six = jax.tree.map(lambda x: x[:6], batch)
     for refuse in (partial(trace, rm.make_mesh(data=8), six), partial(rm.place_batch, six, rm.make_mesh(fsdp=8))):
-        with pytest.raises(
-            rm.ConfigError, match=r"^6 rows do not divide over data·fsdp = 8; plan_batches\(…, processes=8"
-        ):
+        with pytest.raises(rm.ConfigError, match=r"^6 rows do not divide over data·fsdp = 8; plan_batches\(…, rows=8"):
             refuse()
     (odd,) = pack(comparisons, range(16), [RowShape(rows=8, slots=2, regions=(36, 36, 36))])
     with pytest.raises(rm.ConfigError, match=r"^mesh context=8: a region of 36 tokens does not divide into 8 parts"):

@@ -162,7 +162,7 @@ def plan_updates(comparisons: TokenizedComparisons, args: DataOptions, *, rows: 
         raise ConfigError(
             f"--drop-last leaves no update: {len(comparisons)} comparisons, --batch-size {args.batch_size}"
         )
-    options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last, "processes": rows}
+    options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last, "rows": rows}
     return plan_batches(comparisons, args.batch_size, **options)
 
 

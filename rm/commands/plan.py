@@ -39,6 +39,8 @@ class PlanArguments:
     """Type of the parameters."""
     attention: Attention = "auto"
     """How attention is computed."""
+    offload: bool = False
+    """Whether the optimizer's state is kept in the host's memory."""
     compilers: Path | None = None
     """Folder of compilers; by default RM_COMPILERS, else rm/compilers in the user's cache folder."""
     json: Path | None = None
@@ -71,6 +73,8 @@ def describe(found: Plan) -> list[str]:
     sizes = [getattr(found, f"{name}_bytes_per_device") for name in names]
     labels = ("parameters", "optimizer", "gradients", "activations and the rest", "peak", "memory of the device")
     lines += [f"  {label:26}{size / 1e9:9.2f}" for label, size in zip(labels, sizes, strict=True)]
+    if found.host_bytes_per_device:
+        lines.append(f"  {'optimizer, kept by the host':26}{found.host_bytes_per_device / 1e9:9.2f}")
     lines += ["", f"{found.flops / 1e12:,.1f} TFLOP an update"]
     if found.compute_seconds is not None:
         lines[-1] += f": at least {found.compute_seconds:.3f} s of computing at the published peak rate"

@@ -35,6 +35,7 @@ _MAY_CHANGE = {
     "num_proc",
     "cache",
     "attention",
+    "offload",
     "mesh",
     "distributed",
     "coordinator",

@@ -72,6 +72,8 @@ class TrainArguments(DataOptions):
     """Type that the optimizer's moments are kept in; bfloat16 halves them and is rounded stochastically."""
     parameters: Dtype = "float32"
     """Type that the parameters are kept in; bfloat16 ones are rounded stochastically at every update."""
+    offload: bool = False
+    """Keep the optimizer's state in the host's memory; it visits the device in every update."""
     remat: Remat = "full"
     """What the backward pass computes again instead of keeping: full needs least memory, none least time."""
     log_every: int = 10
@@ -198,6 +200,7 @@ def run(args: TrainArguments, prepared: Prepared) -> None:
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm or None,
         moments=args.moments,
+        offload=args.offload,
     )
     compute_dtype = jnp.dtype(args.dtype)
 

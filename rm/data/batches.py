@@ -30,7 +30,6 @@ class BatchPlan:
     seed: int = 0
     shuffle: bool = True
     drop_last: bool = False
-    processes: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -45,17 +44,13 @@ class BatchPlan:
         order = _order(count, self.seed, epoch) if self.shuffle else np.arange(count)
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def batch_at(self, step: int, process: int | None = None) -> list[PreferenceBatch]:
-        """The micro-batches of update `step`: the rows of one process, counted from 0, or those of all.
+    @property
+    def rows(self) -> int:
+        """Rows of every micro-batch."""
+        return self.shapes[0].rows
 
-        **Raises:** `ValueError` where there is no such process.
-        """
-        rows = slice(None)
-        if process is not None:
-            if not 0 <= process < self.processes:
-                raise ValueError(f"process must be at least 0 and below {self.processes}, found {process}")
-            own = self.shapes[0].rows // self.processes
-            rows = slice(process * own, (process + 1) * own)
+    def batch_at(self, step: int, rows: slice = slice(None)) -> list[PreferenceBatch]:
+        """The micro-batches of update `step`, or some rows of each."""
         return pack(self.comparisons, self.indices_at(step), self.shapes, rows=rows)
 
     def fill(self, steps: Iterable[int] | None = None) -> float:
@@ -101,21 +96,21 @@ def plan_batches(
     seed: int = 0,
     shuffle: bool = True,
     drop_last: bool = False,
-    processes: int = 1,
+    rows: int = 1,
     micro_batch_tokens: int = 4096,
     layout: Layout | Literal["auto"] = "auto",
 ) -> BatchPlan:
     """The batches of a run over `comparisons`, in a few row shapes fitted to their lengths.
 
     **Arguments:** `batch_size`, comparisons of an update; `shuffle`, anew in every epoch; `drop_last`, leave out the
-    last update of an epoch where it is short; `processes`, among which the rows of every micro-batch are divided
-    alike; `micro_batch_tokens`, the longest row, unless a comparison is longer; `layout` of the rows: `"regions"` with
-    one of prefixes and one of each response, which accelerators need, `"whole"` with a single one, which wastes less,
-    `"auto"` by the backend.
+    last update of an epoch where it is short; `rows` of every micro-batch, `row_shards(mesh)` or a multiple of it;
+    `micro_batch_tokens`, the longest row, unless a comparison is longer; `layout` of the rows: `"regions"` with one of
+    prefixes and one of each response, which accelerators need, `"whole"` with a single one, which wastes less, `"auto"`
+    by the backend.
 
     **Raises:** `ValueError` where a number is less than 1, or no update is left.
     """
-    for name, value in {"batch_size": batch_size, "processes": processes}.items():
+    for name, value in {"batch_size": batch_size, "rows": rows}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
     if len(comparisons) < (batch_size if drop_last else 1):
@@ -125,11 +120,8 @@ def plan_batches(
     return BatchPlan(
         comparisons=comparisons,
         batch_size=batch_size,
-        shapes=fit_row_shapes(
-            comparisons, batch_size, rows=processes, micro_batch_tokens=micro_batch_tokens, layout=layout
-        ),
+        shapes=fit_row_shapes(comparisons, batch_size, rows=rows, micro_batch_tokens=micro_batch_tokens, layout=layout),
         seed=seed,
         shuffle=shuffle,
         drop_last=drop_last,
-        processes=processes,
     )

@@ -8,7 +8,7 @@ from itertools import islice
 from jax.sharding import Mesh
 
 from ..batch import PreferenceBatch
-from ..sharding import place_batch
+from ..sharding import own_rows, place_batch
 from .batches import BatchPlan
 
 
@@ -18,13 +18,12 @@ def prefetch(
     stop: int,
     *,
     ahead: int = 2,
-    process: int | None = None,
     mesh: Mesh | None = None,
 ) -> Generator[list[PreferenceBatch], None, None]:
-    """`plan.batch_at(step, process)` for the steps from `start` to before `stop`, computed in a thread.
+    """`plan.batch_at(step)` for the steps from `start` to before `stop`, computed in a thread.
 
     **Arguments:** `ahead`, how many updates are computed or waiting beyond the one that the loop has; `mesh`, the
-    devices that the batches go to, on every process the whole of them.
+    devices that the batches go to; each process makes the rows of its own alone.
 
     **Raises:** at its step, what `plan.batch_at` raised. Leaving the loop ends the thread.
 
@@ -34,8 +33,10 @@ def prefetch(
         raise ValueError(f"ahead must be at least 1, found {ahead}")
 
     def make(step: int) -> list[PreferenceBatch]:
-        batches = plan.batch_at(step, process)
-        return batches if mesh is None else [place_batch(batch, mesh) for batch in batches]
+        if mesh is None:
+            return plan.batch_at(step)
+        own = plan.batch_at(step, own_rows(plan.rows, mesh))
+        return [place_batch(batch, mesh, rows=plan.rows) for batch in own]
 
     steps = iter(range(start, stop))
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
