@@ -10,7 +10,7 @@ from .data.sources import load_comparisons
 from .data.tokenize import tokenize_comparisons
 from .data.tokenizer import Tokenizer, load_tokenizer
 from .distributed import connect
-from .errors import ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
+from .errors import CheckpointError, ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
 from .evaluate import evaluate, score
 from .hf import load_reward_model, match_tokenizer, save_reward_model
 from .host import keep_compiled
@@ -27,6 +27,7 @@ from .version import __version__
 
 __all__ = [
     "BatchPlan",
+    "CheckpointError",
     "Checkpoints",
     "ConfigError",
     "DataError",

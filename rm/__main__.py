@@ -34,17 +34,28 @@ _Command = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0 when it ended well, 1 where a plan does not fit, 2 for what the user can mend."""
+    """Runs a command; returns 0 when it ended well, 1 where a plan does not fit, 2 for what the user can mend.
+
+    `--debug`, anywhere among the arguments, shows the traceback of any error.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given
     try:
-        args = _parse(sys.argv[1:] if argv is None else argv)
+        args = _parse([argument for argument in given if argument != "--debug"])
         keep_compiled()
         return _RUN[type(args)](args) or 0
-    except RmError as error:
-        print(f"rm: {error}", file=sys.stderr)
+    except (RmError, OSError) as error:  # a disk that is full, or a file that may not be read
+        if debug:
+            raise
+        print(f"rm: {error if isinstance(error, RmError) else _describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rm: interrupted", file=sys.stderr)
         return 130
+
+
+def _describe(error: OSError) -> str:
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
 
 
 def _parse(argv: Sequence[str]) -> TrainArguments | DataArguments | ScoreArguments | PlanArguments | DemoArguments:

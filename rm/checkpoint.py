@@ -1,40 +1,126 @@
-"""The training state on disk, through Orbax: a reader sees a whole checkpoint or none."""
+"""The training state on disk, through Orbax: a reader sees a whole checkpoint or none, and no damaged one."""
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import RmError
+import jax
+
+from .checksum import checksums
+from .distributed import agree, leads
+from .errors import CheckpointError, OutputError
 from .update import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of a run: `save` returns at once, writing goes on behind it."""
+    """The checkpoints of a run: `save` returns at once, writing goes on behind it.
 
-    def __init__(self, directory: str | Path, *, keep: int | None = None):
+    **Arguments:** `keep`, how many of the newest stay, all when `None`; `best`, the metric given to `save` whose best
+    checkpoint stays as well, the lowest where its name ends in `loss`, else the highest.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int | None = None, best: str | None = None):
         import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._ocp = ocp
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
-
-    def save(self, step: int, state: TrainState, notes: dict[str, Any]) -> None:
-        """Saves the state after `step` updates, with `notes` (JSON) beside it."""
-        args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), notes=self._ocp.args.JsonSave(notes))
-        self._manager.save(step, args=args)
+        self._ocp, self._best, self.directory = ocp, best, Path(directory).absolute()
+        lowest = best is not None and best.endswith("loss")
+        policies: list[Any] = [LatestN(n=keep)]
+        if best is not None:
+            policies.append(
+                BestN(
+                    get_metric_fn=lambda found: found["best"],
+                    reverse=lowest,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies), create=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     @property
-    def latest(self) -> int | None:
-        """The step of the newest whole checkpoint."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """After which updates there is a whole checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, notes: dict[str, Any], metrics: Mapping[str, float] = {}) -> None:
+        """Saves the state after `step` updates, with `notes` (JSON) beside it.
+
+        **Raises:** `OutputError` where it, or the one before it, cannot be written.
+        """
+        if step in self.steps:
+            return
+        record = _seal({"step": step, "notes": notes, "checksums": checksums(state)})
+        parts = {"state": self._ocp.args.StandardSave(state), "notes": self._ocp.args.JsonSave(record)}
+        best = {"best": float(metrics[self._best])} if self._best and self._best in metrics else None
+        with self._writing():
+            self._manager.save(step, args=self._ocp.args.Composite(**parts), metrics=best)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the notes saved at `step`; `like` gives the shapes, types and placement to expect."""
-        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like), notes=self._ocp.args.JsonRestore())
+        """The state and the notes saved at `step`; `like` gives the shapes, types and placement to expect.
+
+        **Raises:** `CheckpointError` where what is read is not what was saved.
+        """
+        parts = {"state": self._ocp.args.StandardRestore(like), "notes": self._ocp.args.JsonRestore()}
         try:
-            restored = self._manager.restore(step, args=args)
-        except (ValueError, KeyError, OSError) as error:
-            raise RmError(f"checkpoint {step} cannot be restored: {str(error).partition(chr(10))[0]}") from None
-        return restored["state"], restored["notes"]
+            restored = self._manager.restore(step, args=self._ocp.args.Composite(**parts))
+            state, record = restored["state"], restored["notes"]
+            if not isinstance(record, dict) or _seal(record) != record or record["step"] != step:
+                raise CheckpointError("its notes have changed since they were written")
+            changed = [name for name, value in checksums(state).items() if record["checksums"].get(name) != value]
+            if changed:
+                raise CheckpointError(f"{changed[0]} has changed since it was written")
+        except jax.errors.JaxRuntimeError:  # out of memory, or another process has gone
+            raise
+        except Exception as error:  # damage can show anywhere in what reads it
+            reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            raise CheckpointError(f"{self.directory / str(step)}: cannot be restored ({reason})") from None
+        return state, record["notes"]
+
+    def restore_newest(self, like: TrainState, report: Callable[[str], None]) -> tuple[int, TrainState, dict[str, Any]]:
+        """The newest checkpoint that is whole; damaged ones are reported and set aside as `damaged-STEP`.
+
+        **Raises:** `CheckpointError` where there is none.
+        """
+        for step in reversed(self.steps):
+            error = None
+            try:
+                state, notes = self.restore(step, like)
+            except CheckpointError as found:
+                error, state, notes = found, None, {}
+            if agree(error is None):
+                return step, state, notes  # pyright: ignore[reportReturnType]
+            aside = self.directory / f"damaged-{step}"
+            report(f"{error or f'checkpoint {step} cannot be restored by another process'}; it is now {aside.name}")
+            if leads():
+                (self.directory / str(step)).rename(aside)
+            agree(True)  # once it is done
+            self._manager.reload()
+        raise CheckpointError(f"{self.directory}: no checkpoint that can be restored; remove it to start again")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            advice = "those before it are whole, and --resume auto goes on from there"
+            raise OutputError(f"{self.directory}: a checkpoint cannot be written ({reason}); {advice}") from None
+
+    def wait(self) -> None:
+        """Waits for what is being written.
+
+        **Raises:** `OutputError` where it cannot be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -43,6 +129,17 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
+        """Waits for what is being written, and ends."""
+        self.wait()
         self._manager.close()
+
+
+def _seal(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the hash of the rest of it."""
+    rest = {name: value for name, value in record.items() if name != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def abstract(state: TrainState) -> TrainState:
+    """The shapes, types and placement of a state, which then need not be kept."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

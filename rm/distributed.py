@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .errors import ConfigError, RmError
@@ -62,7 +63,7 @@ def _watch() -> None:
             live = range(1, jax.process_count())
         gone = [f"process {number}" for number in range(jax.process_count()) if number not in live]
         if gone and not _OVER.wait(1):
-            text = f"rm: {' and '.join(gone)} of {jax.process_count()} ended; see its log, and go on with --resume"
+            text = f"rm: {' and '.join(gone)} of {jax.process_count()} ended; see its log, and go on with --resume auto"
             print(text, file=sys.stderr, flush=True)
             if leads():
                 time.sleep(_WATCH_SECONDS + 2)  # the others ask this one
@@ -134,6 +135,35 @@ def prepare_together(prepare: Callable[[], Prepared], facts: Callable[[Prepared]
                 found = f"process {number} has {name} {other.get(name)}, process 0 has {value}"
                 raise ConfigError(f"{found}; start all of them with the same")
     return prepared  # pyright: ignore[reportReturnType]
+
+
+def agree(yes: bool) -> bool:
+    """Whether all processes say so; each waits for the others."""
+    return yes if jax.process_count() == 1 else all(said["yes"] for said in _exchange({"yes": yes}))
+
+
+def ballot() -> Callable[[bool], bool]:
+    """A function in which all processes vote at every update; it says whether any voted yes one update before.
+
+    Nobody waits: the votes are counted by devices, after the updates that they have been given.
+    """
+    if jax.process_count() == 1:
+        return lambda yes: yes
+    devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(jax.process_count())]
+    mesh = jax.sharding.Mesh(np.array(devices), ("process",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    own = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("process"))
+    count, last = (
+        jax.jit(jnp.any, out_shardings=whole),
+        [jax.make_array_from_process_local_data(own, np.zeros(1, bool))],
+    )
+
+    def vote(yes: bool) -> bool:
+        before = last.pop()
+        last.append(count(jax.make_array_from_process_local_data(own, np.array([yes]))))
+        return bool(np.asarray(before.addressable_data(0)).any())
+
+    return vote
 
 
 def _exchange(said: Mapping[str, Any]) -> list[dict[str, Any]]:

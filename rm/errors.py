@@ -24,5 +24,9 @@ class DataError(RmError):
     """A data set whose file, row or field is not what it should be."""
 
 
+class CheckpointError(RmError):
+    """A checkpoint that is not what was saved."""
+
+
 class OutputError(RmError):
     """A place that cannot be written to, or that already holds something."""

@@ -30,6 +30,8 @@ from .sharding import mesh_of, place_batch, row_shards
 
 Input = str | Mapping[str, Any]
 
+METRICS = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "std_reward")  # of `evaluate`
+
 
 @partial(jax.jit, static_argnames=("dtype", "mesh"))
 def _jit_rewards(model: RewardModel, batch: PreferenceBatch, *, dtype: Any, mesh: Mesh | None) -> Array:
@@ -152,7 +154,7 @@ def evaluate(
     loss = pairwise_loss(chosen, rejected, comparisons.margin)
     loss += center_rewards_coefficient * centering_penalty(chosen, rejected)
     metrics = {"loss": loss.mean(), **preference_metrics(chosen, rejected), "std_reward": both.std()}
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(metrics[name]) for name in METRICS}
 
 
 def _rewards_of(

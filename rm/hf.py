@@ -1,5 +1,6 @@
 """Reward models as Hugging Face directories: one table of tensor names, safetensors in and out, no torch."""
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
 from .distributed import fetch, leads
 from .errors import ConfigError, TokenizerError, WeightsError
-from .hub import read_json, resolve_directory
+from .hub import RECORD, check_unchanged, read_json, read_record, resolve_directory
 from .model import RewardModel, init_reward_model, init_score_head
 from .output import new_directory
 from .sharding import check_mesh, partition_specs, shardings
@@ -30,7 +31,7 @@ from .version import __version__
 from .weights import INDEX, TensorFiles, write_json, write_tensors
 
 _THREADS = 4  # that read weights
-_PATTERNS = ("config.json", "model.safetensors", "model-*-of-*.safetensors", INDEX)
+_PATTERNS = ("config.json", RECORD, "model.safetensors", "model-*-of-*.safetensors", INDEX)
 
 # Our leaf -> Hugging Face's tensor; `{}` is the layer number.
 _TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight", "score": "score.weight"}
@@ -87,7 +88,8 @@ def load_reward_model(
     """
     directory = resolve_directory(path_or_hub_id, _PATTERNS, revision=revision)
     config, classifier = _read_config(directory / "config.json")
-    files = TensorFiles(directory)
+    recorded = read_record(directory).get("tensors")
+    files = TensorFiles(directory, recorded if isinstance(recorded, dict) else None)
     has_head = classifier or "score.weight" in files.names
     if not has_head:
         config = replace(config, pad_token_id=None)
@@ -140,7 +142,7 @@ def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> L
 
     **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels.
     """
-    directory = resolve_directory(path_or_hub_id, ("config.json",), revision=revision)
+    directory = resolve_directory(path_or_hub_id, ("config.json", RECORD), revision=revision)
     config, classifier = _read_config(directory / "config.json")
     return config if classifier else replace(config, pad_token_id=None)
 
@@ -152,6 +154,7 @@ def _read_config(source: Path) -> tuple[LlamaConfig, bool]:
     config = LlamaConfig.from_hf(hf, source=str(source))
     if classifier:
         _check_labels(hf, source)
+    check_unchanged(source.parent, [source.name])
     return config, classifier
 
 
@@ -183,21 +186,23 @@ def save_reward_model(
     if tokenizer.chat_template is not None:
         record["chat_template_date"] = tokenizer.today.isoformat()
     with new_directory(path) as directory:
-        write_model(directory, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        record["tensors"] = write_model(directory, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
         stored = jnp.dtype(model.norm.dtype if dtype is None else dtype).name
         write_json(directory / "config.json", model.config.to_hf() | {"dtype": stored})
         for name, content in tokenizer.files.items():
             (directory / name).write_bytes(content)
-        write_json(directory / "rm.json", record)
+        names = ("config.json", *tokenizer.files)
+        record["sha256"] = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
+        write_json(directory / RECORD, record)
         (directory / "README.md").write_text(model_card(Path(path).name, record), encoding="utf-8")
 
 
 def write_model(
     directory: Path | None, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True
-) -> None:
+) -> dict[str, str]:
     """Writes the tensors of a model under their Hugging Face names, the score head only where `head`.
 
-    Without a directory they are fetched all the same, as another process that has one needs.
+    Returns their checksums. Without a directory they are fetched all the same, as another process that has one needs.
     """
     leaves = {_leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
     where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
@@ -220,7 +225,7 @@ def write_model(
         return values
 
     sizes = {name: math.prod(shape(leaf)) * disk_dtype(leaf).itemsize for name, (leaf, _) in sorted(where.items())}
-    write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)
+    return write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)
 
 
 def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardModel, Tokenizer]:

@@ -1,12 +1,15 @@
 """Where a model or a tokenizer lies: a local directory, or a Hugging Face hub id fetched into the local cache."""
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, RmError
+
+RECORD = "rm.json"  # what an exported directory says of itself
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
@@ -47,6 +50,25 @@ def _download(hub_id: str, patterns: Sequence[str], revision: str | None) -> Pat
     except Exception as error:
         advice = f"{type(error).__name__}; {advice}"
     raise RmError(f"{hub_id}: cannot be fetched from the hub; {advice}") from None
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """What `rm.json` says of an exported directory, of any other nothing."""
+    path = directory / RECORD
+    return read_json(path) if path.exists() else {}
+
+
+def check_unchanged(directory: Path, names: Iterable[str]) -> None:
+    """Refuses files that are not what was exported.
+
+    **Raises:** `ConfigError`.
+    """
+    recorded = read_record(directory).get("sha256")
+    for name in names:
+        known = recorded.get(name) if isinstance(recorded, dict) else None
+        if known not in (None, hashlib.sha256((directory / name).read_bytes()).hexdigest()):
+            advice = f"copy the directory again, or take its entry out of {RECORD} where the change is meant"
+            raise ConfigError(f"{directory / name}: is not what was exported ({RECORD} has another sha256); {advice}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -35,7 +35,11 @@ def keep_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTrans
         return OnHost(tuple(optimizer.init(alone) for alone in _each_alone(params)))
 
     def visit(away: optax.OptState, gradient: Any, value: Any) -> tuple[Any, optax.OptState]:
-        change, new = optimizer.update(gradient, _move(away, jax.memory.Space.Device), value)
+        here = _move(away, jax.memory.Space.Device)
+        change, new = optimizer.update(gradient, here, value)
+        (leaf,) = jax.tree.leaves(gradient)
+        good = jnp.isfinite(leaf.reshape(-1)[0])  # `apply_gradients` makes the gradients of a skipped update NaN
+        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, here)
         return change, _move(new, jax.memory.Space.Host)
 
     def update(updates: optax.Updates, state: OnHost, params: optax.Params | None = None):

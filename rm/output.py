@@ -1,10 +1,14 @@
 """Directories that appear whole or not at all."""
 
+import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import OutputError
 
@@ -29,6 +33,75 @@ def check_file(path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({path.parent} is not a directory)")
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; name a file")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file that appears, or takes the place of the old one, as a whole.
+
+    **Raises:** `OutputError`.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    with _writing(path):
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file.
+
+    **Raises:** `OutputError`.
+    """
+    with _writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[dict[str, Any] | None]:
+    """Holds a directory as the only process; gives the owner that ended without letting go of it, if there was one.
+
+    The lock is the kernel's (`filelock`), so it ends with its process; a file beside it says who holds it.
+
+    **Raises:** `OutputError`, naming the host and the process that hold it.
+    """
+    from filelock import FileLock, Timeout
+
+    owner = directory / ".owner.json"
+    lock = FileLock(directory / ".lock")
+    try:
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout:
+        found = read_owner(owner)
+        who = f"process {found.get('process')} on {found.get('host')}, since {found.get('since')}"
+        raise OutputError(f"{directory}: in use by {who}; wait for it, or choose another --output") from None
+    try:
+        before = read_owner(owner) or None
+        since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        replace_file(owner, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}))
+        yield before
+        owner.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def read_owner(path: Path) -> dict[str, Any]:
+    """What a process said of itself when it took a directory."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it was killed on the way
+        return {}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The training state and the pure update: one optimizer step over exactly the comparisons it is given."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .batch import PreferenceBatch
 from .metrics import preference_metrics
 from .model import RewardModel
-from .offload import HOST, place_on_host
+from .offload import HOST, OnHost, place_on_host
 from .rounding import add_updates
 from .shapes import checked
 from .sharding import mesh_of, partition_specs, shardings, state_specs
@@ -105,16 +107,35 @@ def _merge(old: dict[str, Array], old_count: Array, new: dict[str, Array], count
 
 @checked
 def apply_gradients(
-    state: TrainState, sums: Sums, optimizer: optax.GradientTransformation
+    state: TrainState,
+    sums: Sums,
+    optimizer: optax.GradientTransformation,
+    skip_above: Float[Array, ""] | float = math.inf,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm`."""
+    """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm` and `skipped`.
+
+    Where the loss or the norm of the gradient is not finite, or the norm is above `skip_above`, the state stays as it
+    is and `skipped` is 1.
+    """
     count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
     gradients = jax.tree.map(lambda total: total / count, sums.gradients)
+    norm = optax.tree.norm(gradients)
+    good = jnp.isfinite(sums.metrics["loss"]) & jnp.isfinite(norm) & (norm <= skip_above)
+    gradients = jax.tree.map(lambda gradient: jnp.where(good, gradient, jnp.nan), gradients)  # see `keep_on_host`
     parameters: Any = _as_float32(state.model)
     updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)  # pyright: ignore[reportArgumentType]
     model = add_updates(state.model, updates, state.step)
-    metrics = sums.metrics | {"grad_norm": optax.tree.norm(gradients)}
-    return TrainState(state.step + 1, model, opt_state), metrics  # pyright: ignore[reportArgumentType]
+    metrics = sums.metrics | {"grad_norm": norm, "skipped": (~good).astype(jnp.float32)}
+    return _choose(good, TrainState(state.step + 1, model, opt_state), state), metrics  # pyright: ignore
+
+
+def _choose(good: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+    """The new state where the update is good; `keep_on_host` has chosen already for what it keeps."""
+
+    def choose(new: Any, old: Any) -> Any:
+        return new if isinstance(new, OnHost) else jnp.where(good, new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda node: isinstance(node, OnHost))
 
 
 @checked
@@ -123,6 +144,7 @@ def update(
     batches: Sequence[PreferenceBatch],
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    skip_above: Float[Array, ""] | float = math.inf,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step over all comparisons of `batches`: `θ ← θ - optimizer(∇ mean loss)`.
 
@@ -131,10 +153,12 @@ def update(
     objective=objective, optimizer=optimizer), donate_argnums=0)`, or with `jit_update` where shapes vary.
 
     **Arguments:** `objective(model, batch)` returns the loss of every slot `[R, S]` and the rewards `[R, S, K]` that it
-    was computed from; `optimizer`, any optax transformation.
+    was computed from; `optimizer`, any optax transformation; `skip_above`, the norm of the gradient above which the
+    update is skipped.
 
-    **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping) and `preference_metrics` of
-    the first response of each comparison against the second.
+    **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping), `skipped` and
+    `preference_metrics` of the first response of each comparison against the second. An update whose loss or gradient
+    is not finite is skipped: the state is the one given, and `skipped` is 1.
 
     **Raises:** `TypeError` where the objective's loss does not have the shape of the slots.
 
@@ -159,7 +183,7 @@ def update(
     sums = accumulate(None, state.model, batches[0], objective)
     for batch in batches[1:]:
         sums = accumulate(sums, state.model, batch, objective)
-    return apply_gradients(state, sums, optimizer)
+    return apply_gradients(state, sums, optimizer, skip_above)
 
 
 def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
@@ -168,7 +192,7 @@ def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
 
 
 def jit_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
-    """`update` for a loop whose batches vary in number and shape: `step(state, batches) -> (state, metrics)`.
+    """`update` for a loop whose batches vary in number and shape: `step(state, batches, skip_above)`.
 
     It composes the jitted parts, so there is one compilation per batch shape rather than one per combination. The
     state given in is donated: use the one returned, which has every array where the one given had it.
@@ -179,9 +203,15 @@ def jit_update(objective: Objective, optimizer: optax.GradientTransformation) ->
     @cache
     def finish(placement: tuple, structure: Any) -> Callable:
         where = (structure.unflatten(placement), None) if placement else None
-        return jax.jit(partial(apply_gradients, optimizer=optimizer), donate_argnums=0, out_shardings=where)
 
-    def step(state: TrainState, batches: Sequence[PreferenceBatch]) -> tuple[TrainState, dict[str, Array]]:
+        def apply(state: TrainState, sums: Sums, skip_above: Array) -> tuple[TrainState, dict[str, Array]]:
+            return apply_gradients(state, sums, optimizer, skip_above)
+
+        return jax.jit(apply, donate_argnums=0, out_shardings=where)
+
+    def step(
+        state: TrainState, batches: Sequence[PreferenceBatch], skip_above: float = math.inf
+    ) -> tuple[TrainState, dict[str, Array]]:
         _check_batches(batches)
         sums = first(state.model, batches[0])
         for batch in batches[1:]:
@@ -189,6 +219,6 @@ def jit_update(objective: Objective, optimizer: optax.GradientTransformation) ->
         leaves, structure = jax.tree.flatten(state)
         away = mesh_of(state) is not None or any(leaf.sharding.memory_kind == HOST for leaf in leaves)
         placement = tuple(leaf.sharding for leaf in leaves) if away else ()
-        return finish(placement, structure)(state, sums)
+        return finish(placement, structure)(state, sums, np.float32(skip_above))
 
     return step

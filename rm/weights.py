@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 
 from .errors import WeightsError
 from .hub import read_json
@@ -34,11 +35,12 @@ class _Stored(NamedTuple):
 class TensorFiles:
     """The tensors of a model directory by name, in one file or in shards with an index.
 
-    Names are those of a model with a head: a bare backbone's get the prefix `model.`.
+    Names are those of a model with a head: a bare backbone's get the prefix `model.`. A tensor that is read whole must
+    have the one of `checksums` (XXH3, 64 bits) where there is one.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, checksums: Mapping[str, str] | None = None):
+        self.directory, self._checksums = directory, checksums or {}
         self._stored: dict[str, _Stored] = {}
         for path in _weight_files(directory):
             for stored_name, stored in _read_header(path).items():
@@ -79,9 +81,10 @@ class TensorFiles:
     def _read_into(self, arrays: list[np.ndarray], parts: list[Part], name: str) -> None:
         path, kind, shape, offset = self._stored[name]
         width, dtype = math.prod(shape[1:]), jnp.dtype(_DTYPES[kind])
+        ranges, read = sorted({part[0] for part in parts}), xxhash.xxh3_64()
         try:
             with path.open("rb") as file:
-                for start, stop in sorted({part[0] for part in parts}):
+                for start, stop in ranges:
                     file.seek(offset + start * width * dtype.itemsize)
                     columns = [slice(*part[1]) if part[1:] else slice(0, 1) for part in parts]
                     targets = [
@@ -89,15 +92,18 @@ class TensorFiles:
                         for array, part, own in zip(arrays, parts, columns, strict=True)
                         if part[0] == (start, stop)
                     ]
-                    if not _fill(targets, file, dtype, (stop - start, width)):
+                    if not _fill(targets, file, dtype, (stop - start, width), read):
                         found = f"tensor {name!r} holds NaN or infinite values (as {arrays[0].dtype})"
                         raise WeightsError(f"{path}: {found}; it is damaged")
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read ({error.strerror}); download it again") from None
+        whole = sum(stop - start for start, stop in ranges) == shape[0]
+        if whole and self._checksums.get(name) not in (None, read.hexdigest()):
+            raise WeightsError(f"{path}: tensor {name!r} is not what was exported (see rm.json); copy it again")
 
 
 def _fill(
-    targets: list[tuple[np.ndarray, slice]], file: BufferedReader, dtype: np.dtype, shape: tuple[int, int]
+    targets: list[tuple[np.ndarray, slice]], file: BufferedReader, dtype: np.dtype, shape: tuple[int, int], read: Any
 ) -> bool:
     """Reads and converts the next rows of a file, of which each target gets its columns; whether all are finite."""
     (rows, width), finite = shape, True
@@ -108,6 +114,7 @@ def _fill(
         values = first if in_place else np.empty((len(first), width), dtype)
         if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
             raise WeightsError(f"{file.name}: truncated while it was read; download it again")
+        read.update(values.reshape(-1).view(np.uint8).data)
         for out, columns in targets:
             if not in_place:
                 with np.errstate(over="ignore"):  # an infinity is found below
@@ -166,30 +173,32 @@ def _read_header(path: Path) -> dict[str, _Stored]:
 
 def write_tensors(
     directory: Path | None, sizes: Mapping[str, int], read: Callable[[str], np.ndarray], *, max_shard_bytes: int
-) -> None:
+) -> dict[str, str]:
     """Writes `model.safetensors`, or shards with an index where one file would exceed `max_shard_bytes`.
 
     `sizes` gives the bytes of every tensor and `read(name)` its values, so only one shard is in memory at a time.
-    Without a directory everything is read and nothing written.
+    Without a directory everything is read and nothing written. Returns the checksum of every tensor.
     """
     from safetensors.numpy import save_file
 
     if directory is None:
         for name in sizes:
             read(name)
-        return
+        return {}
     shards = list(_split(sizes, max_shard_bytes))
-    weight_map = {}
+    weight_map, checksums = {}, {}
     for number, names in enumerate(shards, 1):
         many = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = many if len(shards) > 1 else "model.safetensors"
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
+        checksums |= {name: xxhash.xxh3_64(array.view(np.uint8).data).hexdigest() for name, array in tensors.items()}
         save_file(tensors, directory / file, metadata={"format": "pt"})  # transformers refuses files without it
         (directory / file).chmod(0o644)  # the library leaves it to its owner alone
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(directory / INDEX, index)
+    return checksums
 
 
 def _split(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:

@@ -418,7 +418,7 @@ def test_score_gzip_cut_short(place, refused):
         ([*TRAIN, "--min-score-margin", "1", "--invalid", "drop"], ["pairs.jsonl", "missing column: 2"]),
         (["data", "--model", "@llama", "--dataset", "@*.jsonl"], ["rows.jsonl: row 0", "'chosen'", "found text"]),
         (["data", "--model", "@llama", "--dataset", "@good.jsonl", "--streaming"], ["--max-steps"]),
-        ([*TRAIN, "--resume"], ["run", "nothing to resume"]),
+        ([*TRAIN, "--resume", "required"], ["run", "nothing to resume"]),
         ([*TRAIN, "--model", "@nowhere"], ["nowhere"]),
         ([*TRAIN, "--model", "@pairs.jsonl"], ["pairs.jsonl"]),
         ([*TRAIN, "--dataset", "@llama"], ["llama"]),

@@ -28,6 +28,7 @@ FIELDS = [
     "mean_reward",
     "max_reward",
     "grad_norm",
+    "skipped",
     "learning_rate",
     "num_tokens",
     "pairs_per_second",
@@ -169,7 +170,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkey
     with pytest.raises(RuntimeError, match="cut off"):
         run("cut", *flags)
     monkeypatch.undo()
-    cut = run("cut", *flags, "--resume")
+    cut = run("cut", *flags, "--resume", "auto")
     assert deterministic(lines(cut / "metrics.jsonl")) == deterministic(lines(whole / "metrics.jsonl"))
     for a, b in zip(*(jax.tree.leaves(rm.load_reward_model(out / "model")) for out in (whole, cut)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -194,7 +195,7 @@ sys.exit(main(["train", "--model", {str(llama_directory)!r}, "--dataset", {str(p
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (130, "rm: interrupted\n")
     assert [path.name for path in (tmp_path / "cut/checkpoints").iterdir()] == ["3"]
-    cut = run("cut", "--max-steps", "5", "--save-every", "3", "--resume")
+    cut = run("cut", "--max-steps", "5", "--save-every", "3", "--resume", "auto")
     assert [entry["step"] for entry in lines(cut / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
@@ -204,7 +205,7 @@ def test_resuming_before_the_first_checkpoint_starts_the_log_again(run, monkeypa
         patch.setattr(rm.BatchPlan, "batch_at", lambda plan, step: batch_at(plan, step) if step < 2 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("cut", "--max-steps", "3", "--save-every", "3")
-    entries = lines(run("cut", "--max-steps", "3", "--save-every", "3", "--resume") / "metrics.jsonl")
+    entries = lines(run("cut", "--max-steps", "3", "--save-every", "3", "--resume", "auto") / "metrics.jsonl")
     assert [entry["step"] for entry in entries] == [1, 2, 3]
 
 
@@ -218,7 +219,7 @@ def test_resuming_with_other_arguments_is_refused(tmp_path, llama_directory, pai
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/run.json").write_text(json.dumps({"arguments": defaults}, default=str))
     flags = [str(word) for pair in (given | {flag: value}).items() for word in pair]
-    assert main(["train", *flags, "--resume"]) == 2
+    assert main(["train", *flags, "--resume", "auto"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert flag in error

@@ -92,7 +92,7 @@ def test_streaming_reads_what_the_updates_need_and_resumes(tmp_path, run):  # no
         path.unlink()
     (output / "model").rmdir()
     (output / "checkpoints/4").rename(tmp_path / "4")
-    run("run", *flags, "--resume")
+    run("run", *flags, "--resume", "auto")
     again = lines(output / "metrics.jsonl")
     assert [entry["loss"] for entry in again] == [entry["loss"] for entry in whole]
 

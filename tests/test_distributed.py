@@ -126,8 +126,8 @@ def test_a_process_that_is_killed_is_named_and_the_run_goes_on_with_fewer(argume
     for number in (0, 1, 3):
         code, _, errors = ended[number]
         assert code == 1, errors
-        assert "rm: process 2 of 4 ended; see its log, and go on with --resume" in errors, errors
-    ended = end(start([*arguments, "--output", str(output), "--resume"], processes=2))
+        assert "rm: process 2 of 4 ended; see its log, and go on with --resume auto" in errors, errors
+    ended = end(start([*arguments, "--output", str(output), "--resume", "auto"], processes=2))
     assert [code for code, _, _ in ended] == [0, 0], ended
     np.testing.assert_allclose(losses(output), alone, rtol=1e-4)
 

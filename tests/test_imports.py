@@ -15,13 +15,13 @@ ROOT = Path(rm.__file__).parent
 
 # A module imports only from those before it.
 _ORDER = """
-    errors shapes version host distributed config flops batch sharding collectives layers attention block_attention
-    splash_attention cudnn_attention lowering model losses metrics rounding offload optimizer update hub output weights
-    card presets chips estimate compiled plan data.chat data.tokenizer data.pad_token data.jsonl data.sources
-    data.comparisons data.render data.formats data.encode data.cache data.table data.tokenize data.row_shapes
-    data.bin_packing data.groups data.fit_shapes data.packing data.sequences data.batches data.prefetch hf
-    checkpoint evaluate commands.run commands.data commands.train commands.score commands.plan commands.demo
-    __main__
+    errors shapes version host signals distributed config flops batch sharding collectives layers attention
+    block_attention splash_attention cudnn_attention lowering model losses metrics rounding offload optimizer update hub
+    output weights card presets chips estimate compiled plan data.chat data.tokenizer data.pad_token data.jsonl
+    data.sources data.comparisons data.render data.formats data.encode data.cache data.table data.tokenize
+    data.row_shapes data.bin_packing data.groups data.fit_shapes data.packing data.sequences data.batches data.prefetch
+    hf checksum checkpoint evaluate commands.run commands.log commands.data commands.train commands.score commands.plan
+    commands.demo __main__
 """
 ORDER = _ORDER.split()
 HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tyro"]

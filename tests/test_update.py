@@ -109,7 +109,7 @@ def test_a_step_equals_clipped_adamw_in_float64():
     leaves, structure = jax.tree.flatten(model)
     g = [np.random.default_rng(i).normal(size=leaf.shape) for i, leaf in enumerate(leaves)]
     gradients = jax.tree.unflatten(structure, [jnp.asarray(6 * x, jnp.float32) for x in g])
-    sums = Sums(gradients, metrics={}, comparisons=jnp.array(6))
+    sums = Sums(gradients, metrics={"loss": jnp.array(0.7)}, comparisons=jnp.array(6))
     optimizer = rm.adamw(1e-2, weight_decay=0.1, max_grad_norm=0.05)
     state, metrics = rm.apply_gradients(rm.init_state(model, optimizer), sums, optimizer)
 

@@ -4,36 +4,41 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from ..batch import PreferenceBatch
-from ..checkpoint import Checkpoints
+from ..checkpoint import Checkpoints, abstract
 from ..data.batches import BatchPlan
 from ..data.comparisons import TokenizedComparisons
 from ..data.prefetch import prefetch
 from ..data.sources import parse_source
 from ..data.table import describe_table
 from ..data.tokenizer import Tokenizer
-from ..distributed import connect, ending_together, leads, prepare_together
-from ..errors import ConfigError
-from ..evaluate import evaluate
+from ..distributed import ballot, connect, ending_together, leads, prepare_together
+from ..errors import ConfigError, RmError
+from ..evaluate import METRICS, evaluate
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
 from ..losses import centering_penalty, pairwise_loss
 from ..lowering import Attention, Inputs, choose_attention
 from ..model import Remat, RewardModel, rewards
 from ..optimizer import Dtype, OptimizerName, Schedule, learning_rate_schedule, make_optimizer
+from ..output import locked
 from ..sharding import make_mesh, parse_mesh, row_shards
+from ..signals import stop_on_signals
 from ..update import init_state, jit_update
 from .data import DataOptions, describe_plan, plan_updates, read_comparisons, read_tokenizer
-from .run import Reporter, TrainingLog, check_output, check_same_arguments, dataset_name, versions, write_record
+from .log import Reporter, TrainingLog
+from .run import Resume, check_output, check_same_arguments, check_same_data, dataset_name, versions, write_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,9 +86,19 @@ class TrainArguments(DataOptions):
     eval_every: int | None = None
     """Updates between evaluations; the last update is always evaluated where there is something to evaluate on."""
     save_every: int | None = None
-    """Updates between checkpoints."""
-    resume: bool = False
-    """Go on from the newest checkpoint in --output; give the same arguments as before, but any --mesh."""
+    """Updates between checkpoints; there is always one at the end, and where SIGTERM or SIGINT stops the run."""
+    keep: int = 3
+    """How many of the newest checkpoints stay."""
+    keep_best: str | None = None
+    """Metric of the evaluations, such as eval_pairs_accuracy, whose best checkpoint stays as well (of a loss, the
+    lowest); updates that are both evaluated and saved count."""
+    resume: Resume = "never"
+    """auto goes on from the newest whole checkpoint in --output, or begins where there is none; required refuses to
+    begin. Give the same arguments as before, but any --mesh."""
+    max_skipped: int = 10
+    """Updates in a row that may be skipped, because their loss or gradient is not finite; then the run stops."""
+    skip_spikes: float | None = None
+    """Skip updates whose gradient has more than this many times the median norm of the 50 before."""
     mesh: str | None = None
     """Devices to use together, such as fsdp=8 or data=2,fsdp=4 (of data, fsdp, tensor, context); by default one."""
     distributed: bool = False
@@ -97,7 +112,16 @@ class TrainArguments(DataOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("epochs", "learning_rate", "log_every", "eval_every", "save_every"):
+        for name in (
+            "epochs",
+            "learning_rate",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "keep",
+            "max_skipped",
+            "skip_spikes",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
@@ -126,10 +150,13 @@ class Prepared(NamedTuple):
     mesh: Mesh | None
 
 
-def prepare(args: TrainArguments) -> Prepared:
-    """Everything is read and checked before the output directory appears."""
+def prepare(args: TrainArguments, stack: contextlib.ExitStack) -> Prepared:
+    """Everything is read and checked before the output directory appears, which `stack` then holds alone."""
     check_output(args.output, resume=args.resume)
-    if args.resume:
+    held = leads() and args.output.is_dir()
+    if held:
+        hold(args, stack)
+    if args.resume != "never":
         check_same_arguments(args.output, dataclasses.asdict(args))
     mesh = choose_mesh(args.mesh)
     source = parse_source(args.model)
@@ -150,12 +177,29 @@ def prepare(args: TrainArguments) -> Prepared:
         whole = dataclasses.replace(args, streaming=False)
         held_out[name], read = read_comparisons([dataset], split, tokenizer, model.config, whole)
         tables |= {f"eval_{name}": table for table in read.values()}
+    known = [f"eval_{name}_{metric}" for name in held_out for metric in METRICS]
+    if args.keep_best is not None and args.keep_best not in known:
+        raise ConfigError(
+            f"--keep-best {args.keep_best}: expected one of {', '.join(known) or 'none, without --eval-split'}"
+        )
     plan = plan_updates(comparisons, args, rows=row_shards(mesh))
     context = 1 if mesh is None else mesh.shape["context"]
     for shape in plan.shapes:
         inputs = Inputs(shape.regions, shape.slots, model.config.head_dim, jnp.dtype(args.dtype), context)
         choose_attention(args.attention, inputs)
+    if args.resume != "never":
+        check_same_data(args.output, _hashes(comparisons, held_out))
+    if leads() and not held:
+        hold(args, stack)
     return Prepared(model, tokenizer, comparisons, held_out, tables, plan, mesh)
+
+
+def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:
+    """Keeps other runs out of the output directory."""
+    before = stack.enter_context(locked(args.output))
+    if before:
+        print(f"{args.output}: process {before['process']} on {before['host']} did not end well; this one goes on")
+    check_output(args.output, resume=args.resume)  # another run may have been there meanwhile
 
 
 def choose_mesh(sizes: str | None) -> Mesh | None:
@@ -170,38 +214,42 @@ def _facts(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
     own = ("process_id", "num_proc", "cache")
     arguments = {f"--{n.replace('_', '-')}": v for n, v in dataclasses.asdict(args).items() if n not in own}
     packages = {f"{name} version": value for name, value in versions().items() if name != "device"}
-    data = (prepared.comparisons, *prepared.held_out.values())
-    return {**arguments, **packages, "data (a hash)": [comparisons.fingerprint for comparisons in data]}
+    return {**arguments, **packages, "data (a hash)": _hashes(prepared.comparisons, prepared.held_out)}
 
 
-def train(args: TrainArguments) -> None:
-    """One process, or each of several, from reading to the exported model."""
+def train(args: TrainArguments) -> int:
+    """One process, or each of several, from reading to the exported model; returns the exit code."""
+    if args.resume == "auto" and (args.output / "model").is_dir():
+        print(f"the run is over: the reward model is in {args.output / 'model'}")
+        return 0
     if args.distributed:
         connect(args.coordinator, args.num_processes, args.process_id)
-    with ending_together():
-        run(args, prepare_together(partial(prepare, args), partial(_facts, args)))
+    with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
+        return run(args, prepare_together(partial(prepare, args, stack), partial(_facts, args)))
 
 
-def run(args: TrainArguments, prepared: Prepared) -> None:
-    """The training loop, with its logs, evaluations and checkpoints, and the export."""
+@contextlib.contextmanager
+def explaining_memory(args: TrainArguments) -> Iterator[None]:
+    """Says what to do where a device runs out of memory."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        device = jax.devices()[0].device_kind
+        raise RmError(
+            f"out of memory on {device} ({str(error).partition(chr(10))[0][:120]}); lower --micro-batch-tokens or "
+            f"--max-length, use --remat full, --moments bfloat16, --offload or more devices (--mesh); what fits says: "
+            f"python -m rm plan --model {args.model} --topology NAME"
+        ) from None
+
+
+def run(args: TrainArguments, prepared: Prepared) -> int:
+    """The training loop, with its logs, evaluations and checkpoints, and the export; returns the exit code."""
     model, tokenizer, comparisons, held_out, tables, plan, mesh = prepared
     del prepared
     steps = math.ceil(args.epochs * plan.steps_per_epoch) if args.max_steps is None else args.max_steps
-    schedule = learning_rate_schedule(
-        args.schedule,
-        peak=args.learning_rate,
-        end=args.learning_rate_end,
-        steps=steps,
-        warmup_steps=math.ceil(args.warmup_ratio * steps),
-    )
-    optimizer = make_optimizer(
-        args.optimizer,
-        schedule,
-        weight_decay=args.weight_decay,
-        max_grad_norm=args.max_grad_norm or None,
-        moments=args.moments,
-        offload=args.offload,
-    )
+    schedule, optimizer = _optimizer(args, steps)
     compute_dtype = jnp.dtype(args.dtype)
 
     def objective(model: RewardModel, batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
@@ -214,6 +262,7 @@ def run(args: TrainArguments, prepared: Prepared) -> None:
         "arguments": dataclasses.asdict(args),
         "versions": versions(),
         "data": tables,
+        "data_sha256": _hashes(comparisons, held_out),
         "model": dataclasses.asdict(model.config)
         | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(model)), "pad_token": tokenizer.pad_token},
         "row_shapes": [dataclasses.asdict(shape) for shape in plan.shapes],
@@ -222,55 +271,101 @@ def run(args: TrainArguments, prepared: Prepared) -> None:
     }
     state, advance = init_state(model, optimizer), jit_update(objective, optimizer)
     del model  # its arrays belong to the state now, which every update donates
-    start, notes = 0, {"num_tokens": 0, "window": []}
-    if leads():
-        args.output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        checkpoints = None
-        if args.save_every or args.resume:
-            checkpoints = stack.enter_context(Checkpoints(args.output / "checkpoints"))
-        if args.resume and checkpoints and checkpoints.latest is not None:
-            start = checkpoints.latest
-            state, notes = checkpoints.restore(start, state)
+        checkpoints = stack.enter_context(Checkpoints(args.output / "checkpoints", keep=args.keep, best=args.keep_best))
+        start, notes = 0, {}
+        if args.resume != "never" and checkpoints.steps:
+            like, state = abstract(state), None  # memory for one of them
+            start, state, notes = checkpoints.restore_newest(like, print_once)
         write_record(args.output, record)
         report = stack.enter_context(Reporter(steps, done=start))
         for name, table in tables.items():
             report.print(describe_table(f"{name} ({table['source']})", table))
         report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
+        if start:
+            report.print(f"goes on after update {start}")
         if mesh is None and jax.device_count() > 1:
             report.print(f"1 of {jax.device_count()} devices is used; --mesh fsdp={jax.device_count()} uses all")
-        log_file = args.output / "metrics.jsonl" if leads() else Path(os.devnull)
-        log = TrainingLog(log_file, steps, plan.steps_per_epoch, args.log_every, schedule, report)
+        log = TrainingLog(
+            args.output / "metrics.jsonl",
+            steps,
+            plan.steps_per_epoch,
+            args.log_every,
+            schedule,
+            report,
+            max_skipped=args.max_skipped,
+            spike=args.skip_spikes,
+        )
         log.resume(start, notes)
 
-        evaluation, waiting = {}, None
+        step, evaluation, waiting, stopped = start, {}, None, False
+        signal, vote = stack.enter_context(stop_on_signals()), ballot()
         ahead = stack.enter_context(contextlib.closing(prefetch(plan, start, steps, mesh=mesh)))
         for step, batches in enumerate(ahead, start + 1):
-            state, metrics = advance(state, batches)
+            state, metrics = advance(state, batches, log.limit(step))
             if waiting:
                 log.add(**waiting)
             indices = plan.indices_at(step - 1)
             tokens = int(comparisons.num_tokens[indices].sum())
-            waiting = {"step": step, "metrics": metrics, "pairs": len(indices), "tokens": tokens}
+            waiting = {"step": step, "metrics": metrics, "indices": indices.tolist(), "tokens": tokens}
 
+            stopped = vote(signal() is not None)
             evaluating = held_out and (step == steps or (args.eval_every and step % args.eval_every == 0))
-            saving = checkpoints and args.save_every and (step == steps or step % args.save_every == 0)
-            if evaluating or saving or step == steps:
+            saving = stopped or step == steps or (args.save_every and step % args.save_every == 0)
+            if evaluating or saving:
                 log.add(**waiting)
                 waiting = None
             with log.paused():
                 if evaluating:
                     evaluation = _evaluate(state.model, held_out, args)
                     log.write(step, evaluation)
-                if saving and checkpoints:
-                    checkpoints.save(step, state, log.notes)
+                if saving:
+                    checkpoints.save(step, state, log.notes, evaluation if evaluating else {})
+            if stopped and step < steps:
+                break
+        else:
+            stopped = False
+        if stopped:
+            checkpoints.close()
+            print_once(f"stopped after update {step}, which is saved; go on with --resume auto")
+            return 128 + (signal() or SIGTERM)
+    if 2 * log.skipped > steps:
+        raise RmError(f"{log.skipped} of {steps} updates were skipped, see metrics.jsonl; nothing is exported")
     if held_out and not evaluation:  # the run had ended, but not been exported
         evaluation = _evaluate(state.model, held_out, args)
     record |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "evaluation": evaluation}
     write_record(args.output, record)
     save_reward_model(args.output / "model", state.model, tokenizer, provenance=_provenance(args, tokenizer, record))
+    print_once(f"the reward model is in {args.output / 'model'}")
+    return 0
+
+
+def print_once(text: str) -> None:
+    """Prints a line in the process that leads."""
     if leads():
-        print(f"the reward model is in {args.output / 'model'}")
+        print(text, flush=True)
+
+
+def _optimizer(args: TrainArguments, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    schedule = learning_rate_schedule(
+        args.schedule,
+        peak=args.learning_rate,
+        end=args.learning_rate_end,
+        steps=steps,
+        warmup_steps=math.ceil(args.warmup_ratio * steps),
+    )
+    return schedule, make_optimizer(
+        args.optimizer,
+        schedule,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm or None,
+        moments=args.moments,
+        offload=args.offload,
+    )
+
+
+def _hashes(comparisons: TokenizedComparisons, held_out: dict[str, TokenizedComparisons]) -> list[str]:
+    return [each.fingerprint for each in (comparisons, *held_out.values())]
 
 
 def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str]]:

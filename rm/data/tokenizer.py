@@ -11,14 +11,13 @@ import numpy as np
 import tokenizers
 
 from ..errors import TokenizerError
-from ..hub import resolve_directory
+from ..hub import RECORD, check_unchanged, resolve_directory
 from .chat import render_chat
 
 Messages = Sequence[Mapping[str, Any]]
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 FILES += ("added_tokens.json", "tokenizer.model")
-_RECORD = "rm.json"
 DATE = date(2024, 7, 26)  # what Llama 3's templates say where they are told no date
 # transformers' classes, without Tokenizer and Fast, which tokenizer.json describes in full
 _CLASSES = {"PreTrained", "TokenizersBackend", "Llama", "CodeLlama", "GPT2", "GPTNeoX", "Qwen2", "Gemma", "Cohere"}
@@ -121,8 +120,9 @@ def load_tokenizer(
 
     **Raises:** `TokenizerError` where a file is missing or unreadable, `RmError` where the hub has no such repository.
     """
-    directory = resolve_directory(path_or_hub_id, (*FILES, _RECORD), revision=revision)
+    directory = resolve_directory(path_or_hub_id, (*FILES, RECORD), revision=revision)
     files = {name: content for name in FILES if (content := _read(directory / name)) is not None}
+    check_unchanged(directory, files)
     if "tokenizer.json" not in files:
         raise TokenizerError(
             f"{directory / 'tokenizer.json'}: no such file; convert the tokenizer to the `tokenizers` format"
@@ -144,13 +144,13 @@ def _read(path: Path) -> bytes | None:
 
 
 def _recorded_date(directory: Path) -> date:
-    record = parse_json({_RECORD: _read(directory / _RECORD) or b"{}"}, _RECORD, directory)
+    record = parse_json({RECORD: _read(directory / RECORD) or b"{}"}, RECORD, directory)
     try:
         return date.fromisoformat(record.get("chat_template_date", DATE.isoformat()))
     except (TypeError, ValueError):
         found = record["chat_template_date"]
         raise TokenizerError(
-            f"{directory / _RECORD}: chat_template_date must be a date like 2024-07-26, found {found!r}"
+            f"{directory / RECORD}: chat_template_date must be a date like 2024-07-26, found {found!r}"
         ) from None
 
 

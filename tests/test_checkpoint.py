@@ -1,0 +1,220 @@
+"""Checkpoints: whole, of exactly what was saved, and never silently another model."""
+
+import dataclasses
+import json
+import shutil
+import struct
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rm
+from rm.checkpoint import abstract
+from rm.checksum import checksums
+
+# Orbax gives up what it reads at the first error, and asyncio complains about the rest
+pytestmark = [pytest.mark.optax, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+
+CONFIG = rm.LlamaConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
+)
+NOTES = {"num_tokens": 12345, "window": [{"loss": 0.1 + 0.2}]}
+CASES = 150  # of damage, of each kind
+
+
+def new_state(seed: int = 0) -> rm.TrainState:
+    model = rm.init_reward_model(CONFIG, key=jax.random.key(seed), head_std=0.5)
+    return rm.init_state(model, rm.adamw(1e-3))
+
+
+def same(one, other) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def state() -> rm.TrainState:
+    return new_state()
+
+
+@pytest.fixture(scope="module")
+def saved(state, tmp_path_factory) -> Path:
+    """A directory with the checkpoints of updates 3 and 6, whose states are those of two seeds."""
+    directory = tmp_path_factory.mktemp("saved") / "checkpoints"
+    with rm.Checkpoints(directory) as checkpoints:
+        checkpoints.save(3, new_state(1), NOTES)
+        checkpoints.save(6, state, NOTES)
+    return directory
+
+
+def test_a_checksum_is_that_of_the_formula():
+    """Written out with Python's integers, which have no width."""
+    values = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+
+    def mix(h: int) -> int:
+        h = (h ^ (h >> 16)) * 0x85EBCA6B % 2**32
+        h = (h ^ (h >> 13)) * 0xC2B2AE35 % 2**32
+        return h ^ (h >> 16)
+
+    expected = ""
+    for seed in (0x9E3779B9, 0x7F4A7C15):
+        bits = [struct.unpack("<I", struct.pack("<f", value))[0] for value in values.reshape(-1)]
+        expected += f"{sum(mix(b ^ mix((i + seed) % 2**32)) for i, b in enumerate(bits)) % 2**32:08x}"
+    assert checksums({"x": jnp.asarray(values)}) == {"x": expected}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8])
+def test_a_checksum_sees_every_bit_and_every_place(dtype):
+    """Damage would go unnoticed, or a whole checkpoint be refused on another mesh."""
+    x = np.arange(1, 65).reshape(8, 8).astype(dtype)
+    known = checksums([x])
+    flipped = x.copy()
+    flipped.view(np.uint8)[3, 5] ^= 1
+    swapped = x[::-1]
+    mesh = rm.make_mesh(data=2, fsdp=4)
+    spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "data")))
+    assert checksums([flipped]) != known
+    assert checksums([swapped]) != known
+    assert checksums([spread]) == known
+
+
+def test_what_is_restored_is_what_was_saved(saved, state):
+    with rm.Checkpoints(saved) as checkpoints:
+        assert checkpoints.steps == [3, 6]
+        step, restored, notes = checkpoints.restore_newest(abstract(state), print)
+    assert (step, notes) == (6, NOTES)
+    assert same(restored, state)
+
+
+def test_a_checkpoint_can_be_restored_on_a_mesh(saved, state):
+    """A run could not go on with other devices, or its checksums would be those of one placement."""
+    mesh = rm.make_mesh(fsdp=4, tensor=2)
+    placed = rm.init_state(rm.place_model(new_state().model, mesh), rm.adamw(1e-3))
+    with rm.Checkpoints(saved) as checkpoints:
+        restored, _ = checkpoints.restore(6, abstract(placed))
+    assert same(restored, state)
+    assert restored.model.embed_tokens.sharding == placed.model.embed_tokens.sharding
+
+
+def files_of(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+@pytest.mark.parametrize("kind", ["flipped", "cut short"])
+def test_damage_is_found_or_harmless(saved, state, tmp_path, kind):
+    """A run would go on from rubbish. Each case damages one place in one file of the newest checkpoint."""
+    rng, found, harmless = np.random.default_rng([0, len(kind)]), 0, 0
+    like, files = abstract(state), files_of(saved / "6")
+    with rm.Checkpoints(shutil.copytree(saved, tmp_path / "copy")) as checkpoints:
+        for case in range(CASES):
+            original = files[case % len(files)]
+            path, content = tmp_path / "copy" / original.relative_to(saved), bytearray(original.read_bytes())
+            at = int(rng.integers(len(content)))
+            if kind == "flipped":
+                content[at] ^= 1 << int(rng.integers(8))
+            else:
+                del content[at:]
+            path.write_bytes(content)
+            try:
+                restored, notes = checkpoints.restore(6, like)
+                assert same(restored, state), (original, at, "another model")
+                assert notes == NOTES, (original, at, "other notes")
+                harmless += 1
+            except rm.CheckpointError:
+                found += 1
+            finally:
+                path.write_bytes(original.read_bytes())
+    print(f"{kind}: {found} found, {harmless} harmless")
+    assert found > CASES / 4, "the damage does not reach what is read"
+
+
+def test_the_one_before_is_taken_where_the_newest_is_damaged(saved, state, tmp_path):
+    directory = shutil.copytree(saved, tmp_path / "copy")
+    largest = max(files_of(directory / "6"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(b"\0" * largest.stat().st_size)
+    said: list[str] = []
+    with rm.Checkpoints(directory) as checkpoints:
+        step, restored, notes = checkpoints.restore_newest(abstract(state), said.append)
+        assert (step, notes) == (3, NOTES)
+        assert same(restored, new_state(1))
+        assert len(said) == 1
+        assert said[0].endswith("; it is now damaged-6")
+        checkpoints.save(6, state, NOTES)  # its place is free
+        checkpoints.wait()
+        assert checkpoints.steps == [3, 6]
+
+
+def test_where_all_are_damaged_nothing_is_taken(saved, state, tmp_path):
+    directory = shutil.copytree(saved, tmp_path / "copy")
+    for path in files_of(directory):
+        path.write_bytes(b"\0")
+    with rm.Checkpoints(directory) as checkpoints, pytest.raises(rm.CheckpointError, match="no checkpoint that can be"):
+        checkpoints.restore_newest(abstract(state), print)
+
+
+def test_another_step_is_no_excuse(saved, state, tmp_path):
+    """A checkpoint that was renamed would put the data at another place than the parameters."""
+    directory = shutil.copytree(saved, tmp_path / "copy")
+    (directory / "6").rename(directory / "9")
+    with rm.Checkpoints(directory) as checkpoints, pytest.raises(rm.CheckpointError, match="notes have changed"):
+        checkpoints.restore(9, abstract(state))
+
+
+def test_the_newest_and_the_best_stay(state, tmp_path):
+    losses = {1: 0.9, 2: 0.3, 3: 0.5, 4: 0.6, 5: 0.7}
+    with rm.Checkpoints(tmp_path / "kept", keep=2, best="eval_a_loss") as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, state, NOTES, {"eval_a_loss": loss})
+        checkpoints.save(6, state, NOTES)  # was not evaluated
+        checkpoints.wait()
+        assert checkpoints.steps == [2, 5, 6]
+    with rm.Checkpoints(tmp_path / "other", keep=1, best="eval_a_accuracy") as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, state, NOTES, {"eval_a_accuracy": loss})
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 5]
+
+
+def test_the_state_may_go_on_while_it_is_being_saved(tmp_path, state):
+    """The next update donates the arrays that are being written."""
+    advance = jax.jit(partial(jax.tree.map, lambda x: x + jnp.ones((), x.dtype)), donate_argnums=0)
+    before = new_state(2)
+    expected = jax.tree.map(np.asarray, before)
+    with rm.Checkpoints(tmp_path / "kept") as checkpoints:
+        checkpoints.save(1, before, NOTES)
+        advance(before)
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(1, abstract(state))
+    assert same(restored, expected)
+
+
+def test_an_exported_model_that_is_damaged_is_never_silently_another(tmp_path, loaded):
+    """What is scored with would be something that nobody trained."""
+    model, tokenizer = loaded
+    rm.save_reward_model(tmp_path / "model", model, tokenizer)
+    whole = {path: path.read_bytes() for path in files_of(tmp_path / "model")}
+    rng, found, config = np.random.default_rng(1), 0, dataclasses.asdict(model.config)
+    for case in range(2 * CASES):
+        path = list(whole)[case % len(whole)]
+        content = bytearray(whole[path])
+        at = int(rng.integers(len(content)))
+        content = (
+            content[:at]
+            if case % 2
+            else content[:at] + bytes([content[at] ^ (1 << int(rng.integers(8)))]) + content[at + 1 :]
+        )
+        path.write_bytes(content)
+        try:
+            other = rm.load_reward_model(tmp_path / "model")
+            assert same(other, model), (path.name, at)
+            assert dataclasses.asdict(other.config) == config, (path.name, at)
+            assert rm.load_tokenizer(tmp_path / "model").files == tokenizer.files, (path.name, at)
+        except rm.RmError:
+            found += 1
+        finally:
+            path.write_bytes(whole[path])
+    print(f"{found} of {2 * CASES} found")
+    assert json.loads((tmp_path / "model" / "rm.json").read_text())
