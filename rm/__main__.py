@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     `--debug`, anywhere among the arguments, shows the traceback of any error.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in given
+    debug, quiet = "--debug" in given, sys.unraisablehook
+    if not debug:
+        sys.unraisablehook = lambda found: None if "loop is closed" in str(found.exc_value) else quiet(found)
+        for name in ("absl", "asyncio"):  # Orbax logs there at length what becomes one line here
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         args = _parse([argument for argument in given if argument != "--debug"])
         keep_compiled()

@@ -14,6 +14,8 @@ from .distributed import agree, leads
 from .errors import CheckpointError, OutputError
 from .update import TrainState
 
+_LONGEST_SAVE = 30 * 86400  # seconds; slow disks are no error, nor is a clock that was put forward
+
 
 class Checkpoints:
     """The checkpoints of a run: `save` returns at once, writing goes on behind it.
@@ -39,7 +41,10 @@ class Checkpoints:
                 )
             )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies), create=True, cleanup_tmp_directories=True
+            preservation_policy=AnyPreservationPolicy(policies),
+            create=True,
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(timeout_secs=_LONGEST_SAVE),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 

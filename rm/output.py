@@ -6,7 +6,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,14 @@ def locked(directory: Path) -> Iterator[dict[str, Any] | None]:
 
     owner = directory / ".owner.json"
     lock = FileLock(directory / ".lock")
-    try:
-        with _writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+    with _writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
             lock.acquire(timeout=0)
-    except Timeout:
+    if not lock.is_locked:
         found = read_owner(owner)
         who = f"process {found.get('process')} on {found.get('host')}, since {found.get('since')}"
-        raise OutputError(f"{directory}: in use by {who}; wait for it, or choose another --output") from None
+        raise OutputError(f"{directory}: in use by {who}; wait for it, or choose another --output")
     try:
         before = read_owner(owner) or None
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")

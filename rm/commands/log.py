@@ -98,7 +98,7 @@ class TrainingLog:
 
     def _close_window(self, step: int) -> None:
         now = time.perf_counter()
-        seconds, self._since = now - self._since, now
+        seconds, self._since = max(now - self._since, 1e-9), now  # a coarse clock may not have moved
         averaged = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
         good = [values for values in self.window if not values["skipped"]] or self.window
         entry = {name: sum(values[name] for values in good) / len(good) for name in averaged}

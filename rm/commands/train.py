@@ -238,8 +238,8 @@ def explaining_memory(args: TrainArguments) -> Iterator[None]:
             raise
         device = jax.devices()[0].device_kind
         raise RmError(
-            f"out of memory on {device} ({str(error).partition(chr(10))[0][:120]}); lower --micro-batch-tokens or "
-            f"--max-length, use --remat full, --moments bfloat16, --offload or more devices (--mesh); what fits says: "
+            f"out of memory on {device} ({str(error).partition(chr(10))[0][:120]}); lower --max-length, "
+            f"use --remat full, --moments bfloat16, --offload or more devices (--mesh); what fits says: "
             f"python -m rm plan --model {args.model} --topology NAME"
         ) from None
 
