@@ -126,6 +126,9 @@ class LlamaConfig:
 _OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range")
 _OPTIONAL += ("attention_bias", "mlp_bias", "tie_word_embeddings")
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_LARGEST = 2**31 - 1  # of any size: what arrays are indexed with
+_MOST = {"num_hidden_layers": 1000, "num_attention_heads": 2**16}  # Llama 3.1 405B has 126 and 128
+_MOST |= dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 2**24)
 
 
 def _check_supported(hf: Mapping[str, Any], source: str) -> None:
@@ -144,9 +147,13 @@ def _check_supported(hf: Mapping[str, Any], source: str) -> None:
 
 def _check_numbers(fields: Mapping[str, Any], source: str) -> None:
     kinds = {
-        int: ("a whole number that is not negative", lambda value: isinstance(value, int) and value >= 0),
-        int | None: ("a whole number", lambda value: isinstance(value, int | None)),
-        float: ("a number", lambda value: isinstance(value, int | float)),
+        int: (f"a whole number from 0 to {_LARGEST}", lambda value: isinstance(value, int) and 0 <= value <= _LARGEST),
+        int | None: ("a whole number of 32 bits", lambda value: value is None or _is_id(value)),
+        float: ("a number that is finite and not negative", lambda value: _is_number(value) and value >= 0),
+        int | tuple[int, ...] | None: (
+            "a whole number or a list of such",
+            lambda value: value is None or all(map(_is_id, value if isinstance(value, tuple) else [value])),
+        ),
     }
     for field in dataclasses.fields(LlamaConfig):
         value = fields.get(field.name, field.default)
@@ -155,6 +162,17 @@ def _check_numbers(fields: Mapping[str, Any], source: str) -> None:
         expected, fits = kinds.get(field.type, ("", lambda _: True))  # pyright: ignore[reportCallIssue, reportArgumentType]
         if field.type is not bool and (isinstance(value, bool) or not fits(value)):
             raise ConfigError(f"{source}: {field.name} must be {expected}, found {value!r}")
+    for name in _REQUIRED:
+        if not 1 <= fields[name] <= _MOST.get(name, _LARGEST):
+            raise ConfigError(f"{source}: {name} must be from 1 to {_MOST.get(name, _LARGEST)}, found {fields[name]}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
 
 
 def _rope(hf: Mapping[str, Any], source: str) -> Rope:
@@ -169,9 +187,10 @@ def _rope(hf: Mapping[str, Any], source: str) -> Rope:
         raise ConfigError(f"{source}: partial_rotary_factor must be 1.0, found another value")
     needed = {"default": (), "llama3": ("factor", *_LLAMA3_KEYS)}.get(kind, ("factor",))
     for key in needed:
-        if not isinstance(scaling.get(key), int | float):
-            raise ConfigError(f"{source}: rope type {kind!r} needs the number {key!r}, found {scaling.get(key)!r}")
+        if not _is_number(scaling.get(key)) or scaling[key] <= 0:
+            expected = f"rope type {kind!r} needs the number {key!r}, greater than 0"
+            raise ConfigError(f"{source}: {expected}; found {scaling.get(key)!r}")
     theta = scaling.get("rope_theta") or hf.get("rope_theta") or Rope.theta
-    if isinstance(theta, bool) or not isinstance(theta, int | float):
-        raise ConfigError(f"{source}: rope_theta must be a number, found {theta!r}")
+    if not _is_number(theta) or theta <= 0:
+        raise ConfigError(f"{source}: rope_theta must be a number greater than 0, found {theta!r}")
     return Rope(theta=float(theta), type=kind, **{key: scaling[key] for key in needed})

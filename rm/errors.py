@@ -1,11 +1,14 @@
 """One family of errors, each message a single line: where, what was expected, what was found, what to do."""
 
+_LONGEST = 2000  # characters of a message: what was found can be of any length
+
 
 class RmError(Exception):
     """Something the user can put right; `python -m rm` prints it as one line and exits with code 2."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(line.strip() for line in message.splitlines()))  # templates and readers add lines
+        text = " ".join(line.strip() for line in message.splitlines())  # templates and readers add lines
+        super().__init__(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 class ConfigError(RmError):

@@ -23,7 +23,7 @@ from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
 from .distributed import fetch, leads
 from .errors import ConfigError, TokenizerError, WeightsError
-from .hub import RECORD, check_unchanged, read_json, read_record, resolve_directory
+from .hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
 from .model import RewardModel, init_reward_model, init_score_head
 from .output import new_directory
 from .sharding import check_mesh, partition_specs, shardings
@@ -90,6 +90,9 @@ def load_reward_model(
     config, classifier = _read_config(directory / "config.json")
     recorded = read_record(directory).get("tensors")
     files = TensorFiles(directory, recorded if isinstance(recorded, dict) else None)
+    if config.num_hidden_layers > len(files.names):  # before the layers are gone through
+        found = f"{directory / 'config.json'} says {config.num_hidden_layers} layers"
+        raise WeightsError(f"{directory}: {found}, the weights have {len(files.names)} tensors in all")
     has_head = classifier or "score.weight" in files.names
     if not has_head:
         config = replace(config, pad_token_id=None)
@@ -149,7 +152,7 @@ def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> L
 
 def _read_config(source: Path) -> tuple[LlamaConfig, bool]:
     """The configuration, and whether the model is a sequence classifier."""
-    hf = read_json(source)
+    hf = read_json(own_file(source))
     classifier = "ForSequenceClassification" in str(hf.get("architectures"))
     config = LlamaConfig.from_hf(hf, source=str(source))
     if classifier:
@@ -265,7 +268,8 @@ def _leaf_name(path: tuple) -> str:
 
 
 def _check_labels(hf: Mapping[str, Any], source: Path) -> None:
-    labels = hf.get("num_labels", len(hf["id2label"]) if hf.get("id2label") else None)
+    names = hf.get("id2label")
+    labels = hf.get("num_labels", len(names) if names and isinstance(names, dict | list) else None)
     if labels not in (None, 1):
         raise ConfigError(f"{source}: num_labels must be 1 for a reward model, found {labels}")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def _download(hub_id: str, patterns: Sequence[str], revision: str | None) -> Pat
 
 def read_record(directory: Path) -> dict[str, Any]:
     """What `rm.json` says of an exported directory, of any other nothing."""
-    path = directory / RECORD
+    path = own_file(directory / RECORD)
     return read_json(path) if path.exists() else {}
 
 
@@ -71,6 +72,18 @@ def check_unchanged(directory: Path, names: Iterable[str]) -> None:
             raise ConfigError(f"{directory / name}: is not what was exported ({RECORD} has another sha256); {advice}")
 
 
+def own_file(path: Path) -> Path:
+    """A file of a model directory, refused where it is a link that leads elsewhere: a stranger may have made it.
+
+    **Raises:** `RmError`. In the hub's cache the links lead to the blobs of the same repository.
+    """
+    home, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    blobs = home.parent.parent / "blobs"
+    if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
+        return path
+    raise RmError(f"{path}: is a link to {target}, outside of its directory; put a copy there")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -84,6 +97,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

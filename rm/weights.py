@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import xxhash
 
 from .errors import WeightsError
-from .hub import read_json
+from .hub import own_file, read_json
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
+_PLAIN_NAME = re.compile(r"[\w.-]+\.safetensors")
 _PIECE = 2**18  # elements that are read, converted and checked at once, while they are in the processor's cache
 
 
@@ -64,9 +66,10 @@ class TensorFiles:
 
         **Raises:** `WeightsError`, naming the tensor, for another shape, an unknown type, or NaN and infinities.
         """
+        for name in names:  # before there is memory for them
+            self._check(name, leaf.shape[stacked:])
         out = {part: _aligned_empty(tuple(stop - start for start, stop in part), leaf.dtype) for part in parts}
         for layer, name in enumerate(names):
-            self._check(name, leaf.shape[stacked:])
             layers = [array[layer] if stacked else array for array in out.values()]
             self._read_into(layers, [part[stacked:] for part in out], name)
         return out
@@ -138,18 +141,18 @@ def _all_finite(values: np.ndarray) -> bool:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    single = directory / "model.safetensors"
-    if not (directory / INDEX).is_file():
+    single, index = own_file(directory / "model.safetensors"), own_file(directory / INDEX)
+    if not index.is_file():
         if not single.is_file():
             raise WeightsError(f"{single}: no such file, nor {INDEX}; only safetensors weights are read")
         return [single]
-    names = read_json(directory / INDEX).get("weight_map")
+    names = read_json(index).get("weight_map")
     if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise WeightsError(f"{directory / INDEX}: expected a 'weight_map' of tensor names to file names")
+        raise WeightsError(f"{index}: expected a 'weight_map' of tensor names to file names")
     for name in names.values():
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise WeightsError(f"{directory / INDEX}: {name!r} must be the plain name of a file beside the index")
-    return [directory / name for name in sorted(set(names.values()))]
+        if not _PLAIN_NAME.fullmatch(name):
+            raise WeightsError(f"{index}: {name!r} must be the plain name of a .safetensors file beside the index")
+    return [own_file(directory / name) for name in sorted(set(names.values()))]
 
 
 def _read_header(path: Path) -> dict[str, _Stored]:
@@ -159,16 +162,23 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     try:
         with safe_open(path, framework="np"), path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
+            header = json.loads(file.read(size), object_pairs_hook=_without_repetition)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file, but the index names it; download it again") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
     header.pop("__metadata__", None)
     return {
         name: _Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
         for name, entry in header.items()
     }
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a header: of two entries with one name, the library may have checked the other."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("the header names a tensor or a property twice")
+    return dict(pairs)
 
 
 def write_tensors(

@@ -1,7 +1,12 @@
-"""Bad input: exit code 2, one line on stderr that names what is wrong, and the disk as it was."""
+"""Bad input: exit code 2, one line on stderr that names what is wrong, and the disk as it was.
+
+bad_input.json is the table of what is wrong and the exact message. `RM_WRITE_MESSAGES=1 pytest tests/test_bad_input.py`
+writes it anew; read the difference.
+"""
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +28,18 @@ CHAT = {side: [{"role": "user", "content": "a"}, {"role": "assistant", "content"
 INDEX, SHARDS = "model.safetensors.index.json", ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 UNREADABLE = Path("/proc/self/mem")  # a file that not even root can read from its beginning
 
+MESSAGES = Path(__file__).with_name("bad_input.json")
+
 Damage = Callable[[Path], object]
+
+
+@pytest.fixture(scope="session")
+def messages():
+    """The exact message for each case."""
+    known = json.loads(MESSAGES.read_text(encoding="utf-8")) if MESSAGES.exists() else {}
+    yield known
+    if os.environ.get("RM_WRITE_MESSAGES"):
+        MESSAGES.write_text(json.dumps(dict(sorted(known.items())), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +61,7 @@ def place(tmp_path, llama_directory, cache, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def refused(place, capfd, caplog) -> Callable[..., None]:
+def refused(place, capfd, caplog, messages, request) -> Callable[..., None]:
     """Runs a command and asserts everything that bad input must and must not do; `@` stands for the place."""
 
     def files() -> dict[str, tuple[int, int]]:
@@ -60,6 +76,11 @@ def refused(place, capfd, caplog) -> Callable[..., None]:
         assert [text for text in fragments if text not in err] == [], err
         assert caplog.messages == []  # logged lines go to stderr too, past pytest's
         assert files() == before
+        case, found = f"{argv[0] if argv else ''} {request.node.name}".strip(), err.removeprefix("rm: ").strip()
+        found = found.replace(str(place), "@")
+        if os.environ.get("RM_WRITE_MESSAGES"):
+            messages[case] = found
+        assert messages.get(case) == found
 
     return run
 

@@ -409,8 +409,8 @@ def test_a_head_is_read_and_never_drawn_where_there_is_one(rewrite):
 
 def test_a_directory_of_links_loads(tmp_path, export):
     """As the hub's cache has them."""
-    links = tmp_path / "links"
-    links.mkdir()
+    links = tmp_path / "snapshots" / "rev"
+    links.mkdir(parents=True)
     shutil.move(export, tmp_path / "blobs")
     for path in (tmp_path / "blobs").iterdir():
         (links / path.name).symlink_to(os.path.relpath(path, links))

@@ -17,8 +17,8 @@ ROOT = Path(rm.__file__).parent
 _ORDER = """
     errors shapes version host signals distributed config flops batch sharding collectives layers attention
     block_attention splash_attention cudnn_attention lowering model losses metrics rounding offload optimizer update hub
-    output weights card presets chips estimate compiled plan data.chat data.tokenizer data.pad_token data.jsonl
-    data.sources data.comparisons data.render data.formats data.encode data.cache data.table data.tokenize
+    output weights card presets chips estimate compiled plan data.sandbox data.chat data.tokenizer data.pad_token
+    data.jsonl data.sources data.comparisons data.render data.formats data.encode data.cache data.table data.tokenize
     data.row_shapes data.bin_packing data.groups data.fit_shapes data.packing data.sequences data.batches data.prefetch
     hf checksum checkpoint evaluate commands.run commands.log commands.data commands.train commands.score commands.plan
     commands.demo __main__

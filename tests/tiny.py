@@ -9,6 +9,14 @@ import rm
 WORDS = ("<unk>", "<s>", "</s>", "a", "b", "c", "d", "ab", "user", "assistant")  # the ids are 0 to 9
 SPECIAL = ("<unk>", "<s>", "</s>")
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ m.content }} {{ eos_token }}{% endfor %}"
+PAIRS_OF_WORDS = (  # a row of every form
+    {"prompt": "a b ", "chosen": "c", "rejected": "d"},
+    {"chosen": "a b c", "rejected": "a b d", "margin": 1.0},
+    {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c", "tools": "[]"},
+    {side: [{"from": "human", "value": "a"}, {"from": "gpt", "value": word}] for side, word in (("chosen", "b"), ("rejected", "c"))},
+    {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2.5, 3]},
+    {"chosen_ids": [1, 3, 4], "rejected_ids": [1, 3, 5], "chat_template_kwargs": {"a": 1}},
+)
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 CONFIG = rm.LlamaConfig(
