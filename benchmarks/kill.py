@@ -120,9 +120,7 @@ def main() -> None:
                 flush=True,
             )
             shutil.rmtree(output)
-    print(
-        f"{runs} runs of {args.steps} updates, {kills['at random']} kills at random, {kills['while saving']} while saving"
-    )
+    print(f"{runs} runs of {args.steps} updates; kills: {kills}")
     print("every run equals the one that nobody disturbed" if not bad else f"DIFFERENT: {sorted(set(bad))}")
     sys.exit(bool(bad))
 

@@ -1,5 +1,8 @@
 """One family of errors, each message a single line: where, what was expected, what was found, what to do."""
 
+import re
+
+_SECRETS = re.compile(r"(?<=:/)/?[^/\s@]+(?=@)|\bhf_\w{8,}")  # NAME:PASSWORD of an address, tokens of the hub
 _LONGEST = 2000  # characters of a message: what was found can be of any length
 
 
@@ -8,6 +11,7 @@ class RmError(Exception):
 
     def __init__(self, message: str):
         text = " ".join(line.strip() for line in message.splitlines())  # templates and readers add lines
+        text = _SECRETS.sub("…", text)
         super().__init__(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 

@@ -73,15 +73,17 @@ def check_unchanged(directory: Path, names: Iterable[str]) -> None:
 
 
 def own_file(path: Path) -> Path:
-    """A file of a model directory, refused where it is a link that leads elsewhere: a stranger may have made it.
+    """A file of a model directory, refused where it leads elsewhere or never ends: a stranger may have made it.
 
     **Raises:** `RmError`. In the hub's cache the links lead to the blobs of the same repository.
     """
     home, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
     blobs = home.parent.parent / "blobs"
+    if target.exists() and not target.is_file():
+        raise RmError(f"{path}: expected an ordinary file, found a directory, a pipe or a device")
     if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
         return path
-    raise RmError(f"{path}: is a link to {target}, outside of its directory; put a copy there")
+    raise RmError(f"{path}: is a link to {os.readlink(path)}, outside of its directory; put a copy there")
 
 
 def read_json(path: Path) -> dict[str, Any]:

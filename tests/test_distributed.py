@@ -113,7 +113,7 @@ def test_a_process_that_is_killed_is_named_and_the_run_goes_on_with_fewer(argume
     """Four processes, one of which is killed after a checkpoint; then two."""
     output = tmp_path / "run"
     running = start([*arguments, "--output", str(output)], processes=4)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     while not (output / "checkpoints/3").is_dir():
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in running)

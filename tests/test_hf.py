@@ -1,6 +1,7 @@
 """Reward models as Hugging Face directories: exact, whole or not at all, and readable by others."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -195,7 +196,12 @@ def test_the_record_states_version_pooling_rule_and_provenance(tmp_path, tokeniz
     assert record.pop("chat_template_date", None) == (tokenizer.chat_template and "2024-07-26")
     reads = "the rightmost token that is not pad_token_id"
     pooling = {"reads": reads, "pad_token_id": 0}
+    files, tensors = record.pop("sha256"), record.pop("tensors")
     assert record == {"rm_version": rm.__version__, "pooling": pooling, "data": "pairs", "seed": 3}
+    content = {name: (tmp_path / "export" / name).read_bytes() for name in files}
+    assert files == {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+    assert files.keys() == {"config.json", *tokenizer.files}
+    assert tensors.keys() == load_file(tmp_path / "export/model.safetensors").keys()
     card = (tmp_path / "export/README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "# export" in card
@@ -364,6 +370,7 @@ def rewrite(export) -> Callable[..., Path]:
         save_file(stored, export / "model.safetensors", metadata={"format": "pt"})
         value = json.loads((export / "config.json").read_bytes()) | config
         (export / "config.json").write_text(json.dumps(value))
+        (export / "rm.json").unlink()  # it knows the files as they were
         return export
 
     return write

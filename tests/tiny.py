@@ -13,7 +13,10 @@ PAIRS_OF_WORDS = (  # a row of every form
     {"prompt": "a b ", "chosen": "c", "rejected": "d"},
     {"chosen": "a b c", "rejected": "a b d", "margin": 1.0},
     {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c", "tools": "[]"},
-    {side: [{"from": "human", "value": "a"}, {"from": "gpt", "value": word}] for side, word in (("chosen", "b"), ("rejected", "c"))},
+    {
+        side: [{"from": "human", "value": "a"}, {"from": "gpt", "value": word}]
+        for side, word in (("chosen", "b"), ("rejected", "c"))
+    },
     {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2.5, 3]},
     {"chosen_ids": [1, 3, 4], "rejected_ids": [1, 3, 5], "chat_template_kwargs": {"a": 1}},
 )

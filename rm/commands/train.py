@@ -150,12 +150,9 @@ class Prepared(NamedTuple):
     mesh: Mesh | None
 
 
-def prepare(args: TrainArguments, stack: contextlib.ExitStack) -> Prepared:
-    """Everything is read and checked before the output directory appears, which `stack` then holds alone."""
+def prepare(args: TrainArguments) -> Prepared:
+    """Everything is read and checked before the output directory appears."""
     check_output(args.output, resume=args.resume)
-    held = leads() and args.output.is_dir()
-    if held:
-        hold(args, stack)
     if args.resume != "never":
         check_same_arguments(args.output, dataclasses.asdict(args))
     mesh = choose_mesh(args.mesh)
@@ -189,13 +186,13 @@ def prepare(args: TrainArguments, stack: contextlib.ExitStack) -> Prepared:
         choose_attention(args.attention, inputs)
     if args.resume != "never":
         check_same_data(args.output, _hashes(comparisons, held_out))
-    if leads() and not held:
-        hold(args, stack)
     return Prepared(model, tokenizer, comparisons, held_out, tables, plan, mesh)
 
 
 def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:
-    """Keeps other runs out of the output directory."""
+    """Keeps other runs out of the output directory, in the process that leads."""
+    if not leads():
+        return
     before = stack.enter_context(locked(args.output))
     if before:
         print(f"{args.output}: process {before['process']} on {before['host']} did not end well; this one goes on")
@@ -225,7 +222,9 @@ def train(args: TrainArguments) -> int:
     if args.distributed:
         connect(args.coordinator, args.num_processes, args.process_id)
     with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
-        return run(args, prepare_together(partial(prepare, args, stack), partial(_facts, args)))
+        prepared = prepare_together(partial(prepare, args), partial(_facts, args))
+        prepare_together(partial(hold, args, stack), lambda _: {})
+        return run(args, prepared)
 
 
 @contextlib.contextmanager

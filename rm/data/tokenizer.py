@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import tokenizers
 
 from ..errors import TokenizerError
-from ..hub import RECORD, check_unchanged, resolve_directory
+from ..hub import RECORD, check_unchanged, own_file, resolve_directory
 from .chat import render_chat
 
 Messages = Sequence[Mapping[str, Any]]
@@ -21,6 +23,7 @@ FILES += ("added_tokens.json", "tokenizer.model")
 DATE = date(2024, 7, 26)  # what Llama 3's templates say where they are told no date
 # transformers' classes, without Tokenizer and Fast, which tokenizer.json describes in full
 _CLASSES = {"PreTrained", "TokenizersBackend", "Llama", "CodeLlama", "GPT2", "GPTNeoX", "Qwen2", "Gemma", "Cohere"}
+_LONGER = 100  # times that a normalizer may make a text
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -47,12 +50,14 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` for many texts, in parallel."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-        return [encoding.ids for encoding in encodings]
+        with _library("the tokenizer cannot encode the text"):
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`, special tokens included."""
-        return self.backend.decode(list(ids), skip_special_tokens=False)
+        with _library("the tokenizer cannot decode the ids"):
+            return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def token_id(self, token: str | None) -> int | None:
         """The id of a token, `None` where the vocabulary lacks it."""
@@ -121,7 +126,7 @@ def load_tokenizer(
     **Raises:** `TokenizerError` where a file is missing or unreadable, `RmError` where the hub has no such repository.
     """
     directory = resolve_directory(path_or_hub_id, (*FILES, RECORD), revision=revision)
-    files = {name: content for name in FILES if (content := _read(directory / name)) is not None}
+    files = {name: content for name in FILES if (content := _read(own_file(directory / name))) is not None}
     check_unchanged(directory, files)
     if "tokenizer.json" not in files:
         raise TokenizerError(
@@ -144,7 +149,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _recorded_date(directory: Path) -> date:
-    record = parse_json({RECORD: _read(directory / RECORD) or b"{}"}, RECORD, directory)
+    record = parse_json({RECORD: _read(own_file(directory / RECORD)) or b"{}"}, RECORD, directory)
     try:
         return date.fromisoformat(record.get("chat_template_date", DATE.isoformat()))
     except (TypeError, ValueError):
@@ -156,12 +161,13 @@ def _recorded_date(directory: Path) -> date:
 
 def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -> Tokenizer:
     """A tokenizer from the contents of its files; `directory` is where errors say they lie."""
-    try:
+    with _library(f"{directory / 'tokenizer.json'}: cannot be read"):
         backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    except Exception as error:  # the library raises plain `Exception`
-        raise TokenizerError(f"{directory / 'tokenizer.json'}: cannot be read ({error})") from None
-    backend.no_padding()
-    backend.no_truncation()
+        backend.no_padding()
+        backend.no_truncation()
+        if not backend.get_vocab_size():
+            raise TokenizerError(f"{directory / 'tokenizer.json'}: the vocabulary is empty; expected tokens")
+    _check_normalizer(parse_json(files, "tokenizer.json", directory).get("normalizer"), directory / "tokenizer.json")
     config = parse_json(files, "tokenizer_config.json", directory)
     _check_class(config, directory / "tokenizer_config.json")
     legacy = parse_json(files, "special_tokens_map.json", directory)
@@ -173,6 +179,8 @@ def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -
         _register_special_tokens(backend, config, special)
         _set_bos_eos(backend, config, special)
         template = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else _chat_template(config)
+        if not isinstance(template, str | None):
+            raise ValueError(f"chat_template is a {type(template).__name__}, expected a text")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{directory / 'chat_template.jinja'}: not valid UTF-8 ({error.reason})") from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -189,11 +197,34 @@ def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -
     )
 
 
+@contextmanager
+def _library(failure: str) -> Iterator[None]:
+    """One kind for what `tokenizers` raises, which is plain `Exception`, or no `Exception` at all where Rust panics."""
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{failure} ({error})") from None
+
+
+def _check_normalizer(normalizer: Any, source: Path) -> None:
+    """Refuses replacements that make a text many times as long, each of what the one before has made."""
+    several = normalizer.get("normalizers") if isinstance(normalizer, Mapping) else None
+    parts = several if isinstance(several, list) else [normalizer]
+    contents = [part["content"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("content"), str)]
+    times = math.prod(max(1, len(content)) for content in contents)
+    if times > _LONGER:
+        raise TokenizerError(f"{source}: the normalizer can make a text {times} times as long, expected {_LONGER}")
+
+
 def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) -> dict[str, Any]:
     """The JSON object in one of the files, empty where there is no such file."""
     try:
         value = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{directory / name}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise TokenizerError(f"{directory / name}: expected a JSON object, found {type(value).__name__}")
@@ -202,7 +233,8 @@ def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) 
 
 def dump_json(value: Mapping[str, Any]) -> bytes:
     """A JSON file's bytes."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # half a character, as JSON writes it
 
 
 def _check_class(config: Mapping[str, Any], source: Path) -> None:
