@@ -40,11 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     `--debug`, anywhere among the arguments, shows the traceback of any error.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    debug, quiet = "--debug" in given, sys.unraisablehook
-    if not debug:
-        sys.unraisablehook = lambda found: None if "loop is closed" in str(found.exc_value) else quiet(found)
-        for name in ("absl", "asyncio"):  # Orbax logs there at length what becomes one line here
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    debug = "--debug" in given
     try:
         args = _parse([argument for argument in given if argument != "--debug"])
         keep_compiled()
@@ -81,5 +77,15 @@ def _one_line(box: str) -> str:
     return "; ".join(words)
 
 
+def quiet_libraries() -> None:
+    """Keeps what Orbax logs and raises in threads, at length, off stderr: it becomes one line there."""
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "loop is closed" in str(found.exc_value) else usual(found)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
 if __name__ == "__main__":
+    if "--debug" not in sys.argv:
+        quiet_libraries()
     sys.exit(main())

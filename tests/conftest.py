@@ -1,7 +1,9 @@
 """Strict numerics for every test, eight CPU devices, and small models and data made here."""
 
 import atexit
+import gc
 import os
+import sys
 import tempfile
 
 # little optimization: these models run in no time, it is compiling them that takes long
@@ -41,6 +43,15 @@ def strict_dtypes(request):
     relaxed = request.node.get_closest_marker("optax") or isinstance(request.node, pytest.DoctestItem)
     with jax.numpy_dtype_promotion("standard" if relaxed else "strict"):
         yield
+
+
+@pytest.fixture
+def unraised():
+    """For tests that restore what is damaged: Orbax gives up at the first error, and asyncio complains of the rest."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    yield
+    gc.collect()  # here, and not in the test that comes next
+    sys.unraisablehook = before
 
 
 @pytest.fixture(scope="session")

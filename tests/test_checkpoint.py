@@ -16,8 +16,7 @@ import rm
 from rm.checkpoint import abstract
 from rm.checksum import checksums
 
-# Orbax gives up what it reads at the first error, and asyncio complains about the rest
-pytestmark = [pytest.mark.optax, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("unraised")]
 
 CONFIG = rm.LlamaConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0

@@ -132,6 +132,24 @@ def test_a_process_that_is_killed_is_named_and_the_run_goes_on_with_fewer(argume
     np.testing.assert_allclose(losses(output), alone, rtol=1e-4)
 
 
+def test_a_signal_to_one_process_stops_all_after_the_same_update(arguments, tmp_path):
+    """A machine that is taken away would leave the others waiting, or two states in one checkpoint."""
+    output = tmp_path / "run"
+    running = start([*arguments, "--max-steps", "500", "--output", str(output)], processes=2)
+    deadline = time.monotonic() + 480
+    while not (output / "checkpoints/3").is_dir():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.05)
+    running[1].terminate()
+    ended = end(running)
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert "SIGTERM: saving a checkpoint" in ended[1][2]
+    (stopped,) = re.findall(r"stopped after update (\d+), which is saved", ended[0][1])
+    assert (output / "checkpoints" / stopped).is_dir()
+    assert not (output / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [

@@ -43,7 +43,7 @@ def test_steps_are_computed_before_they_are_asked_for_but_not_all_of_them():
     """Else the device waits for the host, or the memory fills with batches."""
     asked, ready = [], threading.Event()
 
-    def batch_at(step: int, process: None) -> int:
+    def batch_at(step: int) -> int:
         asked.append(step)
         if step == 2:
             ready.set()
@@ -58,7 +58,7 @@ def test_steps_are_computed_before_they_are_asked_for_but_not_all_of_them():
 
 
 def test_an_error_surfaces_at_its_step():
-    def batch_at(step: int, process: None) -> int:
+    def batch_at(step: int) -> int:
         if step == 3:
             raise rm.DataError("row 3")
         return step

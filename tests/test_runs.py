@@ -44,7 +44,8 @@ def command(llama_directory, pairs_file) -> list[str]:
 def start(command: list[str], output: Path, before: str = "", **options) -> subprocess.Popen:
     """The command in a process of its own, after some lines of Python."""
     arguments = [*command, "--output", str(output), "--resume", "auto"]
-    script = f"import sys, rm\nfrom rm.__main__ import main\n{before}\nsys.exit(main({arguments!r}))"
+    begin = "import sys, rm\nfrom rm.__main__ import main, quiet_libraries\nquiet_libraries()"
+    script = f"{begin}\n{before}\nsys.exit(main({arguments!r}))"
     return subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
@@ -352,6 +353,7 @@ def test_a_device_that_kept_the_state_on_the_host_skips_as_well(loaded):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("unraised")
 def test_a_damaged_newest_checkpoint_costs_its_updates_only(command, tmp_path, whole, monkeypatch, capsys):
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
