@@ -63,7 +63,7 @@ def test_what_the_host_keeps_leaves_the_device(topology):
         pytest.skip(reason)
     found = rm.plan("llama-8b", topology, batch_size=8, offload=True)
     saved = compiled("llama-8b", topology, 8).peak_bytes_per_device - found.peak_bytes_per_device
-    assert found.host_bytes_per_device >= saved >= 0.75 * found.host_bytes_per_device
+    assert found.host_bytes_per_device >= saved >= 0.65 * found.host_bytes_per_device
     estimated = rm.plan("llama-8b", topology, batch_size=8, offload=True, compilers=default_compilers() / "none")
     assert estimated.peak_bytes_per_device == pytest.approx(found.peak_bytes_per_device, rel=0.2)
 
