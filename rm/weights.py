@@ -84,7 +84,9 @@ class TensorFiles:
     def _read_into(self, arrays: list[np.ndarray], parts: list[Part], name: str) -> None:
         path, kind, shape, offset = self._stored[name]
         width, dtype = math.prod(shape[1:]), jnp.dtype(_DTYPES[kind])
-        ranges, read = sorted({part[0] for part in parts}), xxhash.xxh3_64()
+        ranges = sorted({part[0] for part in parts})
+        whole = sum(stop - start for start, stop in ranges) == shape[0]
+        read = xxhash.xxh3_64() if whole and name in self._checksums else None
         try:
             with path.open("rb") as file:
                 for start, stop in ranges:
@@ -100,8 +102,7 @@ class TensorFiles:
                         raise WeightsError(f"{path}: {found}; it is damaged")
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read ({error.strerror}); download it again") from None
-        whole = sum(stop - start for start, stop in ranges) == shape[0]
-        if whole and self._checksums.get(name) not in (None, read.hexdigest()):
+        if read is not None and self._checksums[name] != read.hexdigest():
             raise WeightsError(f"{path}: tensor {name!r} is not what was exported (see rm.json); copy it again")
 
 
@@ -117,7 +118,8 @@ def _fill(
         values = first if in_place else np.empty((len(first), width), dtype)
         if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
             raise WeightsError(f"{file.name}: truncated while it was read; download it again")
-        read.update(values.reshape(-1).view(np.uint8).data)
+        if read is not None:
+            read.update(values.reshape(-1).view(np.uint8).data)
         for out, columns in targets:
             if not in_place:
                 with np.errstate(over="ignore"):  # an infinity is found below
