@@ -135,8 +135,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written, and ends."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def _seal(record: dict[str, Any]) -> dict[str, Any]:

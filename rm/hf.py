@@ -1,6 +1,5 @@
 """Reward models as Hugging Face directories: one table of tensor names, safetensors in and out, no torch."""
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
 from .distributed import fetch, leads
 from .errors import ConfigError, TokenizerError, WeightsError
-from .hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
+from .hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory, sha256_of
 from .model import RewardModel, init_reward_model, init_score_head
 from .output import new_directory
 from .sharding import check_mesh, partition_specs, shardings
@@ -195,7 +194,7 @@ def save_reward_model(
         for name, content in tokenizer.files.items():
             (directory / name).write_bytes(content)
         names = ("config.json", *tokenizer.files)
-        record["sha256"] = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
+        record["sha256"] = {name: sha256_of(directory / name) for name in names}
         write_json(directory / RECORD, record)
         (directory / "README.md").write_text(model_card(Path(path).name, record), encoding="utf-8")
 

@@ -67,9 +67,14 @@ def check_unchanged(directory: Path, names: Iterable[str]) -> None:
     recorded = read_record(directory).get("sha256")
     for name in names:
         known = recorded.get(name) if isinstance(recorded, dict) else None
-        if known not in (None, hashlib.sha256((directory / name).read_bytes()).hexdigest()):
+        if known not in (None, sha256_of(directory / name)):
             advice = f"copy the directory again, or take its entry out of {RECORD} where the change is meant"
             raise ConfigError(f"{directory / name}: is not what was exported ({RECORD} has another sha256); {advice}")
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def own_file(path: Path) -> Path:

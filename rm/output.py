@@ -115,13 +115,12 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     if path.exists():
         raise OutputError(f"{path}: exists already; choose another place or remove it")
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        for file in draft.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        draft.rename(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        with _writing(path):
+            draft.mkdir(parents=True)
+            yield draft
+            for file in draft.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            draft.rename(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -1,7 +1,6 @@
 """Checkpoints: whole, of exactly what was saved, and never silently another model."""
 
 import dataclasses
-import json
 import shutil
 import struct
 from functools import partial
@@ -215,5 +214,4 @@ def test_an_exported_model_that_is_damaged_is_never_silently_another(tmp_path, l
             found += 1
         finally:
             path.write_bytes(whole[path])
-    print(f"{found} of {2 * CASES} found")
-    assert json.loads((tmp_path / "model" / "rm.json").read_text())
+    assert found > CASES, "the damage does not reach what is read"

@@ -20,8 +20,8 @@ _ORDER = """
     output weights card presets chips estimate compiled plan data.sandbox data.chat data.tokenizer data.pad_token
     data.jsonl data.sources data.comparisons data.render data.formats data.encode data.cache data.table data.tokenize
     data.row_shapes data.bin_packing data.groups data.fit_shapes data.packing data.sequences data.batches data.prefetch
-    hf checksum checkpoint evaluate commands.run commands.log commands.data commands.train commands.score commands.plan
-    commands.demo __main__
+    hf checksum checkpoint evaluate commands.run commands.log commands.data commands.arguments commands.train
+    commands.score commands.plan commands.demo __main__
 """
 ORDER = _ORDER.split()
 HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tyro"]

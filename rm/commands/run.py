@@ -27,6 +27,7 @@ _MAY_CHANGE = {
     "save_every",
     "keep",
     "keep_best",
+    "max_skipped",
     "num_proc",
     "cache",
     "attention",
