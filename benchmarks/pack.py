@@ -67,6 +67,8 @@ def plan_a_million(shared: Path, batch_size: int) -> None:
         ends=np.zeros((len(lengths), 2), np.int32),
         keys=np.arange(2 * len(lengths)).reshape(-1, 2),
         margin=np.zeros(len(lengths), np.float32),
+        row=np.arange(len(lengths)),
+        source=np.zeros(len(lengths), np.int32),
     )
     start = time.perf_counter()
     filled = rm.plan_batches(million, batch_size).fill()

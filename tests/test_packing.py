@@ -44,6 +44,8 @@ def comparisons_of_any_length(draw) -> TokenizedComparisons:
         ends=((sequence_lengths - 1) * np.array(fractions).reshape(-1, K)).round().astype(np.int32),
         keys=np.arange(len(lengths) * K).reshape(-1, K),
         margin=np.array(fractions[::K], np.float32) + 1,
+        row=np.arange(len(lengths)),
+        source=np.zeros(len(lengths), np.int32),
     )
 
 
@@ -219,6 +221,8 @@ def ten(lengths=((3, 2, 4),) * 10) -> TokenizedComparisons:
         ends=(sizes[:, :1] + sizes[:, 1:] - 1).astype(np.int32),
         keys=np.arange(len(sizes) * 2).reshape(-1, 2),
         margin=np.zeros(len(sizes), np.float32),
+        row=np.arange(len(sizes)),
+        source=np.zeros(len(sizes), np.int32),
     )
 
 

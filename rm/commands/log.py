@@ -6,13 +6,14 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ..distributed import leads
@@ -36,6 +37,7 @@ class TrainingLog:
     log_every: int
     schedule: optax.Schedule
     report: "Reporter"
+    origin: Callable[[int], str]  # the row that a comparison was made from
     max_skipped: int
     spike: float | None = None  # times the median of earlier norms that a gradient's may have
     num_tokens: int = 0
@@ -67,7 +69,7 @@ class TrainingLog:
             return math.inf
         return self.spike * statistics.median(known[-_NORMS:])
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], *, indices: list[int], tokens: int) -> None:
+    def add(self, step: int, metrics: Mapping[str, jax.Array], *, indices: np.ndarray, tokens: int) -> None:
         """Takes the metrics of update `step` (counted from 1); writes a line where a window ends.
 
         **Raises:** `RmError` where the last `max_skipped` updates were skipped.
@@ -84,16 +86,16 @@ class TrainingLog:
         if step % self.log_every == 0 or step == self.steps:
             self._close_window(step)
 
-    def _skip(self, step: int, values: Mapping[str, float], indices: list[int]) -> None:
+    def _skip(self, step: int, values: Mapping[str, float], indices: np.ndarray) -> None:
         """Names what an update that was skipped would have learned from."""
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         why = {name: values[name] for name in ("loss", "grad_norm")}
-        self.write(step, {**why, "skipped": self.skipped, "comparisons": sorted(indices)})
+        self.write(step, {**why, "skipped": self.skipped, "rows": [self.origin(i) for i in np.sort(indices)]})
         if self.skipped_in_a_row >= self.max_skipped:
             raise RmError(
                 f"the last {self.max_skipped} updates were skipped (loss {why['loss']}, norm of the gradient "
                 f"{why['grad_norm']} at step {step}); the checkpoints before are whole: lower --learning-rate, or look "
-                f"at the comparisons named in {self.path}"
+                f"at the rows named in {self.path}"
             )
 
     def _close_window(self, step: int) -> None:
@@ -173,7 +175,7 @@ class Reporter:
                 f"step {entry['step']}/{self._steps}  loss {entry['loss']:.4f}  accuracy {entry['accuracy']:.3f}  "
                 f"margin {entry['margin']:.3f}{self._speed}"
             )
-        elif "comparisons" in entry:
+        elif "rows" in entry:
             text = f"step {entry['step']}/{self._steps}  skipped: loss {entry['loss']}, grad_norm {entry['grad_norm']}"
         else:
             shown = [f"{name} {value:.4f}" for name, value in entry.items() if name.startswith("eval_")]

@@ -196,6 +196,7 @@ def run(args: TrainArguments, prepared: Prepared) -> int:
             args.log_every,
             schedule,
             report,
+            comparisons.origin,
             max_skipped=args.max_skipped,
             spike=args.skip_spikes,
         )
@@ -210,7 +211,7 @@ def run(args: TrainArguments, prepared: Prepared) -> int:
                 log.add(**waiting)
             indices = plan.indices_at(step - 1)
             tokens = int(comparisons.num_tokens[indices].sum())
-            waiting = {"step": step, "metrics": metrics, "indices": indices.tolist(), "tokens": tokens}
+            waiting = {"step": step, "metrics": metrics, "indices": indices, "tokens": tokens}
 
             stopped = vote(signal() is not None)
             evaluating = held_out and (step == steps or (args.eval_every and step % args.eval_every == 0))

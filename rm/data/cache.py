@@ -21,7 +21,7 @@ from .tokenizer import Tokenizer
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ARRAYS = ("offsets", "ends", "keys", "margin")
+ARRAYS = ("offsets", "ends", "keys", "margin", "row", "source")
 _HASHED_ROWS = 10_000
 
 Result = tuple[TokenizedComparisons, Counter[tuple[str, str]]]

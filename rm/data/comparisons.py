@@ -16,7 +16,7 @@ class TokenizedComparisons:
 
     Comparison `i` lies at `tokens[offsets[i, 0] : offsets[i, K + 1]]`: the shared prefix, then what each response has
     of its own. `ends[i, k]` is the index, in the sequence `prefix + response k`, of the token its reward is read at.
-    Two whole sequences are equal where their `keys` are.
+    Two whole sequences are equal where their `keys` are. It was made from row `row[i]` of `sources[source[i]]`.
     """
 
     tokens: Int32[np.ndarray, "tokens"]
@@ -24,6 +24,9 @@ class TokenizedComparisons:
     ends: Int32[np.ndarray, "B K"]
     keys: Int64[np.ndarray, "B K"]
     margin: Float32[np.ndarray, "B"]
+    row: Int64[np.ndarray, "B"]
+    source: Int32[np.ndarray, "B"]
+    sources: tuple[str, ...] = ("data",)
 
     def __len__(self) -> int:
         return len(self.margin)
@@ -44,6 +47,10 @@ class TokenizedComparisons:
         arrays = (self.tokens, self.offsets, self.ends, self.margin)
         return hashlib.sha256(b"".join(hashlib.sha256(array.tobytes()).digest() for array in arrays)).hexdigest()[:16]
 
+    def origin(self, index: int) -> str:
+        """The row that a comparison was made from, as errors call it; rows are counted from 0."""
+        return f"{self.sources[self.source[index]]}: row {self.row[index]}"
+
     def take(self, indices: Sequence[int] | np.ndarray) -> "TokenizedComparisons":
         """The comparisons at `indices`, in that order."""
         chosen = self.offsets[np.asarray(indices, np.int64)]
@@ -55,6 +62,9 @@ class TokenizedComparisons:
             ends=self.ends[indices],
             keys=self.keys[indices],
             margin=self.margin[indices],
+            row=self.row[indices],
+            source=self.source[indices],
+            sources=self.sources,
         )
 
 
@@ -63,12 +73,16 @@ def concatenate(parts: Sequence[TokenizedComparisons]) -> TokenizedComparisons:
     if len(parts) == 1:
         return parts[0]
     starts = np.concatenate([[0], np.cumsum([len(part.tokens) for part in parts])])
+    firsts = np.cumsum([0, *(len(part.sources) for part in parts[:-1])], dtype=np.int32)
     return TokenizedComparisons(
         tokens=np.concatenate([part.tokens for part in parts]),
         offsets=np.concatenate([part.offsets + start for part, start in zip(parts, starts, strict=False)]),
         ends=np.concatenate([part.ends for part in parts]),
         keys=np.concatenate([part.keys for part in parts]),
         margin=np.concatenate([part.margin for part in parts]),
+        row=np.concatenate([part.row for part in parts]),
+        source=np.concatenate([part.source + first for part, first in zip(parts, firsts, strict=True)]),
+        sources=tuple(name for part in parts for name in part.sources),
     )
 
 
@@ -101,6 +115,7 @@ def flatten(
     config: LlamaConfig,
     *,
     share_prefix: bool = True,
+    rows: Sequence[int] | None = None,
 ) -> TokenizedComparisons:
     """Comparisons from the K whole sequences of each: splits off the longest common prefix.
 
@@ -126,6 +141,8 @@ def flatten(
         ends=np.asarray(ends, np.int32),
         keys=np.asarray(keys, np.int64),
         margin=np.asarray(margins, np.float32),
+        row=np.asarray(range(count) if rows is None else rows, np.int64),
+        source=np.zeros(count, np.int32),
     )
 
 

@@ -69,7 +69,7 @@ def encode_chunk(
         except RowError as error:
             refuse(number, error)
     encoded = _encode(examples, tokenizer, counts)
-    pairs, margins = [], []
+    pairs, margins, numbers = [], [], []
     for number, example in examples.items():
         try:
             _check_ids(example, encoded[number], config)
@@ -87,9 +87,12 @@ def encode_chunk(
             counts["kept", "empty_response"] += empty
             counts["kept", "truncated"] += kept is not sides
             pairs.append(kept)
+            numbers.append(number)
             margins.append(ranking.difference if options.margin_from_scores else ranking.margin)
     check_same_number([len(sides) for sides in pairs], source)
-    comparisons = flatten(pairs, margins, config, share_prefix=options.share_prefix) if pairs else None
+    if not pairs:
+        return Chunk(comparisons=None, counts=counts)
+    comparisons = flatten(pairs, margins, config, share_prefix=options.share_prefix, rows=numbers)
     return Chunk(comparisons=comparisons, counts=counts)
 
 

@@ -28,7 +28,8 @@ def pack(
 
     >>> comparisons = TokenizedComparisons(
     ...     tokens=np.array([5, 6, 7, 8, 9], np.int32), offsets=np.array([[0, 2, 3, 5]]),
-    ...     ends=np.array([[2, 3]], np.int32), keys=np.array([[0, 1]]), margin=np.zeros(1, np.float32))
+    ...     ends=np.array([[2, 3]], np.int32), keys=np.array([[0, 1]]), margin=np.zeros(1, np.float32),
+    ...     row=np.zeros(1, np.int64), source=np.zeros(1, np.int32))
     >>> batch, = pack(comparisons, [0], [RowShape(rows=1, slots=1, regions=(3, 3, 3))])
     >>> batch.tokens.tolist(), batch.ends.tolist()  # the longer response lies first
     ([[5, 6, 0, 8, 9, 0, 7, 0, 0]], [[[6, 4]]])

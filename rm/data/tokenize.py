@@ -94,6 +94,7 @@ def tokenize_comparisons(
             if entry:
                 save_entry(entry, file, *found)
     comparisons, counts = found
+    comparisons = dataclasses.replace(comparisons, sources=(source,))  # a cached result may have had another name
     return comparisons, data_table(comparisons, counts)
 
 
