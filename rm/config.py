@@ -66,7 +66,7 @@ class LlamaConfig:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads})"
+                f"num_key_value_heads ({self.num_key_value_heads}); correct config.json"
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ConfigError(f"head_dim must be even and at least 2 for rotary embeddings, found {self.head_dim}")

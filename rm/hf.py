@@ -254,7 +254,8 @@ def match_config(config: LlamaConfig, tokenizer: Tokenizer) -> tuple[LlamaConfig
     if config.pad_token_id is not None:
         token = tokenizer.backend.id_to_token(config.pad_token_id) if config.pad_token_id >= 0 else None
         if token is None:
-            raise TokenizerError(f"config.json says pad_token_id {config.pad_token_id}, an id the tokenizer lacks")
+            found = f"config.json says pad_token_id {config.pad_token_id}, an id the tokenizer lacks"
+            raise TokenizerError(f"{found}; correct it or remove it there")
         return config, set_pad_token(tokenizer, token)
     token = choose_pad_token(tokenizer)
     tokenizer = add_pad_token(tokenizer) if token is None else set_pad_token(tokenizer, token)
@@ -277,12 +278,12 @@ def _check_names(files: TensorFiles, names: list[str]) -> None:
     expected = set(names)
     missing = sorted(expected - files.names)
     if missing:
-        raise WeightsError(f"{files.directory}: missing tensor {missing[0]!r}{_and_more(missing)}")
+        found = f"missing tensor {missing[0]!r}{_and_more(missing)}, which config.json asks for"
+        raise WeightsError(f"{files.directory}: {found}; download the weights again")
     extra = sorted(name for name in files.names - expected if not _IGNORED.fullmatch(name))
     if extra:
-        raise WeightsError(
-            f"{files.directory}: extra tensor {extra[0]!r}{_and_more(extra)} that config.json does not allow"
-        )
+        found = f"extra tensor {extra[0]!r}{_and_more(extra)} that config.json does not allow"
+        raise WeightsError(f"{files.directory}: {found}; use the config.json that belongs to the weights")
 
 
 def _and_more(names: list[str]) -> str:

@@ -103,9 +103,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+        raise ConfigError(f"{path}: not valid JSON (line {error.lineno}: {error.msg}); download it again") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}; download it again")
     return value

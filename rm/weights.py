@@ -49,7 +49,9 @@ class TensorFiles:
                 whole = stored_name.startswith(("model.", "score.", "lm_head."))
                 name = stored_name if whole else f"model.{stored_name}"
                 if name in self._stored:
-                    raise WeightsError(f"{path}: duplicate tensor {name!r}, already in {self._stored[name].path.name}")
+                    raise WeightsError(
+                        f"{path}: duplicate tensor {name!r}, already in {self._stored[name].path.name}; take one out"
+                    )
                 self._stored[name] = stored
 
     @property
@@ -77,7 +79,9 @@ class TensorFiles:
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
         path, kind, shape, _ = self._stored[name]
         if shape != expected:
-            raise WeightsError(f"{path}: tensor {name!r} has shape {list(shape)}, expected {list(expected)}")
+            raise WeightsError(
+                f"{path}: tensor {name!r} has shape {list(shape)}, expected {list(expected)} by config.json"
+            )
         if kind not in _DTYPES:
             raise WeightsError(f"{path}: tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}")
 
@@ -99,7 +103,7 @@ class TensorFiles:
                     ]
                     if not _fill(targets, file, dtype, (stop - start, width), read):
                         found = f"tensor {name!r} holds NaN or infinite values (as {arrays[0].dtype})"
-                        raise WeightsError(f"{path}: {found}; it is damaged")
+                        raise WeightsError(f"{path}: {found}; it is damaged, download it again")
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read ({error.strerror}); download it again") from None
         if read is not None and self._checksums[name] != read.hexdigest():

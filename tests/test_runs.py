@@ -175,13 +175,14 @@ def poison(monkeypatch, steps: set[int]) -> None:
     monkeypatch.setattr(rm.BatchPlan, "batch_at", poisoned)
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_its_comparisons_named(command, tmp_path, monkeypatch):
+def test_an_update_that_is_not_finite_is_skipped_and_its_rows_named(command, tmp_path, monkeypatch):
     """One bad row would turn every parameter into NaN, days before anybody looks."""
     poison(monkeypatch, {3, 6})
     assert main([*command, "--output", str(tmp_path / "run")]) == 0
-    named = [line for line in metrics(tmp_path / "run") if "comparisons" in line]
+    named = [line for line in metrics(tmp_path / "run") if "rows" in line]
     assert [(line["step"], line["skipped"], line["loss"]) for line in named] == [(3, 1, None), (6, 2, None)]
-    assert all(len(line["comparisons"]) == 4 and set(line["comparisons"]) <= set(range(12)) for line in named)
+    known = {f"{command[command.index('--dataset') + 1]}: row {number}" for number in range(12)}
+    assert all(len(set(line["rows"])) == 4 and set(line["rows"]) <= known for line in named)
     averages = [line for line in metrics(tmp_path / "run") if "accuracy" in line]
     assert [line["skipped"] for line in averages] == [1, 2, 2]
     assert all(np.isfinite(line["loss"]) for line in averages)
@@ -203,7 +204,7 @@ def test_too_many_skipped_updates_stop_the_run_with_its_checkpoints(command, tmp
 
 def test_a_gradient_is_measured_by_the_median_of_those_before(tmp_path):
     """By hand: ten norms of 1 to 10, the last of which is not known yet when the next update begins."""
-    log = TrainingLog(tmp_path / "m.jsonl", 99, 99, 99, float, Reporter(99), max_skipped=3, spike=4.0)  # pyright: ignore
+    log = TrainingLog(tmp_path / "m.jsonl", 99, 99, 99, float, Reporter(99), str, max_skipped=3, spike=4.0)  # pyright: ignore
     log.norms = [(step, float(step)) for step in range(1, 11)]
     assert log.limit(11) == np.inf, "nine are too few"
     assert log.limit(12) == 4 * 5.5
@@ -214,7 +215,7 @@ def test_a_gradient_is_measured_by_the_median_of_those_before(tmp_path):
 def test_a_run_may_skip_spikes(command, tmp_path, monkeypatch):
     monkeypatch.setattr("rm.commands.log._FEWEST_NORMS", 2)
     assert main([*command, "--output", str(tmp_path / "run"), "--skip-spikes", "1e-3", "--max-skipped", "9"]) == 2
-    named = [line["step"] for line in metrics(tmp_path / "run") if "comparisons" in line]
+    named = [line["step"] for line in metrics(tmp_path / "run") if "rows" in line]
     assert named == [4, 5, 6, 7, 8], "the first two norms are known in time for the fourth update"
 
 

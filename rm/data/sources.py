@@ -73,7 +73,7 @@ def expand(path: str) -> list[str]:
         return [path]
     files = sorted(glob.glob(path, recursive=True))
     if not files:
-        raise DataError(f"{path}: no file matches")
+        raise DataError(f"{path}: no file matches; check the path, and quote patterns")
     return files
 
 
@@ -115,7 +115,7 @@ def _load_one(name: str, *, split: str, config_name: str | None, revision: str |
     elif path.is_dir():
         dataset = _load_directory(path, split, config_name, streaming)
     elif is_file_name(name):
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file; check the path")
     else:
         source = name + (f":{config_name}" if config_name else "") + (f"@{revision}" if revision else "")
         options = {"revision": revision, "split": split, "streaming": streaming}
@@ -177,7 +177,8 @@ def _load(path: str, *, source: str, config_name: str | None = None, **options: 
     except Exception as error:  # every reader raises its own kind
         if Path(source).is_file() and {".json", ".jsonl"} & set(Path(source).suffixes):
             check_json(Path(source), same_kinds=True)
-        raise DataError(f"{source}: {_first_line(error)}") from None
+        advice = "check the name and the connection" if not Path(source).exists() else "check what is in it"
+        raise DataError(f"{source}: cannot be read ({_first_line(error).rstrip('.')}); {advice}") from None
     finally:
         datasets.logging.set_verbosity(verbosity)
 

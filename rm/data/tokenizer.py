@@ -182,7 +182,9 @@ def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -
         if not isinstance(template, str | None):
             raise ValueError(f"chat_template is a {type(template).__name__}, expected a text")
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{directory / 'chat_template.jinja'}: not valid UTF-8 ({error.reason})") from None
+        raise TokenizerError(
+            f"{directory / 'chat_template.jinja'}: not valid UTF-8 ({error.reason}); save it as UTF-8"
+        ) from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{directory / 'tokenizer_config.json'}: not as expected ({error!r})") from None
     bos, eos, unk, pad = (special[name] for name in _SPECIAL)
@@ -225,9 +227,11 @@ def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) 
     try:
         value = json.loads(files.get(name, b"{}"))
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{directory / name}: not valid JSON ({error})") from None
+        raise TokenizerError(f"{directory / name}: not valid JSON ({error}); download it again") from None
     if not isinstance(value, dict):
-        raise TokenizerError(f"{directory / name}: expected a JSON object, found {type(value).__name__}")
+        raise TokenizerError(
+            f"{directory / name}: expected a JSON object, found {type(value).__name__}; download it again"
+        )
     return value
 
 
