@@ -1,5 +1,6 @@
 """Train and use reward models: a Llama backbone with a scalar head, pure functions composed by the caller."""
 
+from . import plots, statistics
 from .batch import PreferenceBatch
 from .checkpoint import Checkpoints
 from .config import LlamaConfig, Rope
@@ -11,7 +12,7 @@ from .data.tokenize import tokenize_comparisons
 from .data.tokenizer import Tokenizer, load_tokenizer
 from .distributed import connect
 from .errors import CheckpointError, ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
-from .evaluate import evaluate, score
+from .evaluate import comparison_rewards, evaluate, score
 from .hf import load_reward_model, match_tokenizer, save_reward_model
 from .host import keep_compiled
 from .losses import centering_penalty, pairwise_loss
@@ -48,6 +49,7 @@ __all__ = [
     "adamw",
     "apply_gradients",
     "centering_penalty",
+    "comparison_rewards",
     "connect",
     "evaluate",
     "hidden_states",
@@ -71,11 +73,13 @@ __all__ = [
     "place_model",
     "plan",
     "plan_batches",
+    "plots",
     "preference_metrics",
     "prefetch",
     "rewards",
     "save_reward_model",
     "score",
+    "statistics",
     "stochastic_round",
     "tokenize_comparisons",
     "update",

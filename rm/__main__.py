@@ -1,4 +1,4 @@
-"""The command line: `python -m rm train | data | score | plan | demo`."""
+"""The command line: `python -m rm train | data | score | evaluate | plan | demo`."""
 
 import contextlib
 import io
@@ -6,12 +6,13 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from .commands.data import DataArguments, data
 from .commands.demo import DemoArguments, demo
+from .commands.evaluate import EvaluateArguments, evaluate_command
 from .commands.plan import PlanArguments, plan_command
 from .commands.score import ScoreArguments, score
 from .commands.train import TrainArguments, train
@@ -22,6 +23,7 @@ _RUN = {
     TrainArguments: train,
     DataArguments: data,
     ScoreArguments: score,
+    EvaluateArguments: evaluate_command,
     PlanArguments: plan_command,
     DemoArguments: demo,
 }
@@ -29,6 +31,7 @@ _Command = (
     Annotated[TrainArguments, tyro.conf.subcommand("train")]
     | Annotated[DataArguments, tyro.conf.subcommand("data")]
     | Annotated[ScoreArguments, tyro.conf.subcommand("score")]
+    | Annotated[EvaluateArguments, tyro.conf.subcommand("evaluate")]
     | Annotated[PlanArguments, tyro.conf.subcommand("plan")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )
@@ -59,7 +62,7 @@ def _describe(error: OSError) -> str:
     return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
 
 
-def _parse(argv: Sequence[str]) -> TrainArguments | DataArguments | ScoreArguments | PlanArguments | DemoArguments:
+def _parse(argv: Sequence[str]) -> Any:
     usage = io.StringIO()
     try:
         with contextlib.redirect_stderr(usage):

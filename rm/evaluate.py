@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 
 from .batch import PreferenceBatch
 from .config import LlamaConfig
@@ -27,6 +27,7 @@ from .metrics import preference_metrics
 from .model import RewardModel, rewards
 from .shapes import checked
 from .sharding import mesh_of, place_batch, row_shards
+from .statistics import summarize
 
 Input = str | Mapping[str, Any]
 
@@ -139,34 +140,58 @@ def evaluate(
     model: RewardModel,
     comparisons: TokenizedComparisons,
     *,
+    subsets: Sequence[str] | None = None,
     batch_size: int = 16,
     dtype: Any = jnp.float32,
     center_rewards_coefficient: float = 0.0,
-) -> dict[str, float]:
-    """`loss`, `preference_metrics` and the spread `std_reward` over all comparisons, each with the same weight.
+) -> dict[str, Any]:
+    """How well a model ranks comparisons, each with the same weight: `loss`, `preference_metrics` and `summarize`.
 
-    **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; the rest as for training.
+    **Arguments:** `comparisons`, pairs as `tokenize_comparisons` returns them; `subsets`, the name of the subset of
+    each; the rest as for training. Lengths are those of what responses have of their own.
+
+    **Returns:** plain numbers, nested as `rm.statistics.summarize` describes; `METRICS` are those that training logs.
+
+    **Raises:** `ValueError` where comparisons are not pairs, or `subsets` are not as many.
     """
-    shapes = fit_row_shapes(comparisons, batch_size, rows=row_shards(mesh_of(model)), layout=default_layout())
-    chunks = np.split(np.arange(len(comparisons)), range(batch_size, len(comparisons), batch_size))
-    both = np.concatenate([_rewards_of(model, comparisons, chunk, shapes, dtype) for chunk in chunks])
+    if comparisons.ends.shape[1] != 2:
+        raise ValueError(f"expected pairs, found comparisons of {comparisons.ends.shape[1]} responses; see best_of_n")
+    if subsets is not None and len(subsets) != len(comparisons):
+        raise ValueError(f"expected a subset for each of {len(comparisons)} comparisons, found {len(subsets)}")
+    both = comparison_rewards(model, comparisons, batch_size=batch_size, dtype=dtype)
     chosen, rejected = both[:, 0], both[:, 1]
     loss = pairwise_loss(chosen, rejected, comparisons.margin)
     loss += center_rewards_coefficient * centering_penalty(chosen, rejected)
     metrics = {"loss": loss.mean(), **preference_metrics(chosen, rejected), "std_reward": both.std()}
-    return {name: float(metrics[name]) for name in METRICS}
+    lengths = comparisons.lengths[:, 1:]
+    found = summarize(chosen, rejected, lengths[:, 0], lengths[:, 1], subsets=subsets)
+    return {name: float(metrics[name]) for name in METRICS} | found
 
 
-def _rewards_of(
-    model: RewardModel, comparisons: TokenizedComparisons, indices: np.ndarray, shapes: Sequence[RowShape], dtype: Any
+@checked
+def comparison_rewards(
+    model: RewardModel, comparisons: TokenizedComparisons, *, batch_size: int = 16, dtype: Any = jnp.float32
 ) -> Float[np.ndarray, "B K"]:
-    """Rewards of the comparisons at `indices`, in that order."""
-    place = {int(i): at for at, i in enumerate(indices)}
-    out = np.empty((len(indices), comparisons.ends.shape[1]), np.float32)
-    for batch, computed in _compute(model, pack(comparisons, indices, shapes), dtype):
-        for row, slot in np.argwhere(batch.index >= 0):
-            out[place[int(batch.index[row, slot])]] = computed[row, slot]
-    return out
+    """The rewards of every response, float32, best response first as in `comparisons`.
+
+    **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; `batch_size`, comparisons that go through the
+    model together; `dtype`, of the computation.
+    """
+    return np.concatenate([found for _, found in reward_chunks(model, comparisons, batch_size, dtype)])
+
+
+def reward_chunks(
+    model: RewardModel, comparisons: TokenizedComparisons, batch_size: int, dtype: Any, *, start: int = 0
+) -> Iterator[tuple[Int64[np.ndarray, "B"], Float[np.ndarray, "B K"]]]:
+    """Indices and rewards of `batch_size` comparisons at a time, in order, from `start` on."""
+    shapes = fit_row_shapes(comparisons, batch_size, rows=row_shards(mesh_of(model)), layout=default_layout())
+    for first in range(start, len(comparisons), batch_size):
+        indices = np.arange(first, min(first + batch_size, len(comparisons)))
+        out = np.empty((len(indices), comparisons.ends.shape[1]), np.float32)
+        for batch, computed in _compute(model, pack(comparisons, indices, shapes), dtype):
+            for row, slot in np.argwhere(batch.index >= 0):
+                out[batch.index[row, slot] - first] = computed[row, slot]
+        yield indices, out
 
 
 def _compute(

@@ -1,0 +1,202 @@
+"""`python -m rm evaluate`: how far one reward model, or each of several, can be trusted on preference data."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..checksum import checksums
+from ..data.encode import Invalid
+from ..data.sources import load_comparisons, parse_source
+from ..data.table import describe_table
+from ..data.tokenize import tokenize_comparisons
+from ..data.tokenizer import Tokenizer, load_tokenizer
+from ..errors import ConfigError, DataError, OutputError
+from ..hf import load_config, load_reward_model, match_tokenizer
+from ..hub import read_json
+from ..model import RewardModel
+from ..output import check_writable, locked, replace_file
+from ..report import render_report
+from ..scores import kwise_of, pairs_of, read_scores
+from ..sections import load_sections
+from ..statistics import best_of_n, paired_test, summarize
+from .rows import describe_rows, score_rows
+from .run import check_same_arguments, versions, write_record
+from .show import show_evaluation
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_ANY_LENGTH = 2**31 - 1
+_DECIDES_SCORES = ("dataset", "split", "by", "dtype", "batch_size", "max_length", "invalid")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Evaluate one reward model, or compare several, on preference data: statistics, every score, and a page."""
+
+    model: tuple[str, ...]
+    """Reward models: directories that train exported (RUN/model), any LlamaForSequenceClassification, or hub ids."""
+    dataset: str
+    """Preferences: a file, pattern, saved directory or hub id (org/name[:config][@revision]); pairs, or K-wise rows."""
+    output: Path
+    """Directory for evaluation.json, report.html and scores.jsonl."""
+    split: str = "train"
+    """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
+    by: str | None = None
+    """Column that names the subset of a row."""
+    sections: str | None = None
+    """How subsets make sections: rewardbench, or a JSON file {"SECTION": {"SUBSET": WEIGHT}}."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products; the score head stays float32."""
+    batch_size: int = 16
+    """Comparisons of one forward."""
+    max_length: int | None = None
+    """Leave out comparisons with a longer side (tokens), and say how many; by default none is."""
+    invalid: Invalid = "raise"
+    """What happens to a malformed row: it ends the evaluation, or it is left out and counted."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on after the rows that an earlier, interrupted evaluation has scored."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
+        if not self.model:
+            raise ConfigError("--model needs at least one reward model")
+        if self.sections is not None and self.by is None:
+            raise ConfigError("--sections needs --by, the column that names the subset of a row")
+
+
+def evaluate_command(args: EvaluateArguments) -> None:
+    """Scores every row with every model, then computes statistics of what lies in scores.jsonl."""
+    known = check_free(args)
+    sections = load_sections(args.sections) if args.sections else None
+    for text in args.model:  # a wrong name shows before an hour of scoring
+        load_config(parse_source(text).path, revision=parse_source(text).revision)
+    source = parse_source(args.dataset)
+    rows = load_comparisons(source.path, split=args.split, config_name=source.config_name, revision=source.revision)
+    subsets = read_subsets(rows, args.by, source.path)
+    named = {subset for weights in (sections or {}).values() for subset in weights}
+    if sections and not named & set(subsets or ()):
+        found = ", ".join(sorted(set(subsets or ()))[:5])
+        raise ConfigError(f"--sections {args.sections}: no subset of it is in column {args.by!r}, which has {found}")
+    path, names, tables = args.output / "scores.jsonl", model_names(args.model), {}
+    with locked(args.output):
+        record = {"arguments": dataclasses.asdict(args), "models": known, "versions": versions()}
+        for name, text in zip(names, args.model, strict=True):
+            model, tokenizer = load(text)
+            comparisons, tables[name] = tokenize_comparisons(
+                rows,
+                tokenizer,
+                model.config,
+                max_length=args.max_length or _ANY_LENGTH,
+                expand_pairs=False,
+                invalid=args.invalid,
+                source=source.path,
+            )
+            print(describe_table(f"{name} ({source.path})", tables[name]), flush=True)
+            facts = {"path": text, "weights": _hash(checksums(model)), "data": comparisons.fingerprint}
+            if known.setdefault(name, facts) != facts:
+                raise DataError(
+                    f"{args.output}: {name} has other weights or other data than before; choose another --output"
+                )
+            write_record(args.output, record)
+            score_rows(
+                path,
+                name,
+                model,
+                comparisons,
+                describe_rows(rows, subsets),
+                batch_size=args.batch_size,
+                dtype=args.dtype,
+            )
+        lines = read_scores(path)
+        by_name = {name: [line for line in lines if line["model"] == name] for name in names}
+        evaluation = {
+            "dataset": args.dataset,
+            "split": args.split,
+            "by": args.by,
+            "dtype": args.dtype,
+            "read": len(rows),
+            "data": tables,
+            "models": {name: statistics_of(found, sections) for name, found in by_name.items()},
+            "paired": [compare(by_name, *both) for both in combinations(names, 2)],
+            "versions": versions(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        replace_file(args.output / "report.html", render_report(evaluation, lines))
+        replace_file(args.output / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
+    show_evaluation(evaluation)
+    print(f"the page is {args.output / 'report.html'}, every score is in {path}")
+
+
+def check_free(args: EvaluateArguments) -> dict[str, Any]:
+    """Refuses an output directory that holds something already, unless it is to go on; the models scored there."""
+    check_writable(args.output)
+    if args.output.is_file():
+        raise OutputError(f"{args.output}: is a file; choose a directory")
+    if args.resume == "auto":
+        check_same_arguments(args.output, {name: getattr(args, name) for name in _DECIDES_SCORES})
+        path = args.output / "run.json"
+        return read_json(path).get("models", {}) if path.is_file() else {}
+    if any((args.output / name).exists() for name in ("run.json", "scores.jsonl", "evaluation.json")):
+        raise OutputError(
+            f"{args.output}: holds something already; choose another --output or go on with --resume auto"
+        )
+    return {}
+
+
+def load(text: str) -> tuple[RewardModel, Tokenizer]:
+    """A reward model and its tokenizer."""
+    source = parse_source(text)
+    tokenizer = load_tokenizer(source.path, revision=source.revision)
+    return match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
+
+
+def _hash(found: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def model_names(models: Sequence[str]) -> list[str]:
+    """What tables call each model: the last part of its path that tells, each name once."""
+    names: list[str] = []
+    for text in models:
+        parts = [part for part in Path(text).parts if part not in ("/", "model", "..", ".")]
+        name = parts[-1] if parts else text
+        same = sum(found == name or found.startswith(f"{name} (") for found in names)
+        names.append(f"{name} ({same + 1})" if same else name)
+    return names
+
+
+def read_subsets(rows: "Dataset", by: str | None, source: str) -> list[str] | None:
+    """The subset of every row, from the column `by`."""
+    if by is None:
+        return None
+    if by not in rows.column_names:
+        raise DataError(f"{source}: no column {by!r} for --by; found {', '.join(rows.column_names)}")
+    return ["" if value is None else str(value) for value in rows[by]]
+
+
+def statistics_of(
+    lines: Sequence[dict[str, Any]], sections: Mapping[str, Mapping[str, int | float]] | None
+) -> dict[str, Any]:
+    """The statistics of one model's lines."""
+    pairs, kwise = pairs_of(lines), kwise_of(lines)
+    found = summarize(*pairs[:4], subsets=pairs.subsets, sections=sections)
+    return found | ({"best_of_n": best_of_n(*kwise)} if kwise else {})
+
+
+def compare(by_name: Mapping[str, Sequence[dict[str, Any]]], first: str, second: str) -> dict[str, Any]:
+    """The paired test of two models on the rows that both have scored."""
+    scored = [{line["row"] for line in by_name[name]} for name in (first, second)]
+    correct = []
+    for name in (first, second):
+        pairs = pairs_of([line for line in by_name[name] if line["row"] in scored[0] & scored[1]])
+        correct.append(pairs.chosen > pairs.rejected)
+    return {"first": first, "second": second, **paired_test(*correct)}

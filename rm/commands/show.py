@@ -1,0 +1,59 @@
+"""An evaluation as tables on the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..report import findings
+
+
+def show_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """Tables on the terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    models, console = evaluation["models"], Console(highlight=False)
+    table = Table("", *map(escape, models), box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    subsets = sorted({name for each in models.values() for name in each.get("subsets", {})})
+    for subset in subsets:
+        table.add_row(escape(subset), *(_share(each["subsets"].get(subset)) for each in models.values()))
+    table.add_row("all", *map(_share, models.values()))
+    sections = next((each["sections"] for each in models.values() if each.get("sections")), {})
+    rows = {
+        "mean of subsets": "macro_accuracy",
+        "mean of sections": "section_mean",
+        "mean margin": "margin",
+        "ties": "ties",
+        "AUC": "auc",
+    }
+    for section in sections:
+        table.add_row(escape(f"section {section}"), *(f"{each['sections'][section]:.3f}" for each in models.values()))
+    for label, key in rows.items():
+        if any(each.get(key) is not None for each in models.values()):
+            table.add_row(label, *(_number(each.get(key)) for each in models.values()))
+    table.add_row("ECE", *(_number(each["calibration"]["ece"]) for each in models.values()))
+    table.add_row("accuracy, equal lengths", *(_share(each["length"]["matched"]) for each in models.values()))
+    console.print(table)
+    for name, statistics in models.items():
+        for sentence in findings(statistics):
+            console.print(f"{name}: {sentence}", markup=False, soft_wrap=True)
+    for each in evaluation["paired"]:
+        console.print(
+            f"{each['first']} against {each['second']}: {each['difference']:+.3f} in accuracy "
+            f"({each['interval'][0]:+.3f} to {each['interval'][1]:+.3f}), McNemar's p {each['p_value']:.2g}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _share(each: Mapping[str, Any] | None) -> str:
+    if not each or each["accuracy"] is None:
+        return "–"
+    low, high = each["interval"]
+    return f"{each['accuracy']:.3f} ({low:.3f}–{high:.3f}) of {each['n']}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

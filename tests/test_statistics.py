@@ -1,0 +1,167 @@
+"""Statistics of rewards equal scikit-learn's, SciPy's, or those counted by hand; wrong ones would be published."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from rm.report import findings
+from rm.scores import kwise_of, pairs_of
+from rm.sections import REWARDBENCH
+from rm.statistics import auc, best_of_n, calibration, length_bias, paired_test, share, summarize, wilson_interval
+
+
+@pytest.fixture
+def drawn():
+    """Rewards with ties among them, and lengths that have something to do with them."""
+    rng = np.random.default_rng(0)
+    chosen, rejected = (rng.normal(mean, 1, 500).round(1) for mean in (0.3, 0.0))
+    lengths = [(20 + 5 * r + rng.normal(0, 8, 500)).clip(1).astype(np.int64) for r in (chosen, rejected)]
+    return chosen, rejected, *lengths
+
+
+def test_accuracy_and_auc_equal_scikit_learn(drawn):
+    chosen, rejected, *lengths = drawn
+    found = summarize(chosen, rejected, *lengths)
+    assert found["accuracy"] == accuracy_score(np.ones(500, bool), chosen > rejected)
+    labels = np.repeat([1, 0], 500)
+    assert found["auc"] == pytest.approx(roc_auc_score(labels, np.concatenate([chosen, rejected])), abs=1e-12)
+    assert found["ties"] == sum(a == b for a, b in zip(chosen, rejected, strict=True)) > 0
+
+
+def test_calibration_equals_scikit_learn(drawn):
+    chosen, rejected, *_ = drawn
+    untied = chosen != rejected
+    margins = (chosen - rejected)[untied]
+    confidence = 1 / (1 + np.exp(-abs(margins)))
+    accuracy, mean = calibration_curve(margins > 0, confidence, n_bins=20)  # ten of them lie above 0.5
+    found = calibration(margins)
+    assert [each["accuracy"] for each in found["bins"]] == pytest.approx(accuracy.tolist(), abs=1e-12)
+    assert [each["confidence"] for each in found["bins"]] == pytest.approx(mean.tolist(), abs=1e-12)
+    n = np.array([each["n"] for each in found["bins"]])
+    assert n.sum() == len(margins)
+    assert found["ece"] == pytest.approx(float(n @ abs(accuracy - mean)) / n.sum(), abs=1e-12)
+    assert found["bias"] == pytest.approx(confidence.mean() - (margins > 0).mean(), abs=1e-12)
+
+
+def test_correlations_with_length_equal_their_definitions(drawn):
+    """By NumPy: Pearson of the values, and of the ranks, those of equal values averaged."""
+    chosen, rejected, first, second = drawn
+    margins, differences = chosen - rejected, first - second
+
+    def ranks(values):
+        return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+    found = length_bias(chosen, rejected, first, second)
+    assert found["pearson"] == pytest.approx(np.corrcoef(margins, differences)[0, 1], abs=1e-12)
+    assert found["spearman"] == pytest.approx(np.corrcoef(ranks(margins), ranks(differences))[0, 1], abs=1e-12)
+    longer = [(m > 0) == (d > 0) and m != 0 for m, d in zip(margins, differences, strict=True) if d]
+    assert found["prefers_longer"] == sum(longer) / len(longer)
+    matched = [m > 0 for m, a, b in zip(margins, first, second, strict=True) if abs(a - b) <= 0.1 * max(a, b)]
+    assert found["matched"] == share(np.array(matched))
+    assert found["chosen_longer"]["n"] + found["chosen_shorter"]["n"] == sum(differences != 0)
+
+
+@pytest.mark.parametrize("correct", [0, 1, 7, 10])
+def test_wilson_interval_equals_its_formula(correct):
+    p, n, z = correct / 10, 10, 1.959963984540054
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = [(middle + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+    assert wilson_interval(correct, n) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_quantile_is_numpys_and_a_subset_counts_its_own(drawn):
+    chosen, rejected, *lengths = drawn
+    names = ["even" if i % 2 == 0 else "odd" for i in range(500)]
+    found = summarize(chosen, rejected, *lengths, subsets=names, sections={"s": {"odd": 3, "even": 1}, "t": {"x": 1}})
+    assert found["margin_quantiles"]["0.25"] == np.quantile(chosen - rejected, 0.25)
+    odd, even = (found["subsets"][name]["accuracy"] for name in ("odd", "even"))
+    assert odd == accuracy_score(np.ones(250, bool), (chosen > rejected)[1::2])
+    assert found["macro_accuracy"] == (odd + even) / 2
+    assert found["sections"] == {"s": pytest.approx((3 * odd + even) / 4)}
+    json.dumps(found, allow_nan=False)
+
+
+@given(st.integers(2, 6).flatmap(lambda K: st.lists(st.tuples(*[st.integers(0, 3)] * 2 * K), min_size=1, max_size=4)))
+def test_best_of_n_equals_every_choice_counted(rows):
+    """Enumerated: of every n responses the ones with the highest reward, any of them where several have it."""
+    both = np.array(rows, float)
+    K = both.shape[1] // 2
+    rewards, scores = both[:, :K], both[:, K:]
+    found = best_of_n(rewards, scores)
+    for n in range(1, K + 1):
+        expected = []
+        for r, s in zip(rewards, scores, strict=True):
+            for chosen in map(list, itertools.combinations(range(K), n)):
+                best = [k for k in chosen if r[k] == r[chosen].max()]
+                expected.append(s[best].mean())
+        assert found["model"][n - 1] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert found["oracle"][-1] == pytest.approx(scores.max(1).mean())
+    assert set(found["random"]) == {scores.mean()}
+
+
+def test_mcnemars_test_by_hand():
+    """9 against 1: p = 2 (1 + 10) / 2^10; the interval from the variance of the difference."""
+    first, second = np.array([True] * 9 + [False] * 11), np.array([False] * 9 + [True] + [False] * 10)
+    found = paired_test(first, second)
+    assert (found["first_only"], found["second_only"], found["difference"]) == (9, 1, 0.4)
+    assert found["p_value"] == pytest.approx(22 / 1024)
+    half = 1.959963984540054 * math.sqrt(10 - 64 / 20) / 20
+    assert found["interval"] == pytest.approx((0.4 - half, 0.4 + half))
+    assert paired_test(first, first)["p_value"] == 1.0
+
+
+def test_tied_scores_make_no_pair_and_the_order_of_responses_is_that_of_the_row():
+    lines = [
+        {"row": 3, "rewards": [1.0, 2.0, 3.0], "lengths": [7, 8, 9], "scores": [5.0, 5.0, 1.0], "subset": "a"},
+        {"row": 4, "rewards": [0.0, -1.0, 2.0], "lengths": [1, 2, 3], "scores": [0.0, 1.0, 0.5], "subset": "b"},
+    ]
+    pairs = pairs_of(lines)
+    assert sorted(zip(pairs.row, pairs.chosen, pairs.rejected, pairs.chosen_length, strict=True)) == [
+        (3, 1.0, 3.0, 7),
+        (3, 2.0, 3.0, 8),
+        (4, -1.0, 0.0, 2),
+        (4, -1.0, 2.0, 2),
+        (4, 2.0, 0.0, 3),
+    ]
+    assert pairs.subsets == ["a", "a", "b", "b", "b"]
+    assert kwise_of(lines)[1].tolist() == [[5, 5, 1], [0, 1, 0.5]]  # pyright: ignore[reportOptionalSubscript]
+    assert kwise_of([{"row": 0, "rewards": [1.0, 0.0], "lengths": [1, 1]}]) is None
+
+
+def test_rewardbench_counts_mathematics_as_often_as_code():
+    """The published weights: 984 comparisons of mathematics stand against 6 × 164 of code."""
+    reasoning = REWARDBENCH["Reasoning"]
+    assert reasoning["math-prm"] == sum(weight for name, weight in reasoning.items() if name.startswith("hep-"))
+    assert [len(weights) for weights in REWARDBENCH.values()] == [5, 6, 5, 7]
+
+
+def test_findings_name_what_is_wrong_and_nothing_else():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 100, (2, 400))
+    margins = rng.choice([3.0, -3.0], 400, p=[0.95, 0.05])  # 95 % sure, 95 % right, whatever the length
+    good = summarize(margins, np.zeros(400), *lengths)
+    assert findings(good) == []
+    unequal = lengths[:, lengths[0] != lengths[1]]
+    biased = findings(summarize(unequal[0] / 10.0, unequal[1] / 10.0, *unequal))
+    kinds = ["Length bias", "Accuracy depends on length", "Badly calibrated"]
+    assert [sentence.partition(":")[0] for sentence in biased[-3:]] == kinds
+    assert "it prefers the longer one in 100.0% of comparisons" in biased[-3]
+    exchanged = findings(summarize(-margins, np.zeros(400), *lengths))
+    assert any("exchanged" in sentence for sentence in exchanged)
+    assert any("ties" in sentence for sentence in findings(summarize(np.zeros(400), np.zeros(400), *lengths)))
+
+
+def test_no_comparison_has_no_statistics():
+    empty = np.zeros(0)
+    with pytest.raises(ValueError, match="at least one comparison"):
+        summarize(empty, empty, empty, empty)
+    with pytest.raises(ValueError, match="at least one comparison"):
+        wilson_interval(0, 0)
+    assert auc(np.array([1.0]), np.array([1.0])) == 0.5
