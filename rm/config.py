@@ -96,6 +96,7 @@ class LlamaConfig:
             pad_token_id=hf.get("pad_token_id"),
         )
         _check_numbers(fields, source)
+        fields |= {name: float(fields[name]) for name in ("rms_norm_eps", "initializer_range") if name in fields}
         try:
             return cls(**fields)
         except ConfigError as error:
@@ -193,4 +194,5 @@ def _rope(hf: Mapping[str, Any], source: str) -> Rope:
     theta = scaling.get("rope_theta") or hf.get("rope_theta") or Rope.theta
     if not _is_number(theta) or theta <= 0:
         raise ConfigError(f"{source}: rope_theta must be a number greater than 0, found {theta!r}")
-    return Rope(theta=float(theta), type=kind, **{key: scaling[key] for key in needed})
+    rest = {key: type(getattr(Rope, key))(scaling[key]) for key in needed}  # a whole number may stand for a float
+    return Rope(theta=float(theta), type=kind, **rest)

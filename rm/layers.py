@@ -137,7 +137,7 @@ def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "R N"]) -> Floa
     if rope.type == "linear":
         return frequencies / rope.factor
     if rope.type == "llama3":
-        turns = rope.original_max_position_embeddings * frequencies / (2 * jnp.pi)
+        turns = float(rope.original_max_position_embeddings) * frequencies / (2 * jnp.pi)
         keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         keep = jnp.clip(keep, 0.0, 1.0)
         return frequencies * (keep + (1 - keep) / rope.factor)

@@ -167,6 +167,19 @@ def test_the_newer_spelling_of_rope_wins_over_the_older():
     assert rm.LlamaConfig.from_hf(both).rope == rm.Rope(theta=7e4, type="linear", factor=2.0)
 
 
+@pytest.mark.parametrize("name", ["rms_norm_eps", "initializer_range", "factor", "original_max_position_embeddings"])
+def test_a_whole_number_of_more_than_32_bits_stands_for_a_float(name):
+    """Found by an hour of fuzzing: JAX raised OverflowError where the weights were drawn."""
+    config = rm.LlamaConfig.from_hf(
+        COMMON
+        | {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"rope_scaling": SCALING | {name: 2**64} if name in SCALING else None, name: 2**64}
+    )
+    model = rm.init_reward_model(config, key=jax.random.key(0))
+    assert model.embed_tokens.shape == (8, 8)
+    assert np.isfinite(inverse_frequencies(config, jnp.full((1, 1), 4, jnp.int32))).all()
+
+
 def test_a_config_is_static_under_jit():
     """Equal configurations hash alike, so a second reading of the same file compiles nothing."""
     one, same = rm.LlamaConfig.from_hf(LLAMA_3_1), rm.LlamaConfig.from_hf(dict(LLAMA_3_1))
