@@ -1,4 +1,4 @@
-"""The command line: `python -m rm train | data | score | evaluate | plan | demo`."""
+"""The command line: `python -m rm train | data | score | evaluate | serve | plan | demo`."""
 
 import contextlib
 import io
@@ -15,6 +15,7 @@ from .commands.demo import DemoArguments, demo
 from .commands.evaluate import EvaluateArguments, evaluate_command
 from .commands.plan import PlanArguments, plan_command
 from .commands.score import ScoreArguments, score
+from .commands.serve import ServeArguments, serve
 from .commands.train import TrainArguments, train
 from .errors import RmError
 from .host import keep_compiled
@@ -24,6 +25,7 @@ _RUN = {
     DataArguments: data,
     ScoreArguments: score,
     EvaluateArguments: evaluate_command,
+    ServeArguments: serve,
     PlanArguments: plan_command,
     DemoArguments: demo,
 }
@@ -32,6 +34,7 @@ _Command = (
     | Annotated[DataArguments, tyro.conf.subcommand("data")]
     | Annotated[ScoreArguments, tyro.conf.subcommand("score")]
     | Annotated[EvaluateArguments, tyro.conf.subcommand("evaluate")]
+    | Annotated[ServeArguments, tyro.conf.subcommand("serve")]
     | Annotated[PlanArguments, tyro.conf.subcommand("plan")]
     | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
 )

@@ -13,6 +13,7 @@ from .errors import ConfigError, RmError
 RECORD = "rm.json"  # what an exported directory says of itself
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_LOG_IN = "log in with `hf auth login`, with a token that may write"
 
 
 def resolve_directory(path_or_hub_id: str | Path, patterns: Sequence[str], *, revision: str | None = None) -> Path:
@@ -51,6 +52,68 @@ def _download(hub_id: str, patterns: Sequence[str], revision: str | None) -> Pat
     except Exception as error:
         advice = f"{type(error).__name__}; {advice}"
     raise RmError(f"{hub_id}: cannot be fetched from the hub; {advice}") from None
+
+
+def is_repository(name: str) -> bool:
+    """Whether it has the form `org/name` of a repository that can be written.
+
+    >>> is_repository("org/name"), is_repository("name"), is_repository("./out/model")
+    (True, False, False)
+    """
+    return "/" in name and _HUB_ID.fullmatch(name) is not None
+
+
+def check_push(repo_id: str) -> None:
+    """Refuses before a run what would fail after it: no login, a token that may only read, another's name space.
+
+    **Raises:** `RmError`.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        me = HfApi().whoami()
+    except Exception as error:  # of the login, the network and the hub, each its own kind
+        raise RmError(f"{repo_id}: cannot be pushed to ({_first_line(error)}); {_LOG_IN}") from None
+    owner, names = repo_id.partition("/")[0], [me["name"], *(org["name"] for org in me.get("orgs", []))]
+    if owner.lower() not in [name.lower() for name in names]:
+        found = f"{owner} is neither you nor an organization of yours ({', '.join(names)})"
+        raise RmError(f"{repo_id}: cannot be pushed to; {found}")
+    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise RmError(f"{repo_id}: cannot be pushed to, for your token may only read; {_LOG_IN}")
+
+
+def push_reward_model(directory: str | Path, repo_id: str, *, private: bool = True) -> str:
+    """Uploads an exported reward model to the hub as one commit, and returns the address of the repository.
+
+    **Arguments:** `directory`, as `save_reward_model` wrote it; `repo_id`, `org/name`; `private`, whether a repository
+    that this makes can be seen by its owners alone (one that exists stays as it is).
+
+    **Raises:** `ConfigError` where the directory holds no export or the name is none; `RmError` where the hub refuses.
+
+    >>> rm.push_reward_model("OUT/model", "org/name")  # doctest: +SKIP
+    'https://huggingface.co/org/name'
+    """
+    from huggingface_hub import HfApi
+
+    directory = Path(directory)
+    if not (directory / RECORD).is_file():
+        raise ConfigError(f"{directory}: expected a directory that save_reward_model wrote, found no {RECORD} in it")
+    if not is_repository(repo_id):
+        raise ConfigError(f"{repo_id}: expected a repository of the hub, org/name")
+    for path in directory.iterdir():
+        own_file(path)  # else a link would publish what it leads to
+    try:
+        address = HfApi().create_repo(repo_id, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo_id, folder_path=directory, commit_message="A reward model, trained with rm")
+    except Exception as error:  # of the login, the network and the hub, each its own kind
+        again = f"hf upload {repo_id} {directory}{' --private' if private else ''}"
+        found = f"{directory} cannot be pushed to {repo_id} ({_first_line(error)})"
+        raise RmError(f"{found}; the model is whole where it is, and this pushes it again: {again}") from None
+    return str(address)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def read_record(directory: Path) -> dict[str, Any]:

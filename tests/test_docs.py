@@ -21,8 +21,10 @@ import rm
 from rm.__main__ import main
 from rm.commands.data import DataArguments
 from rm.commands.demo import DemoArguments, make_pair, write_llama
+from rm.commands.evaluate import EvaluateArguments
 from rm.commands.plan import PlanArguments
 from rm.commands.score import ScoreArguments
+from rm.commands.serve import ServeArguments
 from rm.commands.train import TrainArguments
 
 from .test_commands import FIELDS
@@ -31,8 +33,8 @@ from .test_imports import ORDER
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-COMMANDS = {"train": TrainArguments, "data": DataArguments, "score": ScoreArguments}
-COMMANDS |= {"plan": PlanArguments, "demo": DemoArguments}
+COMMANDS = {"train": TrainArguments, "data": DataArguments, "score": ScoreArguments, "evaluate": EvaluateArguments}
+COMMANDS |= {"serve": ServeArguments, "plan": PlanArguments, "demo": DemoArguments}
 
 
 def blocks(language: str) -> list[str]:
@@ -79,7 +81,7 @@ def test_the_example_composes(demo_directory, capsys):
     exec(compile(example, "README.md", "exec"), {})
     metrics, held_out, rewards = capsys.readouterr().out.splitlines()
     assert np.isfinite(ast.literal_eval(metrics)["loss"])
-    assert 0 <= ast.literal_eval(held_out)["accuracy"] <= 1
+    assert 0 <= float(held_out) <= 1
 
     saved = demo_directory / "reward-model"
     question = {"role": "user", "content": "Name a fruit, please."}

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..hub import is_repository
 from ..lowering import Attention
 from ..model import Remat
 from ..optimizer import Dtype, OptimizerName, Schedule
@@ -70,6 +71,16 @@ class TrainArguments(DataOptions):
     """Updates in a row that may be skipped, because their loss or gradient is not finite; then the run stops."""
     skip_spikes: float | None = None
     """Skip updates whose gradient has more than this many times the median norm of the 50 before."""
+    wandb: str | None = None
+    """Project of Weights & Biases to send metrics to as well; WANDB_MODE=offline only writes them to --output."""
+    tensorboard: bool = False
+    """Write the metrics as TensorBoard's event files, too, in --output/tensorboard."""
+    trackio: str | None = None
+    """Project of trackio to write the metrics to as well: on this machine, or to the Space in TRACKIO_SPACE_ID."""
+    quiet: bool = False
+    """Say nothing but warnings and errors."""
+    push_to: str | None = None
+    """Repository of the hub, org/name, that the reward model is uploaded to in the end; a new one is private."""
     mesh: str | None = None
     """Devices to use together, such as fsdp=8 or data=2,fsdp=4 (of data, fsdp, tensor, context); by default one."""
     distributed: bool = False
@@ -105,5 +116,7 @@ class TrainArguments(DataOptions):
         given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(self, name) is not None]
         if given and (not self.distributed or len(given) < 3):
             raise ConfigError("--coordinator, --num-processes and --process-id go together, with --distributed")
+        if self.push_to is not None and not is_repository(self.push_to):
+            raise ConfigError(f"--push-to: expected org/name, found {self.push_to!r}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")

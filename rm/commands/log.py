@@ -1,12 +1,11 @@
-"""What a run tells the person who waits: metrics.jsonl and progress."""
+"""What a run writes down of its updates: metrics.jsonl, and trackers that are given the same."""
 
 import dataclasses
 import json
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import optax
 from ..distributed import leads
 from ..errors import RmError
 from ..output import append_line, replace_file
+from ..trackers import Track, finite_numbers
+from .progress import Reporter
 
 _NOTES = ("num_tokens", "skipped", "skipped_in_a_row", "window", "norms")
 _NORMS, _FEWEST_NORMS = 50, 10  # of which a median is taken
@@ -36,10 +37,11 @@ class TrainingLog:
     steps_per_epoch: int
     log_every: int
     schedule: optax.Schedule
-    report: "Reporter"
+    report: Reporter
     origin: Callable[[int], str]  # the row that a comparison was made from
     max_skipped: int
     spike: float | None = None  # times the median of earlier norms that a gradient's may have
+    tracks: Sequence[Track] = ()  # called with the numbers of every line
     num_tokens: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -116,13 +118,17 @@ class TrainingLog:
         self.write(step, entry)
 
     def write(self, step: int, entry: Mapping[str, Any]) -> None:
-        """Appends a line to the file and shows it."""
+        """Appends a line to the file, shows it and gives it to the trackers."""
         infinite = {name for name, value in entry.items() if isinstance(value, float) and not math.isfinite(value)}
         finite = {name: None if name in infinite else value for name, value in entry.items()}  # JSON has no NaN
         line = {"step": step, "epoch": step / self.steps_per_epoch, **finite}
         if leads():
             append_line(self.path, json.dumps(line))
         self.report.line({**line, **entry})
+        shown = {"skipped": entry["skipped"]} if "rows" in entry else entry  # whose loss would hide the window's mean
+        numbers = {"epoch": line["epoch"], **finite_numbers(shown)}
+        for track in self.tracks:
+            track(step, numbers)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -130,58 +136,3 @@ class TrainingLog:
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
-
-
-class Reporter:
-    """A progress bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, steps: int, *, done: int = 0):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._steps = steps
-        self._console = Console(file=sys.stdout, quiet=not leads())
-        self._bar = None
-        if self._console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task("compiling …", total=steps, completed=done)
-        self._speed = ""
-
-    def __enter__(self) -> "Reporter":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Moves the bar; the first loss is shown beside ln 2, where a fresh head should begin."""
-        if step == 1:
-            self.print(f"first loss {metrics['loss']:.4f} (ln 2 = 0.6931, where centering is off)")
-        if self._bar:
-            text = f"loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.3f}{self._speed}"
-            self._bar.update(self._task, completed=step, description=text)
-
-    def line(self, entry: Mapping[str, float]) -> None:
-        """Shows a line of metrics.jsonl."""
-        if "pairs_per_second" in entry:
-            self._speed = f"  {entry['pairs_per_second']:.1f} pairs/s"
-            if self._bar:
-                return
-            text = (
-                f"step {entry['step']}/{self._steps}  loss {entry['loss']:.4f}  accuracy {entry['accuracy']:.3f}  "
-                f"margin {entry['margin']:.3f}{self._speed}"
-            )
-        elif "rows" in entry:
-            text = f"step {entry['step']}/{self._steps}  skipped: loss {entry['loss']}, grad_norm {entry['grad_norm']}"
-        else:
-            shown = [f"{name} {value:.4f}" for name, value in entry.items() if name.startswith("eval_")]
-            text = f"step {entry['step']}/{self._steps}  " + "  ".join(shown)
-        self.print(text)
-
-    def print(self, text: str) -> None:
-        """A line of plain text."""
-        (self._bar.console if self._bar else self._console).print(text, markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from ..calibration import normalize, require_calibration
 from ..data.jsonl import read_rows
 from ..data.sources import parse_source
 from ..data.tokenizer import load_tokenizer
@@ -33,6 +34,8 @@ class ScoreArguments:
     """Sequences of one forward."""
     max_length: int | None = None
     """Cut sequences off after this many tokens, and say how many were; by default none is."""
+    normalize: bool = False
+    """Give (reward - mean) / std, with the mean and the spread over held-out data that training has recorded."""
 
     def __post_init__(self):
         for name in ("batch_size", "max_length"):
@@ -56,6 +59,7 @@ def score(args: ScoreArguments) -> None:
         if "reward" in row:
             raise DataError(f"{args.input}: line {number}: has a field 'reward' already; rename it")
     source = parse_source(args.model)
+    calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
     tokenizer = load_tokenizer(source.path, revision=source.revision)
     model, tokenizer = match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
     names = [f"{args.input}: line {number}" for number in numbers]
@@ -63,6 +67,7 @@ def score(args: ScoreArguments) -> None:
     rewards = score_sequences(
         model, sequences, dtype=jnp.dtype(args.dtype), batch_size=args.batch_size, max_length=args.max_length
     )
+    rewards = normalize(rewards, calibration) if calibration else rewards
     draft = args.output.with_name(f".{args.output.name}.{os.getpid()}.tmp")
     try:
         with draft.open("w", encoding="utf-8") as file:

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -21,13 +24,14 @@ from ..checkpoint import Checkpoints, abstract
 from ..data.batches import BatchPlan
 from ..data.comparisons import TokenizedComparisons
 from ..data.prefetch import prefetch
-from ..data.sources import parse_source
+from ..data.sources import is_file_name, parse_source
 from ..data.table import describe_table
 from ..data.tokenizer import Tokenizer
 from ..distributed import ballot, connect, ending_together, leads, prepare_together
 from ..errors import ConfigError, RmError
 from ..evaluate import METRICS, evaluate
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
+from ..hub import check_push, push_reward_model, read_json
 from ..losses import centering_penalty, pairwise_loss
 from ..lowering import Inputs, choose_attention
 from ..model import RewardModel, rewards
@@ -35,11 +39,13 @@ from ..optimizer import learning_rate_schedule, make_optimizer
 from ..output import locked
 from ..sharding import make_mesh, parse_mesh, row_shards
 from ..signals import stop_on_signals
+from ..trackers import PACKAGES, Track, check_installed, guarded, open_trackers
 from ..update import init_state, jit_update
 from .arguments import TrainArguments
 from .data import describe_plan, plan_updates, read_comparisons, read_tokenizer
-from .log import Reporter, TrainingLog
-from .run import check_output, check_same_arguments, check_same_data, dataset_name, versions, write_record
+from .log import TrainingLog
+from .progress import Reporter, print_once, warn
+from .run import _MAY_CHANGE, check_output, check_same_arguments, check_same_data, dataset_name, versions, write_record
 
 
 class Prepared(NamedTuple):
@@ -56,7 +62,12 @@ class Prepared(NamedTuple):
 
 def prepare(args: TrainArguments) -> Prepared:
     """Everything is read and checked before the output directory appears."""
+    for tracker in PACKAGES:
+        if getattr(args, tracker):
+            check_installed(tracker)
     check_output(args.output, resume=args.resume)
+    if args.push_to and leads():
+        check_push(args.push_to)
     if args.resume != "never":
         check_same_arguments(args.output, dataclasses.asdict(args))
     mesh = choose_mesh(args.mesh)
@@ -99,7 +110,8 @@ def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:
         return
     before = stack.enter_context(locked(args.output))
     if before:
-        print(f"{args.output}: process {before['process']} on {before['host']} did not end well; this one goes on")
+        say = warn if args.quiet else print_once
+        say(f"{args.output}: process {before['process']} on {before['host']} did not end well; this one goes on")
     check_output(args.output, resume=args.resume)  # another run may have been there meanwhile
 
 
@@ -118,17 +130,23 @@ def _facts(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
     return {**arguments, **packages, "data (a hash)": _hashes(prepared.comparisons, prepared.held_out)}
 
 
-def train(args: TrainArguments) -> int:
-    """One process, or each of several, from reading to the exported model; returns the exit code."""
+def train(args: TrainArguments, *, track: Track | None = None) -> int:
+    """One process, or each of several, from reading to the exported model; returns the exit code.
+
+    **Arguments:** `track`, a tracker of your own, called like the others (see `rm.trackers`).
+
+    >>> train(TrainArguments(…), track=lambda step, values: print(step, values.get("loss")))  # doctest: +SKIP
+    """
     if args.resume == "auto" and (args.output / "model").is_dir():
-        print(f"the run is over: the reward model is in {args.output / 'model'}")
+        if not args.quiet:
+            print(f"the run is over: the reward model is in {args.output / 'model'}")
         return 0
     if args.distributed:
         connect(args.coordinator, args.num_processes, args.process_id)
     with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
         prepared = prepare_together(partial(prepare, args), partial(_facts, args))
         prepare_together(partial(hold, args, stack), lambda _: {})
-        return run(args, prepared)
+        return run(args, prepared, track)
 
 
 @contextlib.contextmanager
@@ -147,7 +165,7 @@ def explaining_memory(args: TrainArguments) -> Iterator[None]:
         ) from None
 
 
-def run(args: TrainArguments, prepared: Prepared) -> int:
+def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) -> int:
     """The training loop, with its logs, evaluations and checkpoints, and the export; returns the exit code."""
     model, tokenizer, comparisons, held_out, tables, plan, mesh = prepared
     del prepared
@@ -163,6 +181,7 @@ def run(args: TrainArguments, prepared: Prepared) -> int:
 
     record = {
         "arguments": dataclasses.asdict(args),
+        "run_id": _run_id(args.output),
         "versions": versions(),
         "data": tables,
         "data_sha256": _hashes(comparisons, held_out),
@@ -179,9 +198,9 @@ def run(args: TrainArguments, prepared: Prepared) -> int:
         start, notes = 0, {}
         if args.resume != "never" and checkpoints.steps:
             like, state = abstract(state), None  # memory for one of them
-            start, state, notes = checkpoints.restore_newest(like, print_once)
+            start, state, notes = checkpoints.restore_newest(like, warn if args.quiet else print_once)
         write_record(args.output, record)
-        report = stack.enter_context(Reporter(steps, done=start))
+        report = stack.enter_context(Reporter(steps, done=start, quiet=args.quiet))
         for name, table in tables.items():
             report.print(describe_table(f"{name} ({table['source']})", table))
         report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
@@ -199,6 +218,7 @@ def run(args: TrainArguments, prepared: Prepared) -> int:
             comparisons.origin,
             max_skipped=args.max_skipped,
             spike=args.skip_spikes,
+            tracks=_track(args, record, start, track, stack) if leads() else (),
         )
         log.resume(start, notes)
 
@@ -231,23 +251,42 @@ def run(args: TrainArguments, prepared: Prepared) -> int:
             stopped = False
         if stopped:
             checkpoints.close()
-            print_once(f"stopped after update {step}, which is saved; go on with --resume auto")
+            if not args.quiet:
+                print_once(f"stopped after update {step}, which is saved; go on with --resume auto")
             return 128 + (signal() or SIGTERM)
     if 2 * log.skipped > steps:
         raise RmError(f"{log.skipped} of {steps} updates were skipped, see metrics.jsonl; nothing is exported")
     if held_out and not evaluation:  # the run had ended, but not been exported
         evaluation = _evaluate(state.model, held_out, args)
     record |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "evaluation": evaluation}
+    if evaluation:
+        record["reward"] = pool_rewards(evaluation, {name: 2 * len(each) for name, each in held_out.items()})
     write_record(args.output, record)
     save_reward_model(args.output / "model", state.model, tokenizer, provenance=_provenance(args, tokenizer, record))
-    print_once(f"the reward model is in {args.output / 'model'}")
+    if not args.quiet:
+        print_once(f"the reward model is in {args.output / 'model'}")
+    if args.push_to and leads():
+        address = push_reward_model(args.output / "model", args.push_to)
+        if not args.quiet:
+            print_once(f"and at {address}")
     return 0
 
 
-def print_once(text: str) -> None:
-    """Prints a line in the process that leads."""
-    if leads():
-        print(text, flush=True)
+def _run_id(output: Path) -> str:
+    """The name of the run among others of a tracker's, the same when it is resumed."""
+    before = read_json(output / "run.json") if (output / "run.json").is_file() else {}
+    return before.get("run_id") or uuid.uuid4().hex[:8]
+
+
+def _track(
+    args: TrainArguments, record: dict[str, Any], step: int, track: Track | None, stack: contextlib.ExitStack
+) -> list[Track]:
+    """The trackers of a run, begun, each in a guard of its own."""
+    chosen = {name: getattr(args, name) for name in PACKAGES}
+    found = open_trackers(args.output, record, step=step, run_id=record["run_id"], quiet=args.quiet, **chosen)
+    if track is not None:
+        found["track"] = contextlib.nullcontext(track)
+    return [stack.enter_context(guarded(name, tracker, warn)) for name, tracker in found.items()]
 
 
 def _optimizer(args: TrainArguments, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -282,25 +321,57 @@ def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str]]:
 def _evaluate(model: RewardModel, held_out: dict[str, TokenizedComparisons], args: TrainArguments) -> dict[str, float]:
     options = {"batch_size": args.batch_size, "dtype": jnp.dtype(args.dtype)}
     options["center_rewards_coefficient"] = args.center_rewards_coefficient
-    return {
-        f"eval_{name}_{metric}": value
-        for name, comparisons in held_out.items()
-        for metric, value in evaluate(model, comparisons, **options).items()  # pyright: ignore[reportArgumentType]
-    }
+    found = {name: evaluate(model, comparisons, **options) for name, comparisons in held_out.items()}  # pyright: ignore
+    return {f"eval_{name}_{metric}": found[name][metric] for name in found for metric in METRICS}
+
+
+def pool_rewards(evaluation: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Mean and spread of the rewards of all evaluation sets together, every reward with the same weight.
+
+    `mean = Σ nᵢ mᵢ / Σ nᵢ` and `std² = Σ nᵢ (sᵢ² + (mᵢ - mean)²) / Σ nᵢ`, which need not what each reward was.
+
+    **Arguments:** `evaluation`, with `eval_NAME_mean_reward` and `eval_NAME_std_reward`; `counts`, the rewards of each
+    set, two for a comparison.
+
+    >>> found = {"eval_a_mean_reward": 1.0, "eval_a_std_reward": 1.0}  # of 0, 0, 2, 2
+    >>> found |= {"eval_b_mean_reward": 4.0, "eval_b_std_reward": 0.0}  # of 4, 4
+    >>> pool_rewards(found, {"a": 4, "b": 2})
+    {'mean': 2.0, 'std': 1.632993161855452, 'count': 6, 'data': ['a', 'b']}
+    """
+    sizes = list(counts.values())
+    means, stds = (np.array([evaluation[f"eval_{name}_{kind}_reward"] for name in counts]) for kind in ("mean", "std"))
+    mean = np.average(means, weights=sizes)
+    std = np.sqrt(np.average(stds**2 + (means - mean) ** 2, weights=sizes))
+    return {"mean": float(mean), "std": float(std), "count": sum(sizes), "data": list(counts)}
 
 
 def _provenance(args: TrainArguments, tokenizer: Tokenizer, record: dict[str, Any]) -> dict[str, Any]:
-    template, evaluation = tokenizer.chat_template, record["evaluation"]
-    spread = {
-        name: [value for key, value in evaluation.items() if key.endswith(f"{name}_reward")] for name in ("mean", "std")
-    }
+    """What the export says of the run; it is made to be given away, so local files are named without their place."""
+    base, template = parse_source(args.model), tokenizer.chat_template
+    how = _MAY_CHANGE | {"model", "dataset", "chat_template"}
+    hyperparameters = {name: value for name, value in record["arguments"].items() if name not in how}
     return {
-        "base_model": args.model,
-        "base_model_is_hub_id": not Path(args.model).exists(),
-        "dataset": args.dataset,
-        "data": record["data"],
+        "base_model": _public_name(base.path),
+        "base_model_is_hub_id": _is_hub_id(base.path),
+        "dataset": [_public_name(parse_source(dataset).path) for dataset in args.dataset],
+        "data": {
+            name: table | {"source": _public_name(table["source"]), "hub": _is_hub_id(table["source"])}
+            for name, table in record["data"].items()
+        },
+        "hyperparameters": json.loads(json.dumps(hyperparameters, default=str)),
+        "steps": record["steps"],
+        "parameters": record["model"]["parameters"],
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
-        "evaluation": evaluation,
-        "reward": {name: values[0] for name, values in spread.items() if values},  # over the first evaluation set
+        "evaluation": record["evaluation"],
+        **({"reward": record["reward"]} if "reward" in record else {}),
+        "repository": args.push_to,
         "versions": record["versions"],
     }
+
+
+def _is_hub_id(path: str) -> bool:
+    return not Path(path).exists() and not is_file_name(path)
+
+
+def _public_name(path: str) -> str:
+    return path if _is_hub_id(path) else Path(path).resolve().name

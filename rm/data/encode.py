@@ -116,13 +116,14 @@ def _encode(
         where = [(n, k) for n, example in examples.items() if example.kind == kind for k in range(len(encoded[n]))]
         batch = tokenizer.encode_batch([encoded[n][k] for n, k in where], add_special_tokens=kind == "text")
         for (n, k), ids in zip(where, batch, strict=True):
-            once = _without_double_bos(ids, bos)
+            once = without_double_bos(ids, bos)
             counts["kept", "double_bos_removed"] += len(once) < len(ids)
             encoded[n][k] = once
     return encoded
 
 
-def _without_double_bos(ids: list[int], bos: int | None) -> list[int]:
+def without_double_bos(ids: list[int], bos: int | None) -> list[int]:
+    """The ids with one beginning-of-sequence token where they began with several."""
     extra = 0
     while extra + 1 < len(ids) and ids[extra] == ids[extra + 1] == bos:
         extra += 1

@@ -14,8 +14,8 @@ from .comparisons import TokenizedComparisons, common_prefix
 from .packing import fill_rows
 from .row_shapes import RowShape
 
-_ROW_TOKENS = 4096  # at most, unless a sequence is longer
-_TOKENS_OF_SLOT = 32  # of its own that a sequence has at least, where rows are to be full
+ROW_TOKENS = 4096  # at most, unless a sequence is longer
+TOKENS_OF_SLOT = 32  # of its own that a sequence has at least, where rows are to be full
 
 
 def pack_sequences(
@@ -39,8 +39,8 @@ def pack_sequences(
     order, shared = _neighbours(sequences)
     if config.rope.type == "dynamic" and longest > config.max_position_embeddings:
         shared[:] = 0  # the length of a sequence changes how even its beginning is rotated
-    capacity = round_up(max(longest, min(_ROW_TOKENS, int(lengths.mean() * batch_size))))
-    shape = RowShape(rows=1, slots=max(batch_size, capacity // _TOKENS_OF_SLOT), regions=(capacity,))
+    capacity = round_up(max(longest, min(ROW_TOKENS, int(lengths.mean() * batch_size))))
+    shape = RowShape(rows=1, slots=max(batch_size, capacity // TOKENS_OF_SLOT), regions=(capacity,))
     rows = _rows(order.tolist(), shared, lengths.tolist(), shape)
     offsets = sequences.offsets.copy()
     for run in itertools.chain(*rows):

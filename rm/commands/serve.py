@@ -1,0 +1,190 @@
+"""`python -m rm serve`: rewards over HTTP."""
+
+import dataclasses
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from ..batching import Batcher, score_batch, shapes
+from ..calibration import require_calibration
+from ..data.sources import parse_source
+from ..data.tokenizer import load_tokenizer
+from ..errors import ConfigError
+from ..hf import load_reward_model, match_tokenizer
+from ..request import Limits
+from ..serve import make_app
+from ..traffic import make_metrics
+
+_TOKEN = "RM_SERVE_TOKEN"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeArguments:
+    """Give rewards over HTTP, to OpenRLHF (POST /get_reward) and others (POST /score)."""
+
+    model: str
+    """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, or a hub id."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for all of this machine's."""
+    port: int = 8000
+    """Port to listen at; 0 chooses a free one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products; the score head stays float32."""
+    normalize: bool = False
+    """Give (reward - mean) / std, with mean and std of the first evaluation set of the training (rm.json)."""
+    max_batch_size: int = 64
+    """Sequences, of whatever requests wait, that go through the model together."""
+    max_wait: float = 5.0
+    """Milliseconds for which a batch that is not full waits for more."""
+    max_length: int = 4096
+    """Tokens of an input; a longer one is refused (422)."""
+    max_inputs: int = 1024
+    """Inputs of a request; one with more is refused (422)."""
+    max_queue: int = 4096
+    """Sequences that may wait; what does not fit is refused for the time being (503)."""
+    max_request_bytes: int = 8 * 2**20
+    """Size of a request's body; a larger one is refused (413)."""
+    request_timeout: float = 30.0
+    """Seconds in which a client must have sent a request's headers, and then its body (408)."""
+    token_file: Path | None = None
+    """File with a token that requests must bring (Authorization: Bearer TOKEN); or set RM_SERVE_TOKEN."""
+
+    def __post_init__(self):
+        for name in ("max_batch_size", "max_length", "max_inputs", "max_queue", "max_request_bytes", "request_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {getattr(self, name)}")
+        if self.max_wait < 0:
+            raise ConfigError(f"--max-wait must not be negative, found {self.max_wait}")
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"--port must be between 0 and 65535, found {self.port}")
+        if self.max_queue < self.max_inputs:
+            found = f"found {self.max_queue} and {self.max_inputs}"
+            raise ConfigError(f"--max-queue must be at least --max-inputs, or such a request never fits; {found}")
+
+
+def serve(args: ServeArguments) -> None:
+    """Answers requests until SIGTERM or SIGINT, then finishes those under way."""
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        if find_spec(package) is None:
+            raise ConfigError(f"serve needs {package}, which is not installed; python -m pip install 'rm-jax[serve]'")
+    token, source = read_token(args.token_file), parse_source(args.model)
+    calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
+    with _listen(args.host, args.port) as listener:  # before the model is read, which may take minutes
+        tokenizer = load_tokenizer(source.path, revision=source.revision)
+        model, tokenizer = match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
+        sizes = {"max_batch_size": args.max_batch_size, "max_length": args.max_length}
+        metrics = make_metrics()
+        batcher = Batcher(
+            partial(score_batch, model, dtype=jnp.dtype(args.dtype), **sizes),
+            warm_up=([[0] * length] * count for count, length in shapes(**sizes)),
+            max_batch_size=args.max_batch_size,
+            max_wait=args.max_wait / 1000,
+            max_queue=args.max_queue,
+            observe=metrics.batch.observe,
+        )
+        limits = Limits(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Limits)})
+        app = make_app(tokenizer, model.config, batcher, metrics, limits=limits, token=token, calibration=calibration)
+        host, port = listener.getsockname()[:2]
+        name = f"[{host}]" if ":" in host else host
+        server = make_server(app, args.request_timeout)
+        run_server(server, batcher, listener, f"serving {args.model} on http://{name}:{port}")
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token of the file, or of the environment, `None` without either.
+
+    **Raises:** `ConfigError`, which does not repeat what was found.
+    """
+    where, found = (_TOKEN, os.environ.get(_TOKEN)) if path is None else (f"{path}", "")
+    try:
+        token = found if path is None else path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: cannot be read ({getattr(error, 'strerror', 'not ASCII')})") from None
+    if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
+        raise ConfigError(f"{where}: expected a token, one line of printable ASCII without spaces")
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        advice = "choose another --host or --port"
+        raise ConfigError(f"{host}:{port}: cannot be listened at ({error.strerror or error}); {advice}") from None
+
+
+def make_server(app: Any, request_timeout: float) -> Any:
+    """uvicorn's server of an application; it says nothing unless something is wrong."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http=_patient(request_timeout),
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=max(1, round(request_timeout)),
+    )
+    return uvicorn.Server(config)
+
+
+def run_server(server: Any, batcher: Batcher, listener: socket.socket, greeting: str) -> None:
+    """Serves until a signal comes; prints the greeting when the first request would be scored."""
+
+    def begin(ready: Any) -> None:
+        if ready.cancelled() or ready.exception():
+            server.should_exit = True
+        else:
+            print(greeting, flush=True)
+
+    batcher.ready.add_done_callback(begin)
+    with _kept_signals():
+        server.run(sockets=[listener])
+        batcher.close()
+    if not batcher.ready.cancelled():
+        batcher.ready.result()
+
+
+@contextmanager
+def _kept_signals() -> Iterator[None]:
+    """uvicorn ends well at SIGTERM and SIGINT, then raises them again: here that must not end the process."""
+    here = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if here else ()
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _patient(seconds: float) -> type:
+    """uvicorn's protocol, which by itself waits for the headers of a request for ever."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Patient(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.expect_request(self.cycle)
+
+        def on_response_complete(self) -> None:
+            cycle = self.cycle
+            super().on_response_complete()
+            self.expect_request(cycle)
+
+        def expect_request(self, last: Any) -> None:
+            self.loop.call_later(seconds, lambda: self.transport.close() if self.cycle is last else None)
+
+    return Patient

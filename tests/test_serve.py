@@ -1,0 +1,479 @@
+"""The server: rewards as offline, whoever asks beside; what it refuses; what happens when it is told to stop."""
+
+import contextlib
+import http.client
+import importlib
+import itertools
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rm
+from rm import batching, request
+from rm.batching import Batcher, score_batch, shapes
+from rm.calibration import Calibration, load_calibration, require_calibration
+from rm.commands import serve as command
+from rm.commands.serve import ServeArguments, make_server, read_token
+from rm.data import sequences
+from rm.errors import ConfigError
+from rm.request import Limits
+from rm.serve import make_app, openrlhf_encoder
+from rm.traffic import make_metrics
+
+from .tiny import CONFIG, make_tokenizer
+
+pytest.importorskip("starlette", reason="needs the extra `serve`")
+pytest.importorskip("uvicorn", reason="needs the extra `serve`")
+pytest.importorskip("prometheus_client", reason="needs the extra `serve`")
+
+evaluate = importlib.import_module("rm.evaluate")
+SIZES = {"max_batch_size": 16, "max_length": 256}
+LIMITS = Limits(max_request_bytes=4000, max_inputs=8, max_length=256, request_timeout=1.0)
+TEXT = "The old tree of rome."
+
+
+@contextlib.contextmanager
+def running(loaded, score=None, *, limits=LIMITS, warm_up=(), token=None, calibration=None, **queue):
+    """A real server on loopback; gives its port, its batcher and a function that asks it."""
+    model, tokenizer = loaded
+    metrics = make_metrics()
+    usual = partial(score_batch, model, dtype=jnp.float32, **SIZES)
+    batcher = Batcher(score or usual, warm_up=warm_up, observe=metrics.batch.observe, **queue)
+    app = make_app(tokenizer, model.config, batcher, metrics, limits=limits, token=token, calibration=calibration)
+    server, listener = make_server(app, limits.request_timeout), socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        if not warm_up:
+            batcher.ready.result(timeout=60)
+        yield port, batcher, partial(ask, port)
+    finally:
+        server.should_exit = True
+        thread.join()
+        batcher.close()
+        listener.close()
+
+
+def ask(port, path, body=None, headers=None, method=None):
+    """Status, headers and the JSON, or the text, of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with contextlib.closing(connection):
+        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method or ("GET" if body is None else "POST"), path, raw, headers or {})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        json_type = answer.headers["content-type"] == "application/json"
+        return answer.status, answer.headers, json.loads(text) if json_type else text
+
+
+def wait_until(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def numbers(text):
+    """The samples of Prometheus' text."""
+    return {name: float(value) for name, value in re.findall(r"^(rm_\S+(?:\{.*\})?) (\S+)$", text, re.MULTILINE)}
+
+
+def ragged(count, seed=0):
+    rng, words = random.Random(seed), ("the", "old", "red", "tree", "house", "of", "rome", "oz")
+    return [" ".join(rng.choices(words, k=rng.randint(1, 60))) for _ in range(count)]
+
+
+def constant(sequences):
+    return np.zeros(len(sequences), np.float32)
+
+
+@pytest.fixture
+def small(loaded, monkeypatch):
+    """A model, and rows, that compile in no time."""
+    for module in (batching, sequences):
+        monkeypatch.setattr(module, "ROW_TOKENS", 256)
+    size = dict.fromkeys(("hidden_size", "intermediate_size"), 8)
+    config = rm.LlamaConfig(vocab_size=loaded[0].config.vocab_size, num_hidden_layers=1, num_attention_heads=2, **size)
+    return rm.match_tokenizer(rm.init_reward_model(config, key=jax.random.key(0), head_std=1.0), loaded[1])
+
+
+def test_many_clients_get_what_score_gives_and_nothing_more_is_compiled(small):
+    """A reward would depend on who asks at the same time, land with another client, or cost a compilation."""
+    model, tokenizer = small
+    inputs = ragged(240)
+    inputs[::5] = [{"prompt": text[:9], "response": text[9:]} for text in inputs[::5]]
+    inputs[::7] = [{"messages": [{"role": "user", "content": "tree?"}, {"role": "assistant", "content": "house"}]}] * 35
+    offline = rm.score(model, tokenizer, inputs)
+    rng, cuts = random.Random(1), [0]
+    while cuts[-1] < len(inputs):
+        cuts.append(cuts[-1] + rng.randint(1, 4))
+    parts = [slice(*cut) for cut in itertools.pairwise(cuts)]
+    warm_up = [[[0] * length] * count for count, length in shapes(**SIZES)]
+    with running(small, warm_up=warm_up) as (_, batcher, post):
+        batcher.ready.result(timeout=300)
+        compiled = evaluate._jit_rewards._cache_size()
+        with ThreadPoolExecutor(32) as clients:
+            answers = list(clients.map(lambda part: post("/score", {"inputs": inputs[part]}), parts))
+        assert evaluate._jit_rewards._cache_size() == compiled
+        sizes = numbers(post("/metrics")[2])
+    assert {status for status, _, _ in answers} == {200}
+    served = np.concatenate([answer["rewards"] for _, _, answer in answers])
+    np.testing.assert_allclose(served, offline, atol=1e-5)
+    assert sizes["rm_batch_sequences_count"] < len(parts)  # requests went together
+    assert sizes["rm_batch_sequences_sum"] == len(inputs)
+
+
+def test_where_rows_have_regions_no_more_than_the_announced_shapes_compile(small, monkeypatch):
+    """On an accelerator every number of sequences would compile a program of its own."""
+    for module in (batching, evaluate):
+        monkeypatch.setattr(module, "default_layout", lambda: "regions")
+    model, tokenizer = small
+    sizes = {"max_batch_size": 4, "max_length": 48}
+    score = partial(score_batch, model, dtype=jnp.float32, **sizes)
+    assert shapes(**sizes) == [(1, 32), (4, 32), (1, 48), (4, 48)]
+    for count, length in shapes(**sizes):
+        score([[0] * length] * count)
+    compiled = evaluate._jit_rewards._cache_size()
+    cut = [ids[:48] for ids in evaluate.encode_inputs(ragged(9), tokenizer, model.config, names=["x"] * 9)]
+    alone = np.concatenate([score([ids]) for ids in cut])
+    for count in range(2, 10):
+        np.testing.assert_allclose(score(cut[:count]), alone[:count], atol=1e-5)
+    assert evaluate._jit_rewards._cache_size() == compiled
+
+
+def openrlhf_client(port, queries, prompts, labels):
+    """As openrlhf/utils/agent.py of 0.11.2 posts, and takes the answer apart."""
+    payload = {"query": queries, "prompts": prompts, "labels": labels}
+    status, _, info = ask(port, "/get_reward", payload)
+    assert status < 400  # response.raise_for_status()
+    scores = info.get("scores")
+    if scores is None:
+        scores = info.get("rewards")
+    return {"reward": info.get("rewards"), "scores": scores, "extra_logs": info.get("extra_logs") or {}}
+
+
+def test_openrlhf_gets_rewards_of_whole_texts(loaded):
+    """A reinforcement learning run would stop, or learn from the reward of something else."""
+    model, tokenizer = loaded
+    queries = ["The red house.<|end|>", TEXT]
+    with running(loaded) as (port, _, _):
+        output = openrlhf_client(port, queries, ["The red ", None], ["", None])
+        assert openrlhf_client(port, [], [], [])["reward"] == []  # few queries, many servers
+    np.testing.assert_allclose(output["reward"], rm.score(model, tokenizer, queries), atol=1e-5)
+    assert output["scores"] == output["reward"]
+    assert output["extra_logs"] == {}
+
+
+def test_openrlhf_texts_do_not_begin_twice(tmp_path):
+    """It decodes with special tokens: the model would see a beginning that training never has."""
+    encode = openrlhf_encoder(make_tokenizer(tmp_path), CONFIG, LIMITS)
+    assert encode({"query": ["<s> a b </s>", "a b"]}) == [[1, 3, 4, 2], [1, 3, 4]]
+
+
+REFUSED = [
+    ("/score", b"{", 400, "body: expected JSON (Expecting property name"),
+    ("/score", b"", 400, "body: expected JSON ("),
+    ("/score", b"[" * 3000, 400, "body: expected JSON ("),
+    ("/score", b"\xff\xfe\xfa", 400, "body: expected JSON ("),
+    ("/score", [1], 422, "body: expected an object with the field 'inputs', found list"),
+    ("/score", {}, 422, "inputs: missing; expected this field, found an empty object"),
+    ("/score", {"input": []}, 422, "inputs: missing; expected this field, found input"),
+    ("/score", {"inputs": ["a"], "max_length": 5}, 422, "max_length: unknown field; expected 'inputs' alone"),
+    ("/score", {"inputs": "a"}, 422, "inputs: expected a list, found str"),
+    ("/score", {"inputs": ["a", None]}, 422, "inputs[1]: expected a text or an object, found NoneType"),
+    ("/score", {"inputs": ["a", {"txt": "a"}]}, 422, "inputs[1]: expected text, prompt and response, or messages;"),
+    ("/score", {"inputs": [{"messages": [{"role": 5}]}]}, 422, "inputs[0]: a message needs a role and a content"),
+    ("/score", b'{"inputs": ["\\ud800"]}', 422, "inputs[0]: the text holds half a character"),
+    ("/score", {"inputs": ["a"] * 9}, 422, "inputs: expected at most 8 items (--max-inputs), found 9"),
+    ("/score", {"inputs": ["a", "tree " * 300]}, 422, "inputs[1]: expected at most 256 tokens (--max-length), found "),
+    ("/get_reward", {"prompts": ["a"]}, 422, "query: missing; expected this field, found prompts"),
+    ("/get_reward", {"query": [{"text": "a"}]}, 422, "query[0]: expected a text, found dict"),
+    ("/score", {"inputs": ["a" * 4000]}, 413, "body: expected at most 4000 bytes (--max-request-bytes)"),
+    ("/score", None, 405, "Method Not Allowed"),
+    ("/rewards", {"inputs": []}, 404, "Not Found"),
+]
+
+
+def test_what_cannot_be_answered_is_refused_in_one_line_and_the_server_goes_on(loaded):
+    """A client would search in the dark, or bring the server down."""
+    with running(loaded, constant) as (_, _, post):
+        for path, body, status, expected in REFUSED:
+            found, _, answer = post(path, body)
+            assert (found, list(answer)) == (status, ["error"]), (path, body)
+            assert answer["error"].startswith(expected), answer
+            assert "\n" not in answer["error"]
+        assert post("/score", {"inputs": [TEXT]})[0] == 200
+        counted = numbers(post("/metrics")[2])
+    assert counted['rm_requests_total{path="/score",status="422"}'] == 11
+    assert counted['rm_requests_total{path="other",status="404"}'] == 1
+
+
+def chunked(port, chunks, pause=0.0):
+    """The answer to a body without a declared length, sent piece by piece."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(OSError):  # the server may have had enough
+            for chunk in chunks:
+                client.sendall(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+                time.sleep(pause)
+            client.sendall(b"0\r\n\r\n")
+        return client.makefile("rb").read().decode()
+
+
+def test_a_body_without_a_length_is_measured_as_it_comes(loaded):
+    """It would fill the memory."""
+    with running(loaded, constant) as (port, _, post):
+        assert chunked(port, [b" " * 1000] * 5).startswith("HTTP/1.1 413 ")
+        assert chunked(port, [b" " * 1000] * 1000)[:12] in ("HTTP/1.1 413", "")  # cut off while it sends
+        assert chunked(port, [b'{"inputs": ', b'["a"]}']).startswith("HTTP/1.1 200 ")
+        assert post("/health")[0] == 200
+
+
+def test_a_body_over_the_limit_is_not_asked_for(loaded):
+    """A client that asks first would send gigabytes in vain."""
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
+    with running(loaded, constant) as (port, _, _), socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(head)
+        assert client.makefile("rb").readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+
+
+def test_bodies_have_a_limit_together_and_are_let_go(loaded, monkeypatch):
+    """Many requests, each within its limit, would fill the memory; or it would be given out once and never again."""
+    monkeypatch.setattr(request, "_HELD", 1)
+    with running(loaded, constant) as (port, _, post):
+        head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 3999\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(head + b" " * 3900)
+            time.sleep(0.2)  # until it has been read
+            status, headers, _ = post("/score", {"inputs": ["a" * 200]})
+        assert (status, headers["retry-after"]) == (503, "1")
+        wait_until(lambda: post("/score", {"inputs": ["a" * 3900]})[0] != 503)
+        assert [post("/score", {"inputs": ["a " * 1900]})[0] for _ in range(3)] == [422] * 3
+
+
+def test_slow_clients_are_cut_off_and_hold_nobody(loaded):
+    """A few connections that send a byte a second would hold the server."""
+    with running(loaded, constant) as (port, _, post), ThreadPoolExecutor() as clients:
+        dribbled = clients.submit(chunked, port, [b" "] * 50, 0.05)
+        silent = socket.create_connection(("127.0.0.1", port), timeout=30)
+        silent.sendall(b"POST /score HTTP/1.1\r\nHos")
+        for _ in range(5):
+            assert post("/score", {"inputs": [TEXT]})[0] == 200
+        assert not dribbled.done()
+        status, *_, body = dribbled.result().splitlines()
+        assert status.startswith("HTTP/1.1 408 ")
+        assert json.loads(body)["error"].startswith("body: expected within 1 seconds, ")
+        assert silent.recv(100) == b""  # closed
+        silent.close()
+
+
+def test_only_who_has_the_token_is_answered(loaded, capfd):
+    """Anybody could use the server; and the token does not belong into a log."""
+    body, token = {"inputs": [TEXT]}, "s3cret-token"
+    with running(loaded, constant, token=token) as (_, _, post):
+        for path, content in (("/score", body), ("/get_reward", {"query": [TEXT]}), ("/metrics", None)):
+            for given in (
+                {},
+                {"Authorization": "Bearer other"},
+                {"Authorization": token},
+                {"Authorization": "Bearer é"},
+            ):
+                headers = {name: value.encode() for name, value in given.items()}
+                status, answered, answer = post(path, content, headers)
+                assert (status, answered["www-authenticate"]) == (401, "Bearer")
+                assert answer["error"].startswith("header Authorization: ")
+            assert post(path, content, {"Authorization": f"Bearer {token}"})[0] == 200
+        assert post("/health")[0] == 200
+    assert token not in "".join(capfd.readouterr())
+
+
+def test_a_full_queue_refuses_for_the_time_being_and_loses_nothing(loaded):
+    """Requests would pile up without end, or be dropped that had been accepted."""
+    go, taken = threading.Event(), []
+
+    def score(sequences):
+        taken.append(len(sequences))
+        go.wait(30)
+        return constant(sequences)
+
+    with running(loaded, score, max_batch_size=4, max_queue=8) as (_, batcher, post), ThreadPoolExecutor() as clients:
+        first = clients.submit(post, "/score", {"inputs": [TEXT] * 4})
+        wait_until(lambda: taken)
+        waiting = [clients.submit(post, "/score", {"inputs": [TEXT] * 3}) for _ in range(2)]
+        wait_until(lambda: batcher.waiting == 6)
+        status, headers, answer = post("/score", {"inputs": [TEXT] * 3})
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert answer["error"].startswith("the queue is full (8 sequences, --max-queue)")
+        assert numbers(post("/metrics")[2])["rm_queue_sequences"] == 6
+        go.set()
+        assert [one.result()[0] for one in (first, *waiting)] == [200] * 3
+    assert taken == [4, 3, 3]  # whole requests, at most four sequences together
+
+
+def test_a_batch_that_fails_is_told_to_those_in_it_alone(loaded):
+    """Whoever asks next would wait for ever."""
+
+    def score(sequences):
+        if len(sequences) > 1:
+            raise MemoryError
+        return np.full(1, np.nan if len(sequences[0]) == 1 else 5.0, np.float32)
+
+    with running(loaded, score) as (_, _, post):
+        assert post("/score", {"inputs": [TEXT] * 2})[::2] == (500, {"error": "the server failed; its log says why"})
+        assert post("/score", {"inputs": ["x"]})[0] == 500  # JSON has no NaN
+        assert post("/score", {"inputs": [TEXT]})[2] == {"rewards": [5.0]}
+
+
+def test_metrics_count_what_was_done(loaded):
+    """Dashboards and alarms would be wrong."""
+    _, tokenizer = loaded
+    texts = ragged(5)
+    with running(loaded, constant) as (_, _, post):
+        post("/score", {"inputs": texts[:3]})
+        post("/get_reward", {"query": texts[3:]})
+        status, headers, text = post("/metrics")
+    found, tokens = numbers(text), sum(len(tokenizer.encode(one)) for one in texts)
+    assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
+    assert (found["rm_sequences_total"], found["rm_tokens_total"], found["rm_queue_sequences"]) == (5, tokens, 0)
+    assert found['rm_requests_total{path="/score",status="200"}'] == 1
+    assert found['rm_request_seconds_count{path="/get_reward"}'] == 1
+    assert found['rm_batch_sequences_bucket{le="2.0"}'] == 1
+
+
+def test_health_says_when_the_model_is_ready(loaded):
+    """A load balancer would send requests that have to wait for compilations."""
+    go = threading.Event()
+
+    def score(sequences):
+        go.wait(30)
+        return constant(sequences)
+
+    with running(loaded, score, warm_up=[[[0]]]) as (_, batcher, post):
+        assert post("/health")[::2] == (503, {"status": "not ready"})
+        status, headers, _ = post("/score", {"inputs": [TEXT]})
+        assert (status, headers["retry-after"]) == (503, "1")
+        go.set()
+        batcher.ready.result(30)
+        assert post("/health")[::2] == (200, {"status": "ready"})
+
+
+def test_a_signal_lets_what_is_queued_finish(loaded, tmp_path):
+    """A deployment would lose the requests under way; the real command, in a process of its own."""
+    model, tokenizer = loaded
+    rm.save_reward_model(tmp_path / "model", model, tokenizer)
+    script = textwrap.dedent(f"""
+        import time
+        import numpy as np
+        from rm.commands import serve as command
+
+        def slow(model, sequences, **_):
+            time.sleep(0.2)
+            return np.array([len(ids) for ids in sequences], np.float32)
+
+        command.score_batch, command.shapes = slow, lambda **_: []
+        command.serve(command.ServeArguments(model={str(tmp_path / "model")!r}, port=0, max_batch_size=1))
+    """)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process, ThreadPoolExecutor(8) as clients:
+        line = process.stdout.readline()
+        assert re.fullmatch(rf"serving {re.escape(str(tmp_path))}/model on http://127\.0\.0\.1:\d+\n", line)
+        port = int(line.rsplit(":", 1)[1])
+        asked = [clients.submit(ask, port, "/score", {"inputs": ["tree " * n]}) for n in range(1, 9)]
+        wait_until(lambda: numbers(ask(port, "/metrics")[2])["rm_queue_sequences"] >= 5)
+        process.send_signal(signal.SIGTERM)
+        answers = [one.result() for one in asked]
+        assert (process.wait(30), process.stderr.read()) == (0, "")
+    with pytest.raises(ConnectionRefusedError):
+        ask(port, "/health")
+    lengths = [len(tokenizer.encode("tree " * n)) for n in range(1, 9)]
+    assert [(status, answer) for status, _, answer in answers] == [(200, {"rewards": [n]}) for n in lengths]
+
+
+def test_normalized_rewards_are_of_the_scale_that_training_recorded(loaded, tmp_path):
+    """Rewards of two models could not be compared."""
+    model, tokenizer = loaded
+    rm.save_reward_model(tmp_path / "model", model, tokenizer, provenance={"reward": {"mean": 0.5, "std": 2}})
+    calibration = load_calibration(tmp_path / "model")
+    assert calibration == Calibration(mean=0.5, std=2.0)
+    with running(loaded, lambda sequences: np.float32([4.5, 0.5][: len(sequences)]), calibration=calibration) as (
+        *_,
+        post,
+    ):
+        assert post("/score", {"inputs": [TEXT] * 2})[2] == {"rewards": [2.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    "found", [{"mean": 0.5}, {"mean": 0.5, "std": 0}, {"mean": float("nan"), "std": 1}, [1, 2], "1"]
+)
+def test_a_scale_that_is_none_is_refused(tmp_path, found):
+    (tmp_path / "rm.json").write_text(json.dumps({"reward": found}))
+    with pytest.raises(ConfigError, match=r"rm\.json: field 'reward': expected an object with a finite mean and a"):
+        load_calibration(tmp_path)
+
+
+def test_who_normalizes_without_a_scale_is_told_how_to_get_one(tmp_path):
+    assert load_calibration(tmp_path) is None
+    with pytest.raises(ConfigError, match=r"rm\.json has no field 'reward'.*; train with --eval-dataset"):
+        require_calibration(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"port": 70000}, "--port must be between 0 and 65535, found 70000"),
+        ({"max_wait": -1}, "--max-wait must not be negative, found -1"),
+        ({"request_timeout": 0}, "--request-timeout must be greater than 0, found 0"),
+        ({"max_inputs": 10, "max_queue": 9}, "--max-queue must be at least --max-inputs, .* found 9 and 10"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        ServeArguments(model="x", **flags)
+
+
+def test_a_place_that_is_taken_is_named_before_the_model_is_read():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: cannot be listened at \(.+\); choose another"):
+            command.serve(ServeArguments(model="no-such-model", port=port))
+
+
+def test_the_token_comes_from_a_file_or_the_environment_and_is_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.delenv("RM_SERVE_TOKEN", raising=False)
+    assert read_token(None) is None
+    monkeypatch.setenv("RM_SERVE_TOKEN", "abc")
+    assert read_token(None) == "abc"
+    path = Path(tmp_path / "token")
+    path.write_text("from-file\n")
+    assert read_token(path) == "from-file"
+    for content in ("", "two words", "two\nlines", "é"):
+        path.write_text(content)
+        with pytest.raises(ConfigError) as error:
+            read_token(path)
+        assert not content or content not in str(error.value)
+    with pytest.raises(ConfigError, match="missing: cannot be read \\(No such file"):
+        read_token(tmp_path / "missing")
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda package: None if package == "uvicorn" else package)
+    with pytest.raises(ConfigError, match=r"needs uvicorn.*python -m pip install 'rm-jax\[serve\]'"):
+        command.serve(ServeArguments(model="x"))
