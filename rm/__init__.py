@@ -2,6 +2,7 @@
 
 from . import plots, statistics
 from .batch import PreferenceBatch
+from .calibration import Calibration, load_calibration, normalize
 from .checkpoint import Checkpoints
 from .config import LlamaConfig, Rope
 from .data.batches import BatchPlan, plan_batches
@@ -15,6 +16,7 @@ from .errors import CheckpointError, ConfigError, DataError, OutputError, RmErro
 from .evaluate import comparison_rewards, evaluate, score
 from .hf import load_reward_model, match_tokenizer, save_reward_model
 from .host import keep_compiled
+from .hub import push_reward_model
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
 from .model import RewardModel, hidden_states, init_reward_model, rewards
@@ -28,6 +30,7 @@ from .version import __version__
 
 __all__ = [
     "BatchPlan",
+    "Calibration",
     "CheckpointError",
     "Checkpoints",
     "ConfigError",
@@ -60,6 +63,7 @@ __all__ = [
     "keep_moments",
     "keep_on_host",
     "learning_rate_schedule",
+    "load_calibration",
     "load_comparisons",
     "load_reward_model",
     "load_tokenizer",
@@ -67,6 +71,7 @@ __all__ = [
     "make_optimizer",
     "match_tokenizer",
     "mix",
+    "normalize",
     "pairwise_loss",
     "partition_specs",
     "place_batch",
@@ -76,6 +81,7 @@ __all__ = [
     "plots",
     "preference_metrics",
     "prefetch",
+    "push_reward_model",
     "rewards",
     "save_reward_model",
     "score",
