@@ -21,10 +21,13 @@ class Checkpoints:
     """The checkpoints of a run: `save` returns at once, writing goes on behind it.
 
     **Arguments:** `keep`, how many of the newest stay, all when `None`; `best`, the metric given to `save` whose best
-    checkpoint stays as well, the lowest where its name ends in `loss`, else the highest.
+    checkpoint stays as well, the lowest where its name ends in `loss`, else the highest; `read_only`, which leaves a
+    directory alone that a run may be writing to.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int | None = None, best: str | None = None):
+    def __init__(
+        self, directory: str | Path, *, keep: int | None = None, best: str | None = None, read_only: bool = False
+    ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -42,8 +45,10 @@ class Checkpoints:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies),
-            create=True,
-            cleanup_tmp_directories=True,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
             async_options=ocp.options.AsyncOptions(timeout_secs=_LONGEST_SAVE),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)

@@ -22,7 +22,8 @@ _ORDER = """
     data.cache data.table data.tokenize data.row_shapes data.bin_packing data.groups data.fit_shapes data.packing
     data.sequences data.batches data.prefetch hf checksum checkpoint evaluate batching request traffic serve plots
     scores sections report commands.run commands.progress commands.log commands.data commands.arguments commands.train
-    commands.score commands.rows commands.show commands.evaluate commands.serve commands.plan commands.demo __main__
+    commands.trained commands.score commands.rows commands.show commands.evaluate commands.serve commands.plan
+    commands.demo __main__
 """
 ORDER = _ORDER.split()
 HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tyro"]

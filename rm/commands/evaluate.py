@@ -27,6 +27,7 @@ from ..statistics import best_of_n, paired_test, summarize
 from .rows import describe_rows, score_rows
 from .run import check_same_arguments, versions, write_record
 from .show import show_evaluation
+from .trained import is_checkpoint, load_trained
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,7 +41,7 @@ class EvaluateArguments:
     """Evaluate one reward model, or compare several, on preference data: statistics, every score, and a page."""
 
     model: tuple[str, ...]
-    """Reward models: directories that train exported (RUN/model), any LlamaForSequenceClassification, or hub ids."""
+    """Exported reward models (RUN/model), any LlamaForSequenceClassification, hub ids, or RUN/checkpoints/STEP."""
     dataset: str
     """Preferences: a file, pattern, saved directory or hub id (org/name[:config][@revision]); pairs, or K-wise rows."""
     output: Path
@@ -77,8 +78,9 @@ def evaluate_command(args: EvaluateArguments) -> None:
     """Scores every row with every model, then computes statistics of what lies in scores.jsonl."""
     known = check_free(args)
     sections = load_sections(args.sections) if args.sections else None
-    for text in args.model:  # a wrong name shows before an hour of scoring
-        load_config(parse_source(text).path, revision=parse_source(text).revision)
+    for source in map(parse_source, args.model):  # a wrong name shows before an hour of scoring
+        if not is_checkpoint(source.path):
+            load_config(source.path, revision=source.revision)
     source = parse_source(args.dataset)
     rows = load_comparisons(source.path, split=args.split, config_name=source.config_name, revision=source.revision)
     subsets = read_subsets(rows, args.by, source.path)
@@ -154,6 +156,8 @@ def check_free(args: EvaluateArguments) -> dict[str, Any]:
 
 def load(text: str) -> tuple[RewardModel, Tokenizer]:
     """A reward model and its tokenizer."""
+    if is_checkpoint(text):
+        return load_trained(text)
     source = parse_source(text)
     tokenizer = load_tokenizer(source.path, revision=source.revision)
     return match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
@@ -164,11 +168,11 @@ def _hash(found: Mapping[str, str]) -> str:
 
 
 def model_names(models: Sequence[str]) -> list[str]:
-    """What tables call each model: the last part of its path that tells, each name once."""
+    """What tables call each model: the last part of its path that tells (`RUN 500` for a checkpoint), each once."""
     names: list[str] = []
     for text in models:
-        parts = [part for part in Path(text).parts if part not in ("/", "model", "..", ".")]
-        name = parts[-1] if parts else text
+        parts = [part for part in Path(text).parts if part not in ("/", "model", "..", ".")] or [text]
+        name = f"{parts[-3]} {parts[-1]}" if is_checkpoint(text) and len(parts) > 2 else parts[-1]
         same = sum(found == name or found.startswith(f"{name} (") for found in names)
         names.append(f"{name} ({same + 1})" if same else name)
     return names

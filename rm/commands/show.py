@@ -1,6 +1,6 @@
 """An evaluation as tables on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..report import findings
@@ -18,8 +18,8 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         column.justify = "right"
     subsets = sorted({name for each in models.values() for name in each.get("subsets", {})})
     for subset in subsets:
-        table.add_row(escape(subset), *(_share(each["subsets"].get(subset)) for each in models.values()))
-    table.add_row("all", *map(_share, models.values()))
+        _add_share(table, subset, [each["subsets"].get(subset) for each in models.values()])
+    _add_share(table, "all", list(models.values()))
     sections = next((each["sections"] for each in models.values() if each.get("sections")), {})
     rows = {
         "mean of subsets": "macro_accuracy",
@@ -34,7 +34,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         if any(each.get(key) is not None for each in models.values()):
             table.add_row(label, *(_number(each.get(key)) for each in models.values()))
     table.add_row("ECE", *(_number(each["calibration"]["ece"]) for each in models.values()))
-    table.add_row("accuracy, equal lengths", *(_share(each["length"]["matched"]) for each in models.values()))
+    _add_share(table, "accuracy, equal lengths", [each["length"]["matched"] for each in models.values()])
     console.print(table)
     for name, statistics in models.items():
         for sentence in findings(statistics):
@@ -48,11 +48,19 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         )
 
 
+def _add_share(table: Any, label: str, shares: Sequence[Mapping[str, Any] | None]) -> None:
+    """A row of accuracies; the number of comparisons stands beside the label, or its range where models differ."""
+    from rich.markup import escape
+
+    numbers = sorted({each["n"] for each in shares if each})
+    table.add_row(escape(f"{label} ({'–'.join(str(n) for n in numbers[:1] + numbers[1:][-1:])})"), *map(_share, shares))
+
+
 def _share(each: Mapping[str, Any] | None) -> str:
     if not each or each["accuracy"] is None:
         return "–"
     low, high = each["interval"]
-    return f"{each['accuracy']:.3f} ({low:.3f}–{high:.3f}) of {each['n']}"
+    return f"{each['accuracy']:.3f} ({low:.3f}–{high:.3f})"
 
 
 def _number(value: float | None) -> str:

@@ -170,7 +170,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
     model, tokenizer, comparisons, held_out, tables, plan, mesh = prepared
     del prepared
     steps = math.ceil(args.epochs * plan.steps_per_epoch) if args.max_steps is None else args.max_steps
-    schedule, optimizer = _optimizer(args, steps)
+    schedule, optimizer = training_optimizer(args, steps)
     compute_dtype = jnp.dtype(args.dtype)
 
     def objective(model: RewardModel, batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
@@ -289,7 +289,8 @@ def _track(
     return [stack.enter_context(guarded(name, tracker, warn)) for name, tracker in found.items()]
 
 
-def _optimizer(args: TrainArguments, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+def training_optimizer(args: TrainArguments, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning-rate schedule of a run of so many updates, and its optimizer."""
     schedule = learning_rate_schedule(
         args.schedule,
         peak=args.learning_rate,

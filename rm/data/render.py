@@ -83,8 +83,8 @@ def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> 
     **Raises:** `RowError`, naming the field.
     """
     tools, variables = row.get("tools"), _without_nulls(row.get("chat_template_kwargs") or {})
-    if not isinstance(variables, dict) or not variables.keys().isdisjoint(("messages", "tools")):
-        raise RowError("field 'chat_template_kwargs': expected an object without messages and tools")
+    if not isinstance(variables, dict) or not variables.keys().isdisjoint(("self", "messages", "tools")):
+        raise RowError("field 'chat_template_kwargs': expected an object without self, messages and tools")
     messages = _without_nulls(messages)
     for message in messages:
         content, role = message.get("content"), message.get("role")

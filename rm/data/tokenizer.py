@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face directory: token ids as `transformers` gives them."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,7 +74,7 @@ class Tokenizer:
         """The id of the end-of-sequence token."""
         return self.token_id(self.eos_token)
 
-    @property
+    @functools.cached_property
     def max_token_id(self) -> int:
         """The largest id that a text can contain."""
         return max(self.backend.get_vocab(with_added_tokens=True).values())
