@@ -233,7 +233,8 @@ def chunked(port, chunks, pause=0.0):
                 client.sendall(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
                 time.sleep(pause)
             client.sendall(b"0\r\n\r\n")
-        return client.makefile("rb").read().decode()
+        with client.makefile("rb") as answer:
+            return answer.read().decode()
 
 
 def test_a_body_without_a_length_is_measured_as_it_comes(loaded):
@@ -250,7 +251,8 @@ def test_a_body_over_the_limit_is_not_asked_for(loaded):
     head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
     with running(loaded, constant) as (port, _, _), socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(head)
-        assert client.makefile("rb").readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+        with client.makefile("rb") as answer:
+            assert answer.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
 
 
 def test_bodies_have_a_limit_together_and_are_let_go(loaded, monkeypatch):
