@@ -13,7 +13,7 @@ from .hub import RECORD, read_record, resolve_directory
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Mean and standard deviation of the rewards of both sides of the first evaluation set."""
+    """Mean and standard deviation of the rewards of both sides of all evaluation sets together."""
 
     mean: float
     std: float

@@ -252,7 +252,7 @@ def test_a_body_over_the_limit_is_not_asked_for(loaded):
     with running(loaded, constant) as (port, _, _), socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(head)
         with client.makefile("rb") as answer:
-            assert answer.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+            assert answer.readline().startswith(b"HTTP/1.1 413 ")
 
 
 def test_bodies_have_a_limit_together_and_are_let_go(loaded, monkeypatch):

@@ -17,7 +17,7 @@ from ..version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "tokenizers", "datasets", "safetensors", "orbax-checkpoint")
 
-_MAY_CHANGE = {
+MAY_CHANGE = {
     "output",
     "resume",
     "eval_dataset",
@@ -75,7 +75,7 @@ def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:
     """
     before = read_json(output / "run.json").get("arguments", {}) if (output / "run.json").is_file() else {}
     now = json.loads(json.dumps(arguments, default=str))
-    for name in now.keys() - _MAY_CHANGE:
+    for name in now.keys() - MAY_CHANGE:
         if name in before and before[name] != now[name]:  # an older run may not know of a flag
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{output}: the run has {flag} {before[name]}, found {now[name]}; resume with the same")

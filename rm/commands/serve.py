@@ -40,7 +40,7 @@ class ServeArguments:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products; the score head stays float32."""
     normalize: bool = False
-    """Give (reward - mean) / std, with mean and std of the first evaluation set of the training (rm.json)."""
+    """Give (reward - mean) / std, with mean and std over the evaluation sets of the training (rm.json)."""
     max_batch_size: int = 64
     """Sequences, of whatever requests wait, that go through the model together."""
     max_wait: float = 5.0

@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM
@@ -15,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -24,7 +21,7 @@ from ..checkpoint import Checkpoints, abstract
 from ..data.batches import BatchPlan
 from ..data.comparisons import TokenizedComparisons
 from ..data.prefetch import prefetch
-from ..data.sources import is_file_name, parse_source
+from ..data.sources import parse_source
 from ..data.table import describe_table
 from ..data.tokenizer import Tokenizer
 from ..distributed import ballot, connect, ending_together, leads, prepare_together
@@ -45,7 +42,8 @@ from .arguments import TrainArguments
 from .data import describe_plan, plan_updates, read_comparisons, read_tokenizer
 from .log import TrainingLog
 from .progress import Reporter, print_once, warn
-from .run import _MAY_CHANGE, check_output, check_same_arguments, check_same_data, dataset_name, versions, write_record
+from .provenance import pool_rewards, provenance
+from .run import check_output, check_same_arguments, check_same_data, dataset_name, versions, write_record
 
 
 class Prepared(NamedTuple):
@@ -262,7 +260,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
     if evaluation:
         record["reward"] = pool_rewards(evaluation, {name: 2 * len(each) for name, each in held_out.items()})
     write_record(args.output, record)
-    save_reward_model(args.output / "model", state.model, tokenizer, provenance=_provenance(args, tokenizer, record))
+    save_reward_model(args.output / "model", state.model, tokenizer, provenance=provenance(args, tokenizer, record))
     if not args.quiet:
         print_once(f"the reward model is in {args.output / 'model'}")
     if args.push_to and leads():
@@ -324,55 +322,3 @@ def _evaluate(model: RewardModel, held_out: dict[str, TokenizedComparisons], arg
     options["center_rewards_coefficient"] = args.center_rewards_coefficient
     found = {name: evaluate(model, comparisons, **options) for name, comparisons in held_out.items()}  # pyright: ignore
     return {f"eval_{name}_{metric}": found[name][metric] for name in found for metric in METRICS}
-
-
-def pool_rewards(evaluation: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, Any]:
-    """Mean and spread of the rewards of all evaluation sets together, every reward with the same weight.
-
-    `mean = Σ nᵢ mᵢ / Σ nᵢ` and `std² = Σ nᵢ (sᵢ² + (mᵢ - mean)²) / Σ nᵢ`, which need not what each reward was.
-
-    **Arguments:** `evaluation`, with `eval_NAME_mean_reward` and `eval_NAME_std_reward`; `counts`, the rewards of each
-    set, two for a comparison.
-
-    >>> found = {"eval_a_mean_reward": 1.0, "eval_a_std_reward": 1.0}  # of 0, 0, 2, 2
-    >>> found |= {"eval_b_mean_reward": 4.0, "eval_b_std_reward": 0.0}  # of 4, 4
-    >>> pool_rewards(found, {"a": 4, "b": 2})
-    {'mean': 2.0, 'std': 1.632993161855452, 'count': 6, 'data': ['a', 'b']}
-    """
-    sizes = list(counts.values())
-    means, stds = (np.array([evaluation[f"eval_{name}_{kind}_reward"] for name in counts]) for kind in ("mean", "std"))
-    mean = np.average(means, weights=sizes)
-    std = np.sqrt(np.average(stds**2 + (means - mean) ** 2, weights=sizes))
-    return {"mean": float(mean), "std": float(std), "count": sum(sizes), "data": list(counts)}
-
-
-def _provenance(args: TrainArguments, tokenizer: Tokenizer, record: dict[str, Any]) -> dict[str, Any]:
-    """What the export says of the run; it is made to be given away, so local files are named without their place."""
-    base, template = parse_source(args.model), tokenizer.chat_template
-    how = _MAY_CHANGE | {"model", "dataset", "chat_template"}
-    hyperparameters = {name: value for name, value in record["arguments"].items() if name not in how}
-    return {
-        "base_model": _public_name(base.path),
-        "base_model_is_hub_id": _is_hub_id(base.path),
-        "dataset": [_public_name(parse_source(dataset).path) for dataset in args.dataset],
-        "data": {
-            name: table | {"source": _public_name(table["source"]), "hub": _is_hub_id(table["source"])}
-            for name, table in record["data"].items()
-        },
-        "hyperparameters": json.loads(json.dumps(hyperparameters, default=str)),
-        "steps": record["steps"],
-        "parameters": record["model"]["parameters"],
-        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
-        "evaluation": record["evaluation"],
-        **({"reward": record["reward"]} if "reward" in record else {}),
-        "repository": args.push_to,
-        "versions": record["versions"],
-    }
-
-
-def _is_hub_id(path: str) -> bool:
-    return not Path(path).exists() and not is_file_name(path)
-
-
-def _public_name(path: str) -> str:
-    return path if _is_hub_id(path) else Path(path).resolve().name

@@ -213,7 +213,7 @@ def _collect(
     if not kept:
         raise DataError(_nothing_left(counts, options, source))
     check_same_number([part.ends.shape[1] for part in parts], source)
-    columns = {name: np.concatenate([getattr(part, name) for part in parts])[:kept] for name in ARRAYS}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts])[:kept] for name in ARRAYS}
     tokens = np.memmap(file, np.int32, "r")[: columns["offsets"][-1, -1]]
     return TokenizedComparisons(tokens=tokens, **columns), counts
 
