@@ -65,7 +65,8 @@ def training_curves(
     """A metric over the updates of one or several runs; where `eval_…_metric` was logged, it is drawn dashed.
 
     **Arguments:** `runs`, directories of runs, or the lines of `metrics.jsonl`; `metric`, a field of these lines such
-    as `loss`, `accuracy`, `margin`; `labels`, a name for each run, by default that of its directory.
+    as `loss`, `accuracy`, `margin`; `labels`, a name for each run, by default that of its directory (one run alone is
+    `train`, and its held-out sets have their names).
 
     **Raises:** `DataError` where a run has no such field.
 
@@ -84,7 +85,9 @@ def training_curves(
         for field in sorted(fields, key=len):
             points = [(line["step"], line[field]) for line in lines if line.get(field) is not None]
             held_out = field != metric
-            label = f"{name}, {field.removeprefix('eval_').removesuffix(f'_{metric}')}" if held_out else name
+            label = field.removeprefix("eval_").removesuffix(f"_{metric}") if held_out else "train"
+            if len(runs) > 1 or labels:
+                label = f"{name}, {label}" if held_out else name
             style = {"linestyle": "--", "marker": "o", "markersize": 3} if held_out else {}
             ax.plot(*np.array(points).reshape(-1, 2).T, color=COLOURS[number % 5], label=label, **style)
     if metric == "accuracy":
