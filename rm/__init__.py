@@ -23,6 +23,7 @@ from .model import RewardModel, hidden_states, init_reward_model, rewards
 from .offload import keep_on_host
 from .optimizer import adamw, learning_rate_schedule, make_optimizer
 from .plan import Plan, plan
+from .report import findings
 from .rounding import keep_moments, stochastic_round
 from .sharding import make_mesh, partition_specs, place_batch, place_model
 from .update import TrainState, accumulate, apply_gradients, init_state, jit_update, update
@@ -55,6 +56,7 @@ __all__ = [
     "comparison_rewards",
     "connect",
     "evaluate",
+    "findings",
     "hidden_states",
     "init_reward_model",
     "init_state",

@@ -176,7 +176,9 @@ def best_of_n(rewards: Float[ndarray, "B K"], scores: Float[ndarray, "B K"], *, 
     found = best_of_n_statistics(rewards, scores)
     for name, colour, style in (("oracle", COLOURS[2], "--"), ("model", _CHOSEN, "-"), ("random", _REFERENCE, ":")):
         ax.plot(found["n"], found[name], color=colour, linestyle=style, marker="o", markersize=4, label=name)
-    ax.set(xlabel="n, of which the best by reward is taken", ylabel="expected score", xticks=found["n"])
+    ax.set(xlabel="n, of which the best by reward is taken", ylabel="expected score")
+    if len(found["n"]) <= 10:
+        ax.set_xticks(found["n"])
     _legend_above(ax)
     return ax
 

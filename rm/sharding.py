@@ -127,7 +127,10 @@ def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
 
 
 def place_model(model: Any, mesh: Mesh) -> Any:
-    """A model with every leaf where `partition_specs` says."""
+    """A model with every leaf where `partition_specs` says.
+
+    It may share arrays with the model given (those that are whole on every device), so train only one of the two.
+    """
     return jax.device_put(model, shardings(partition_specs(model, mesh), mesh))
 
 
