@@ -82,6 +82,7 @@ def demo(args: DemoArguments) -> None:
     accuracy = json.loads((run / "run.json").read_text(encoding="utf-8"))["evaluation"]["eval_test_accuracy"]
     print(f"held-out accuracy {accuracy:.3f}\n\nNext, with a Llama and preferences of your own:")
     print("  python -m rm train --model LLAMA_DIR_OR_HUB_ID --dataset PAIRS.jsonl --output RUN")
+    print("  python -m rm evaluate --model RUN/model --dataset HELD_OUT.jsonl --output EVALUATION")
     print("  python -m rm score --model RUN/model --input RESPONSES.jsonl --output SCORES.jsonl")
 
 
