@@ -15,6 +15,7 @@ import rm
 from rm.data.comparisons import flatten
 from rm.data.packing import pack
 from rm.data.row_shapes import RowShape
+from rm.evaluate import METRICS
 from rm.sharding import AXES, parse_mesh
 
 pytestmark = pytest.mark.optax
@@ -245,8 +246,11 @@ def test_scores_and_metrics_on_a_mesh(loaded, comparisons):
     texts = [f"the {word} house" for word in ("red", "old", "big", "red old", "big red")]
     np.testing.assert_allclose(rm.score(placed, tokenizer, texts), rm.score(model, tokenizer, texts), atol=1e-5)
     plain = rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.5)
-    on_mesh = rm.evaluate(rm.place_model(plain, rm.make_mesh(fsdp=4, tensor=2)), comparisons)
-    assert on_mesh == pytest.approx(rm.evaluate(plain, comparisons), rel=1e-4)
+    on_mesh, alone = (
+        {name: rm.evaluate(model, comparisons)[name] for name in METRICS}
+        for model in (rm.place_model(plain, rm.make_mesh(fsdp=4, tensor=2)), plain)
+    )
+    assert on_mesh == pytest.approx(alone, rel=1e-4)
 
 
 # What is refused.
