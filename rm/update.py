@@ -58,7 +58,8 @@ def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> T
     if mesh is not None:
         first, where = shardings((P(), state_specs(shapes, model, partition_specs(model, mesh))), mesh)
     else:
-        model = jax.device_put(model, model.norm.sharding)  # as an update returns it, or the second would compile again
+        where = model.norm.sharding  # every leaf committed, as an update returns it: or the second one compiles again
+        model = jax.tree.map(lambda leaf: jax.device_put(leaf, where), model)  # one by one, which `vmap` can map
         first, where = jax.tree.map(lambda _: model.norm.sharding, (0, shapes))
     step, opt_state = jax.jit(init, out_shardings=(first, place_on_host(where, shapes)))(model)
     return TrainState(step, model, opt_state)
