@@ -103,12 +103,16 @@ def files_of(directory: Path) -> list[Path]:
 
 @pytest.mark.parametrize("kind", ["flipped", "cut short"])
 def test_damage_is_found_or_harmless(saved, state, tmp_path, kind):
-    """A run would go on from rubbish. Each case damages one place in one file of the newest checkpoint."""
+    """A run would go on from rubbish. Each case damages one place in one file of the newest checkpoint.
+
+    Every file has its turn, and every other case takes any byte, for how many small files there are is Orbax's affair.
+    """
     rng, found, harmless = np.random.default_rng([0, len(kind)]), 0, 0
     like, files = abstract(state), files_of(saved / "6")
+    sizes = np.array([path.stat().st_size for path in files])
     with rm.Checkpoints(shutil.copytree(saved, tmp_path / "copy")) as checkpoints:
         for case in range(CASES):
-            original = files[case % len(files)]
+            original = files[case // 2 % len(files) if case % 2 else rng.choice(len(files), p=sizes / sizes.sum())]
             path, content = tmp_path / "copy" / original.relative_to(saved), bytearray(original.read_bytes())
             at = int(rng.integers(len(content)))
             if kind == "flipped":
@@ -126,7 +130,7 @@ def test_damage_is_found_or_harmless(saved, state, tmp_path, kind):
             finally:
                 path.write_bytes(original.read_bytes())
     print(f"{kind}: {found} found, {harmless} harmless")
-    assert found > CASES / 10, "the damage does not reach what is read"
+    assert found > CASES / 4, "the damage does not reach what is read"
 
 
 def test_the_one_before_is_taken_where_the_newest_is_damaged(saved, state, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,6 +97,12 @@ def write_record(output: Path, record: Mapping[str, Any]) -> None:
     """Writes `run.json`, replacing the old one as a whole; one process does."""
     if leads():
         replace_file(output / "run.json", json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n")
+
+
+def run_id(output: Path) -> str:
+    """The name of the run among others of a tracker's, the same when it is resumed."""
+    before = read_json(output / "run.json") if (output / "run.json").is_file() else {}
+    return before.get("run_id") or uuid.uuid4().hex[:8]
 
 
 def versions() -> dict[str, str]:

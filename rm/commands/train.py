@@ -4,10 +4,8 @@ import contextlib
 import dataclasses
 import math
 import time
-import uuid
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from signal import SIGTERM
 from typing import Any, NamedTuple
 
@@ -28,7 +26,7 @@ from ..distributed import ballot, connect, ending_together, leads, prepare_toget
 from ..errors import ConfigError, RmError
 from ..evaluate import METRICS, evaluate
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
-from ..hub import check_push, push_reward_model, read_json
+from ..hub import check_push, push_reward_model
 from ..losses import centering_penalty, pairwise_loss
 from ..lowering import Inputs, choose_attention
 from ..model import RewardModel, rewards
@@ -43,7 +41,7 @@ from .data import describe_plan, plan_updates, read_comparisons, read_tokenizer
 from .log import TrainingLog
 from .progress import Reporter, print_once, warn
 from .provenance import pool_rewards, provenance
-from .run import check_output, check_same_arguments, check_same_data, dataset_name, versions, write_record
+from .run import check_output, check_same_arguments, check_same_data, dataset_name, run_id, versions, write_record
 
 
 class Prepared(NamedTuple):
@@ -179,7 +177,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
 
     record = {
         "arguments": dataclasses.asdict(args),
-        "run_id": _run_id(args.output),
+        "run_id": run_id(args.output),
         "versions": versions(),
         "data": tables,
         "data_sha256": _hashes(comparisons, held_out),
@@ -268,12 +266,6 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
         if not args.quiet:
             print_once(f"and at {address}")
     return 0
-
-
-def _run_id(output: Path) -> str:
-    """The name of the run among others of a tracker's, the same when it is resumed."""
-    before = read_json(output / "run.json") if (output / "run.json").is_file() else {}
-    return before.get("run_id") or uuid.uuid4().hex[:8]
 
 
 def _track(
