@@ -108,8 +108,8 @@ class Case:
     """What one process measures."""
 
     shape: str
-    attention: Any  # one of rm.model.Attention
-    remat: Any  # one of rm.model.Remat
+    attention: Any  # one of rm.lowering.Attention
+    remat: Any  # one of rm.forward.Remat
     types: str  # one of TYPES
 
 
@@ -210,7 +210,7 @@ def make_update(case: Case):
     import jax.numpy as jnp
 
     from rm.losses import pairwise_loss
-    from rm.model import rewards
+    from rm.forward import rewards
     from rm.optimizer import adamw
     from rm.update import init_state, update
 

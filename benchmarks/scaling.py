@@ -29,7 +29,7 @@ from random_comparisons import random_comparisons
 
 import rm
 from rm.flops import count_parameters, count_work, update_flops
-from rm.model import Remat
+from rm.forward import Remat
 
 REMAT: tuple[Remat, ...] = ("full", "none")
 PRODUCT = (2048, 1024, 1024)

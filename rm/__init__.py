@@ -19,7 +19,8 @@ from .host import keep_compiled
 from .hub import push_reward_model
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
-from .model import RewardModel, hidden_states, init_reward_model, rewards
+from .forward import hidden_states, rewards
+from .model import RewardModel, init_reward_model
 from .offload import keep_on_host
 from .optimizer import adamw, learning_rate_schedule, make_optimizer
 from .plan import Plan, plan

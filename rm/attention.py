@@ -4,6 +4,7 @@ A query sees a key when both belong to the same segment, the key does not come l
 prefix or of the query's own part.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -28,8 +29,12 @@ class Marks(NamedTuple):
 @checked
 def visible(queries: Marks, keys: Marks) -> Bool[Array, "R M J"]:
     """Which keys each query sees."""
-    segment, part, place = (mark[..., None] for mark in queries)
-    k_segment, k_part, k_place = (mark[:, None] for mark in keys)
+    return sees([mark[..., None] for mark in queries], [mark[:, None] for mark in keys])
+
+
+def sees(query: Sequence[Array] | Array, key: Sequence[Array] | Array) -> Bool[Array, "..."]:
+    """The rule, of the segment, part and place of queries and of keys, which broadcast against each other."""
+    (segment, part, place), (k_segment, k_part, k_place) = query, key
     return (segment == k_segment) & ((k_part == 0) | (part == k_part)) & (place >= k_place)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .attention import Marks
+from .attention import Marks, sees
 from .layers import precision
 from .shapes import checked
 
@@ -64,11 +64,9 @@ def _cut(x: Array) -> Array:
 
 
 def _visible(queries: Int[Array, "3 *B M"], keys: Int[Array, "3 *B C"]) -> Bool[Array, "*B C M"]:
-    """Which keys each query sees, given the marks of both."""
-    q_segment, q_part, q_place = queries[..., None, :]
-    k_segment, k_part, k_place = keys[..., None]
-    same = (q_segment == k_segment) & (q_segment > 0) & ((k_part == 0) | (k_part == q_part))
-    return same & (q_place >= k_place)
+    """Which keys each query sees, given the marks of both; padding sees nothing."""
+    queries = queries[..., None, :]
+    return sees(queries, keys[..., None]) & (queries[0] > 0)
 
 
 def _scores(q: Float[Array, "G M E"], k: Float[Array, "G C E"], visible: Bool[Array, "C M"]) -> Float[Array, "G C M"]:

@@ -28,7 +28,7 @@ from .errors import ConfigError, RmError
 from .estimate import Case, kept
 from .host import compiling_for
 from .losses import pairwise_loss
-from .model import rewards
+from .forward import rewards
 from .offload import place_on_host
 from .optimizer import make_optimizer
 from .sharding import ROWS, make_mesh, shardings

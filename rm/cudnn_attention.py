@@ -12,11 +12,9 @@ own backward, given these in place of its own, is exact. Differentiating the mer
 gradient of `L_c`.
 """
 
-import inspect
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,42 +22,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .attention import Marks
-from .collectives import shards
-from .errors import ConfigError
-from .layers import precision
+from .cudnn_kernel import CUDNN, FAR, Kernel
 from .shapes import checked
-
-_FAR = 1e30  # an infinite log-sum-exp, without the NaN of `inf - inf`
-
-
-class Kernel(NamedTuple):
-    """Attention to a set of keys; what it gives where there is no token, or nothing to see, means nothing.
-
-    `lengths` are the real queries and keys of each row, `lse` is the log-sum-exp of a query's scores, float32:
-
-        forward(q, k, v, *lengths, causal) -> out, lse
-        backward(q, k, v, out, lse, d_out, *lengths, causal) -> d_q, d_k, d_v
-    """
-
-    forward: Callable[..., tuple[Array, Array]]
-    backward: Callable[..., tuple[Array, Array, Array]]
-
-
-def cudnn_takes(regions: tuple[int, ...], dtype, slots: int, head_size: int) -> bool:
-    """Whether `cudnn_attention` is exact for rows of these regions on a GPU; `shared_prefix_attention` always is.
-
-    Not for rows with room for several comparisons, which may have several segments; nor for a single region, which
-    holds whole segments; nor for rows that are cut into parts along `context`, where there are more keys than queries.
-
-    >>> cudnn_takes((64, 32, 32), jnp.bfloat16, 1, 128), cudnn_takes((0, 128), jnp.float16, 1, 64)
-    (True, True)
-    >>> cudnn_takes((64, 32, 32), jnp.bfloat16, 2, 128), cudnn_takes((128,), jnp.bfloat16, 1, 128)
-    (False, False)
-    >>> cudnn_takes((64, 32, 32), jnp.float32, 1, 128), cudnn_takes((64, 32, 32), jnp.bfloat16, 1, 100)
-    (False, False)
-    """
-    fits = head_size % 8 == 0 and head_size <= 128  # 256 on some GPUs only
-    return slots == 1 and len(regions) > 1 and shards("context") == 1 and dtype in (jnp.bfloat16, jnp.float16) and fits
 
 
 @checked
@@ -73,7 +37,7 @@ def cudnn_attention(
     *,
     kernel: Kernel | None = None,
 ) -> Float[Array, "R N G Q E"]:
-    """What `shared_prefix_attention` computes for rows that `cudnn_takes`; padding gets zeros.
+    """What `shared_prefix_attention` computes for rows of several regions and one segment; padding gets zeros.
 
     Scores, softmax and merge are float32; a response's two outputs are rounded to the type of `q` before the merge.
 
@@ -94,16 +58,16 @@ def _forward(q: Array, k: Array, v: Array, real: Array, regions: tuple[int, ...]
         lengths = each.lengths(real)
         out, lse = kernel.forward(q[:, each.rows], k[:, each.columns], v[:, each.columns], *lengths, each.causal)
         sees = _sees(out, *lengths)
-        return jnp.where(_spread(sees, out), out, 0), jnp.where(sees[:, None, None], lse, -_FAR)
+        return jnp.where(_spread(sees, out), out, 0), jnp.where(sees[:, None, None], lse, -FAR)
 
     own, seen = _views(regions)
     outs, lses = zip(*map(attend, own), strict=True)
     out, lse = jnp.concatenate(outs, axis=1), jnp.concatenate(lses, axis=-1)
     for each in seen:
         more, more_lse = attend(each)
-        out, lse = _merge(out, lse, _put(more, each.rows, q), _put(more_lse, each.rows, q, axis=-1, fill=-_FAR))
+        out, lse = _merge(out, lse, _put(more, each.rows, q), _put(more_lse, each.rows, q, axis=-1, fill=-FAR))
     out = jnp.where(_spread(real, out), out, 0).astype(q.dtype)
-    lse = jnp.where(real[:, None, None], lse, _FAR)  # so that in the backward pass padding weighs nothing
+    lse = jnp.where(real[:, None, None], lse, FAR)  # so that in the backward pass padding weighs nothing
     return out, (q, k, v, real, out, lse)
 
 
@@ -172,77 +136,3 @@ def _merge(out: Array, lse: Array, more: Array, more_lse: Array) -> tuple[Array,
     both = jnp.logaddexp(lse, more_lse)
     shares = [jnp.moveaxis(jnp.exp(one - both), -1, 1)[..., None] for one in (lse, more_lse)]
     return out.astype(jnp.float32) * shares[0] + more.astype(jnp.float32) * shares[1], both
-
-
-def _reference_forward(q: Array, k: Array, v: Array, q_lengths: Array, kv_lengths: Array, causal: bool):
-    scores = _scores(q, k, kv_lengths, causal)
-    lse = jax.nn.logsumexp(scores, axis=-1)
-    return _product("RGQMJ,RJGE->RMGQE", jnp.exp(scores - lse[..., None]), v).astype(q.dtype), lse
-
-
-def _reference_backward(q, k, v, out, lse, d_out, q_lengths, kv_lengths, causal: bool):
-    weights = jnp.exp(_scores(q, k, kv_lengths, causal) - lse[..., None])
-    sums = _product("RMGQE,RMGQE->RGQM", d_out, out)
-    d_scores = weights * (_product("RMGQE,RJGE->RGQMJ", d_out, v) - sums[..., None]) * q.shape[-1] ** -0.5
-    d_q, d_k = _product("RGQMJ,RJGE->RMGQE", d_scores, k), _product("RGQMJ,RMGQE->RJGE", d_scores, q)
-    return d_q, d_k, _product("RGQMJ,RMGQE->RJGE", weights, d_out)
-
-
-def _scores(q: Array, k: Array, kv_lengths: Array, causal: bool) -> Float[Array, "R G Q M J"]:
-    scores = _product("RMGQE,RJGE->RGQMJ", q, k) * q.shape[-1] ** -0.5
-    place, k_place = jnp.arange(q.shape[1])[:, None], jnp.arange(k.shape[1])[None]
-    seen = (k_place < kv_lengths[:, None])[:, None] & ((place >= k_place) | (not causal))[None]
-    return jnp.where(seen[:, None, None], scores, -_FAR)
-
-
-def _product(dimensions: str, x: Array, y: Array) -> Array:
-    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jnp.einsum(dimensions, x, y, precision=precision(jnp.float32))
-
-
-def _cudnn_forward(q: Array, k: Array, v: Array, q_lengths: Array, kv_lengths: Array, causal: bool):
-    out, lse = _cudnn("fwd", q, k, v, q_lengths, kv_lengths, causal, is_training=True)
-    R, M, G, Q, _ = q.shape
-    return out.reshape(q.shape), lse.reshape(R, G, Q, M)
-
-
-def _cudnn_backward(q, k, v, out, lse, d_out, q_lengths, kv_lengths, causal: bool):
-    R, M, G, Q, E = q.shape
-    lse, out, d_out = lse.reshape(R, G * Q, M), out.reshape(R, M, G * Q, E), d_out.reshape(R, M, G * Q, E)
-    more = {"activation": lse, "fwd_output": out, "grad_output": d_out}
-    d_q, d_k, d_v = _cudnn("bwd", q, k, v, q_lengths, kv_lengths, causal, **more)
-    return d_q.reshape(q.shape), d_k, d_v
-
-
-def _cudnn(direction: str, q: Array, k: Array, v: Array, q_lengths: Array, kv_lengths: Array, causal: bool, **more):
-    R, M, G, Q, E = q.shape
-    absent = ("bias", "q_offsets", "kv_offsets", "page_table_k", "page_table_v")
-    arguments = {"query": q.reshape(R, M, G * Q, E), "key": k, "value": v, "scale": E**-0.5, **more}
-    # no length of 0, of which cuDNN promises nothing: what comes of one padding token is thrown away
-    arguments |= {"q_seqlen": jnp.maximum(q_lengths, 1), "kv_seqlen": jnp.maximum(kv_lengths, 1)}
-    arguments |= {"seed": 0, "dropout_rate": 0.0, "variadic_args": (False, False), "sliding_window_length": None}
-    return _private(direction, causal, arguments | dict.fromkeys(absent, jnp.zeros(0, q.dtype)))
-
-
-def _private(direction: str, causal: bool, arguments: dict[str, Any]) -> list[Array]:
-    """JAX's private call of cuDNN, below its partitioning over devices, which `shard_map` has done.
-
-    The public function takes no log-sum-exp for its backward pass, and gives none in float32.
-    """
-    try:
-        from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-        function = getattr(cudnn, f"_dot_product_attention_{direction}_impl")
-        mask = cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING
-        arguments |= {"mask_type": mask, "layout": cudnn.AttentionLayout.BTNH.value}
-        signature, since_012 = inspect.signature(function), {"score_mod_args": (), "score_mod": None}
-        arguments |= {name: value for name, value in since_012.items() if name in signature.parameters}
-        signature.bind(**arguments)
-    except (ImportError, AttributeError, TypeError) as error:
-        versions = f"jax 0.10 to 0.12 are known, this is {jax.__version__}"
-        raise ConfigError(f'cuDNN attention: {versions} ({error}); use attention="xla"') from error
-    return function(**arguments)
-
-
-CUDNN = Kernel(_cudnn_forward, _cudnn_backward)
-REFERENCE = Kernel(_reference_forward, _reference_backward)  # in plain JAX, float32 within

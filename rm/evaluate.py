@@ -22,9 +22,10 @@ from .data.sequences import pack_sequences, round_up
 from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
 from .errors import DataError
+from .forward import rewards
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
-from .model import RewardModel, rewards
+from .model import RewardModel
 from .shapes import checked
 from .sharding import mesh_of, place_batch, row_shards
 from .statistics import summarize

@@ -6,14 +6,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from .cudnn_attention import cudnn_takes
 from .errors import ConfigError
 from .host import platform
-from .splash_attention import splash_takes
 
 Attention = Literal["auto", "xla", "block", "splash", "cudnn"]
 
 _PLATFORMS = {"block": ("cpu",), "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
+_TYPES = {"splash": (jnp.bfloat16,), "cudnn": (jnp.bfloat16, jnp.float16)}
 
 
 class Inputs(NamedTuple):
@@ -36,18 +35,28 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
     """
     if attention == "auto":
         form = next((form for form, on in _PLATFORMS.items() if platform() in on), "xla")
-        reason = "has not yet been run on a GPU; ask for it by name" if form == "cudnn" else _refuses(form, inputs)
+        reason = "has not yet been run on a GPU; ask for it by name" if form == "cudnn" else refuses(form, inputs)
         if reason:
             _say(f"attention by 'xla': {form!r} {reason}")
         return "xla" if reason else form  # pyright: ignore[reportReturnType]
-    reason = _refuses(attention, inputs)
+    reason = refuses(attention, inputs)
     if reason:
         raise ConfigError(f"attention {attention!r} {reason}; use 'auto' or 'xla'")
     return attention
 
 
-def _refuses(form: str, inputs: Inputs) -> str | None:
-    """Why a form is not exact, or not to be had, for these inputs."""
+def refuses(form: Attention, inputs: Inputs) -> str | None:
+    """Why a form is not exact, or not to be had, for these inputs; `None` where it is. `xla` always is.
+
+    The kernels need a region for each part of a segment: of several parts in one region, all see the prefix, so to a
+    kernel they would be of one kind and see each other. They take as many keys as queries, which rows cut along
+    `context` do not have; and `cudnn` knows one segment a row. Neither keeps float32: products of it are rounded.
+
+    >>> from rm.host import compiling_for
+    >>> with compiling_for("tpu"):
+    ...     [refuses("splash", Inputs(regions, 4, 128, jnp.bfloat16)) for regions in ((64, 32, 32), (64,))]
+    [None, 'takes rows of several regions, found (64,)']
+    """
     regions, slots, head_dim, dtype, context = inputs
     if form in ("xla", "block"):
         return None
@@ -59,7 +68,8 @@ def _refuses(form: str, inputs: Inputs) -> str | None:
         return f"takes rows of several regions, found {regions}"
     if form == "cudnn" and slots > 1:
         return f"takes one comparison a row, found room for {slots}"
-    takes = splash_takes(regions, dtype) if form == "splash" else cudnn_takes(regions, dtype, slots, head_dim)
+    heads = form == "splash" or (head_dim % 8 == 0 and head_dim <= 128)  # cuDNN: 256 on some GPUs only
+    takes = heads and dtype in _TYPES[form]
     return None if takes else f"does not take {jnp.dtype(dtype).name} with heads of {head_dim}"
 
 

@@ -4,7 +4,7 @@ The kernel computes block by block (Dao et al. 2022, arXiv 2205.14135). It hides
 empty blocks it skips, and segment ids, which must be equal. That is enough where a row has several regions and each
 holds one part of every segment: the mask then stands for the parts, and the ids for the segments. It is not enough
 where several parts of a segment lie in one region: they all see the prefix, so they would need its id, all the same
-one, and would see each other. `splash_takes` tells these apart.
+one, and would see each other; `lowering.refuses` knows.
 """
 
 import jax
@@ -13,22 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .attention import Marks
-from .collectives import shards
 from .shapes import checked
-
-
-def splash_takes(regions: tuple[int, ...], dtype) -> bool:
-    """Whether `splash_attention` is exact for rows of these regions on a TPU; `shared_prefix_attention` always is.
-
-    Not for a single region, which holds whole segments; nor for rows that are cut into parts along `context`, where
-    there are more keys than queries; nor in float32, of which the kernel's products keep what bfloat16 holds.
-
-    >>> splash_takes((64, 32, 32), jnp.bfloat16), splash_takes((0, 128), jnp.bfloat16)
-    (True, True)
-    >>> splash_takes((128,), jnp.bfloat16), splash_takes((0, 128), jnp.float32)
-    (False, False)
-    """
-    return len(regions) > 1 and shards("context") == 1 and dtype == jnp.bfloat16
 
 
 @checked
@@ -42,7 +27,7 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "R N G Q E"]:
-    """What `shared_prefix_attention` computes for rows that `splash_takes`; padding gets values that mean nothing.
+    """What `shared_prefix_attention` computes for rows of several regions; padding gets values that mean nothing.
 
     Scores and softmax are float32; `q` is scaled before the scores, which rounds it once more where √E is no power of
     two. On a TPU, products of float32 are as precise as `jax_default_matmul_precision` says.

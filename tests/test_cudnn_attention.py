@@ -17,10 +17,13 @@ import rm
 from rm.attention import Marks, shared_prefix_attention, visible
 from rm.chips import parse_topology
 from rm.compiled import compiler_flags, default_compilers, missing_compiler
-from rm.cudnn_attention import REFERENCE, Kernel, cudnn_attention, cudnn_takes
+from rm.cudnn_attention import cudnn_attention
+from rm.cudnn_kernel import REFERENCE, Kernel
 from rm.data.comparisons import flatten
 from rm.data.packing import pack
 from rm.data.row_shapes import RowShape
+from rm.host import compiling_for
+from rm.lowering import Inputs, refuses
 
 from .tiny import CONFIG
 
@@ -159,7 +162,8 @@ def test_lengths_say_what_is_visible_in_packed_rows_of_one_slot(share_prefix):
     comparisons = flatten(sequences, [0.0] * len(sequences), CONFIG, share_prefix=share_prefix)
     regions = (32, 40, 40) if share_prefix else (0, 40, 40)
     batches = pack(comparisons, range(len(sequences)), [RowShape(rows=len(sequences), slots=1, regions=regions)])
-    assert cudnn_takes(regions, jnp.bfloat16, 1, 128)
+    with compiling_for("gpu"):
+        assert refuses("cudnn", Inputs(regions, 1, 128, jnp.bfloat16)) is None
     for batch in batches:
         starts, real = np.cumsum((0, *regions)), batch.segments > 0
         counts = [tuple(int(row[a:b].sum()) for a, b in pairwise(starts)) for row in real]
@@ -168,21 +172,6 @@ def test_lengths_say_what_is_visible_in_packed_rows_of_one_slot(share_prefix):
         np.testing.assert_array_equal(meant.segments, real)
         seen, expressed = (visible(each, each) & real[:, :, None] for each in (marks, meant))
         np.testing.assert_array_equal(seen, expressed)
-
-
-def test_rows_cut_along_context_are_refused():
-    """Else queries of one device would be masked as though its keys were all there are."""
-    taken = []
-
-    def forward(x: jax.Array) -> jax.Array:
-        taken.append(cudnn_takes((2, 2), jnp.bfloat16, 1, 128))
-        return x
-
-    for sizes in ({"context": 2}, {"data": 2}):
-        mesh = rm.make_mesh(**sizes, devices=jax.devices()[:2])
-        specs = {"in_specs": P("data"), "out_specs": P("data"), "check_vma": False}
-        jax.eval_shape(jax.shard_map(forward, mesh=mesh, **specs), jnp.zeros(2))
-    assert taken == [False, True]
 
 
 def test_another_interface_to_cudnn_is_one_line(monkeypatch):

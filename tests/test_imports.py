@@ -15,8 +15,8 @@ ROOT = Path(rm.__file__).parent
 
 # A module imports only from those before it.
 _ORDER = """
-    errors shapes version host signals distributed config flops batch sharding collectives layers attention
-    block_attention splash_attention cudnn_attention lowering model losses metrics statistics rounding offload
+    errors shapes version host signals distributed config flops batch sharding collectives layers model
+    attention block_attention splash_attention cudnn_kernel cudnn_attention lowering forward losses metrics statistics rounding offload
     optimizer update hub output weights card calibration trackers presets chips estimate compiled plan data.sandbox
     data.chat data.tokenizer data.pad_token data.jsonl data.sources data.comparisons data.render data.formats
     data.encode data.cache data.table data.tokenize data.row_shapes data.bin_packing data.groups data.fit_shapes

@@ -1,6 +1,7 @@
 """Which form of attention is taken, and that the user is told where it is not the fastest."""
 
 import logging
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -63,15 +64,29 @@ def test_a_form_that_is_asked_for_is_not_replaced(platform, form, inputs, reason
     assert str(error.value) == f"attention {form!r} {reason}; use 'auto' or 'xla'"
 
 
-def test_the_model_takes_the_form_that_is_chosen():
-    """The choice would have no effect on what is computed."""
+@pytest.fixture(scope="module")
+def forward_inputs():
+    """A model, by its shapes, and a batch of two empty rows."""
     config = rm.LlamaConfig(
         vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
     )
     model = jax.eval_shape(lambda: rm.init_reward_model(config, key=jax.random.key(0)))
     row, slot = np.zeros((2, 128), np.int32), np.zeros((2, 1), np.int32)
     ends, margin = np.zeros((2, 1, 2), np.int32), np.zeros((2, 1), np.float32)
-    batch = rm.PreferenceBatch(row, row, row, row, ends, slot, margin, (64, 32, 32))
+    return model, rm.PreferenceBatch(row, row, row, row, ends, slot, margin, (64, 32, 32))
+
+
+def test_rows_cut_along_context_are_refused_by_kernels(forward_inputs):
+    """Else queries of one device would be masked as though its keys were all there are."""
+    mesh = rm.make_mesh(context=2, devices=jax.devices()[:2])
+    forward = partial(rm.rewards, dtype=jnp.bfloat16, attention="splash", mesh=mesh)
+    with compiling_for("tpu"), pytest.raises(rm.ConfigError, match="takes whole rows, found context=2"):
+        jax.eval_shape(forward, *forward_inputs)
+
+
+def test_the_model_takes_the_form_that_is_chosen(forward_inputs):
+    """The choice would have no effect on what is computed."""
+    model, batch = forward_inputs
 
     def kernels(attention: str) -> int:
         jax.clear_caches()  # the platform is no part of what JAX knows a trace by

@@ -21,7 +21,9 @@ from rm.data.comparisons import flatten
 from rm.data.packing import pack
 from rm.data.row_shapes import RowShape
 from rm.data.sequences import pack_sequences
-from rm.splash_attention import region_mask, splash_attention, splash_takes
+from rm.host import compiling_for
+from rm.lowering import Inputs, refuses
+from rm.splash_attention import region_mask, splash_attention
 
 from .tiny import CONFIG
 
@@ -127,6 +129,11 @@ def expressed_and_visible(batch: rm.PreferenceBatch) -> tuple[np.ndarray, np.nda
     return region_mask(batch.regions)[None] & same & real, visible(marks_of(batch), marks_of(batch)) & real
 
 
+def refusal(batch: rm.PreferenceBatch) -> str | None:
+    with compiling_for("tpu"):
+        return refuses("splash", Inputs(batch.regions, batch.ends.shape[1], 64, jnp.bfloat16))
+
+
 @pytest.mark.parametrize(
     ("K", "regions"), [(1, (200, 90)), (2, (72, 60, 44)), (3, (36, 30, 40, 20)), (2, (0, 200, 200))]
 )
@@ -134,7 +141,7 @@ def test_regions_and_segments_say_what_is_visible_in_packed_rows(K, regions):
     """Else a row that packing makes would be one that the kernel cannot express."""
     batch = packed(K, regions)
     np.testing.assert_array_equal(*expressed_and_visible(batch))
-    assert splash_takes(batch.regions, jnp.bfloat16)
+    assert refusal(batch) is None
 
 
 def test_rows_of_whole_segments_are_refused():
@@ -143,22 +150,7 @@ def test_rows_of_whole_segments_are_refused():
     (batch,) = pack_sequences(sequences, CONFIG, batch_size=2)
     expressed, seen = expressed_and_visible(batch)
     assert (expressed != seen).any()
-    assert not splash_takes(batch.regions, jnp.bfloat16)
-
-
-def test_rows_cut_along_context_are_refused():
-    """Else queries of one device would be masked as though its keys were all there are."""
-    taken = []
-
-    def forward(x: jax.Array) -> jax.Array:
-        taken.append(splash_takes((2, 2), jnp.bfloat16))
-        return x
-
-    for sizes in ({"context": 2}, {"data": 2}):
-        mesh = rm.make_mesh(**sizes, devices=jax.devices()[:2])
-        specs = {"in_specs": P("data"), "out_specs": P("data"), "check_vma": False}
-        jax.eval_shape(jax.shard_map(forward, mesh=mesh, **specs), jnp.zeros(2))
-    assert taken == [False, True]
+    assert refusal(batch) == f"takes rows of several regions, found {batch.regions}"
 
 
 _COMPILE = """

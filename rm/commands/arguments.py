@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..hub import is_repository
 from ..lowering import Attention
-from ..model import Remat
+from ..forward import Remat
 from ..optimizer import Dtype, OptimizerName, Schedule
 from .data import DataOptions
 from .run import Resume

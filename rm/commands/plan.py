@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lowering import Attention
-from ..model import Remat
+from ..forward import Remat
 from ..optimizer import Dtype, OptimizerName
 from ..output import check_file
 from ..plan import Plan, plan

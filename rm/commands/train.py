@@ -25,11 +25,12 @@ from ..data.tokenizer import Tokenizer
 from ..distributed import ballot, connect, ending_together, leads, prepare_together
 from ..errors import ConfigError, RmError
 from ..evaluate import METRICS, evaluate
+from ..forward import rewards
 from ..hf import load_reward_model, match_tokenizer, save_reward_model
 from ..hub import check_push, push_reward_model
 from ..losses import centering_penalty, pairwise_loss
 from ..lowering import Inputs, choose_attention
-from ..model import RewardModel, rewards
+from ..model import RewardModel
 from ..optimizer import learning_rate_schedule, make_optimizer
 from ..output import locked
 from ..sharding import make_mesh, parse_mesh, row_shards
