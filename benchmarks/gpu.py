@@ -209,8 +209,8 @@ def make_update(case: Case):
     import jax
     import jax.numpy as jnp
 
-    from rm.losses import pairwise_loss
     from rm.forward import rewards
+    from rm.losses import pairwise_loss
     from rm.optimizer import adamw
     from rm.update import init_state, update
 

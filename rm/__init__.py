@@ -14,12 +14,13 @@ from .data.tokenizer import Tokenizer, load_tokenizer
 from .distributed import connect
 from .errors import CheckpointError, ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
 from .evaluate import comparison_rewards, evaluate, score
-from .hf import load_reward_model, match_tokenizer, save_reward_model
+from .export import save_reward_model
+from .forward import hidden_states, rewards
+from .hf import load_reward_model, match_tokenizer
 from .host import keep_compiled
 from .hub import push_reward_model
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
-from .forward import hidden_states, rewards
 from .model import RewardModel, init_reward_model
 from .offload import keep_on_host
 from .optimizer import adamw, learning_rate_schedule, make_optimizer

@@ -26,9 +26,9 @@ from .chips import Topology, parse_topology
 from .config import LlamaConfig
 from .errors import ConfigError, RmError
 from .estimate import Case, kept
+from .forward import rewards
 from .host import compiling_for
 from .losses import pairwise_loss
-from .forward import rewards
 from .offload import place_on_host
 from .optimizer import make_optimizer
 from .sharding import ROWS, make_mesh, shardings

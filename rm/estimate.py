@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from .config import LlamaConfig
 from .errors import ConfigError
 from .flops import Work, count_work, update_flops
-from .lowering import Attention
 from .forward import Remat
+from .lowering import Attention
 from .model import RewardModel, init_reward_model
 from .optimizer import Dtype, OptimizerName, make_optimizer
 from .sharding import AXES, check_mesh, context_order, partition_specs, state_specs

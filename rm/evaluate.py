@@ -16,10 +16,10 @@ from .data.batches import default_layout
 from .data.comparisons import TokenizedComparisons, flatten
 from .data.fit_shapes import fit_row_shapes
 from .data.packing import pack
+from .data.pad_token import check_vocabulary
 from .data.render import RowError, as_messages, check_text, render_messages, render_response
 from .data.row_shapes import RowShape
 from .data.sequences import pack_sequences, round_up
-from .data.tokenize import check_vocabulary
 from .data.tokenizer import Tokenizer
 from .errors import DataError
 from .forward import rewards

@@ -1,6 +1,5 @@
-"""Reward models as Hugging Face directories: one table of tensor names, safetensors in and out, no torch."""
+"""Reward models from Hugging Face directories: one table of tensor names, safetensors, no torch."""
 
-import math
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,23 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PRNGKeyArray
 
-from .card import model_card
 from .config import LlamaConfig
-from .data.pad_token import add_pad_token, choose_pad_token, set_pad_token
-from .data.tokenize import check_vocabulary
+from .data.pad_token import match_config
 from .data.tokenizer import Tokenizer
-from .distributed import fetch, leads
-from .errors import ConfigError, TokenizerError, WeightsError
-from .hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory, sha256_of
+from .errors import ConfigError, WeightsError
+from .hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
 from .model import RewardModel, init_reward_model, init_score_head
-from .output import new_directory
 from .sharding import check_mesh, partition_specs, shardings
-from .version import __version__
-from .weights import INDEX, TensorFiles, write_json, write_tensors
+from .weights import INDEX, TensorFiles
 
 _THREADS = 4  # that read weights
 _PATTERNS = ("config.json", RECORD, "model.safetensors", "model-*-of-*.safetensors", INDEX)
@@ -99,7 +92,7 @@ def load_reward_model(
     template = jax.eval_shape(lambda: init_reward_model(config, key=jax.random.key(0), dtype=dtype))
     stored = template if has_head else replace(template, score=None)
     leaves, structure = jax.tree_util.tree_flatten_with_path(stored)
-    wanted = [(_leaf_name(path), leaf) for path, leaf in leaves]
+    wanted = [(leaf_name(path), leaf) for path, leaf in leaves]
     _check_names(files, [name for leaf, _ in wanted for name in tensor_names(leaf, config)])
     if key is None and not has_head:
         advice = "so this is no reward model yet; train it, or give a key to draw a head"
@@ -160,76 +153,6 @@ def _read_config(source: Path) -> tuple[LlamaConfig, bool]:
     return config, classifier
 
 
-def save_reward_model(
-    path: str | Path,
-    model: RewardModel,
-    tokenizer: Tokenizer,
-    *,
-    dtype=None,
-    max_shard_bytes: int = 5_000_000_000,
-    provenance: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes the directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
-
-    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files as they came (with a
-    pad token that no sequence ends in, see `match_tokenizer`), a model card and `rm.json`. All of it appears at once.
-
-    **Arguments:** `dtype`, of the weights on disk, the parameters' own when `None` (the head is always float32);
-    `provenance`, what `rm.json` and the card say of the run.
-
-    **Raises:** `OutputError` where something stands at `path` already or cannot be written.
-    """
-    model, tokenizer = match_tokenizer(model, tokenizer)
-    if not leads():  # it takes part in fetching what is written
-        write_model(None, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
-        return
-    pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
-    record = {"rm_version": __version__, "pooling": pooling, **(provenance or {})}
-    if tokenizer.chat_template is not None:
-        record["chat_template_date"] = tokenizer.today.isoformat()
-    with new_directory(path) as directory:
-        record["tensors"] = write_model(directory, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
-        stored = jnp.dtype(model.norm.dtype if dtype is None else dtype).name
-        write_json(directory / "config.json", model.config.to_hf() | {"dtype": stored})
-        for name, content in tokenizer.files.items():
-            (directory / name).write_bytes(content)
-        names = ("config.json", *tokenizer.files)
-        record["sha256"] = {name: sha256_of(directory / name) for name in names}
-        write_json(directory / RECORD, record)
-        (directory / "README.md").write_text(model_card(Path(path).name, record), encoding="utf-8")
-
-
-def write_model(
-    directory: Path | None, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True
-) -> dict[str, str]:
-    """Writes the tensors of a model under their Hugging Face names, the score head only where `head`.
-
-    Returns their checksums. Without a directory they are fetched all the same, as another process that has one needs.
-    """
-    leaves = {_leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
-    where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
-    if not head:
-        del where["score.weight"]
-
-    def disk_dtype(leaf: str) -> np.dtype:
-        return jnp.dtype(leaves[leaf].dtype if dtype is None or leaf == "score" else dtype)
-
-    def shape(leaf: str) -> tuple[int, ...]:
-        return leaves[leaf].shape[leaf.startswith("blocks.") :]
-
-    def read(name: str) -> np.ndarray:
-        leaf, layer = where[name]
-        part = leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]
-        with np.errstate(over="ignore"):  # what overflows is refused below
-            values = fetch(part).astype(disk_dtype(leaf))
-        if not np.isfinite(values).all():
-            raise WeightsError(f"tensor {name!r} has become NaN or infinite as {values.dtype}; nothing was written")
-        return values
-
-    sizes = {name: math.prod(shape(leaf)) * disk_dtype(leaf).itemsize for name, (leaf, _) in sorted(where.items())}
-    return write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)
-
-
 def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardModel, Tokenizer]:
     """Makes a model and a tokenizer agree on the pad token, which decides where the reward is read.
 
@@ -248,22 +171,8 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
     return replace(model, embed_tokens=embedding, config=config), tokenizer
 
 
-def match_config(config: LlamaConfig, tokenizer: Tokenizer) -> tuple[LlamaConfig, Tokenizer]:
-    """`match_tokenizer` for a model's configuration alone."""
-    check_vocabulary(tokenizer, config)
-    if config.pad_token_id is not None:
-        token = tokenizer.backend.id_to_token(config.pad_token_id) if config.pad_token_id >= 0 else None
-        if token is None:
-            found = f"config.json says pad_token_id {config.pad_token_id}, an id the tokenizer lacks"
-            raise TokenizerError(f"{found}; correct it or remove it there")
-        return config, set_pad_token(tokenizer, token)
-    token = choose_pad_token(tokenizer)
-    tokenizer = add_pad_token(tokenizer) if token is None else set_pad_token(tokenizer, token)
-    vocab_size = max(config.vocab_size, tokenizer.max_token_id + 1)
-    return replace(config, pad_token_id=tokenizer.pad_token_id, vocab_size=vocab_size), tokenizer
-
-
-def _leaf_name(path: tuple) -> str:
+def leaf_name(path: tuple) -> str:
+    """The name of a leaf, as `tensor_names` takes it."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 

@@ -45,7 +45,7 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
     return attention
 
 
-def refuses(form: Attention, inputs: Inputs) -> str | None:
+def refuses(form: str, inputs: Inputs) -> str | None:
     """Why a form is not exact, or not to be had, for these inputs; `None` where it is. `xla` always is.
 
     The kernels need a region for each part of a segment: of several parts in one region, all see the prefix, so to a

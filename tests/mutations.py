@@ -12,6 +12,7 @@ import jax
 
 import rm
 from rm.data.jsonl import read_json
+from rm.data.pad_token import match_config
 from rm.data.tokenize import tokenize_comparisons
 from rm.weights import INDEX
 
@@ -264,7 +265,7 @@ def _use(directory: Path) -> None:
     tokenizer.decode(tokenizer.encode("a b ab é x")[:8])
     if tokenizer.chat_template is not None:
         tokenizer.encode(tokenizer.apply_chat_template(CHAT))
-    rm.hf.match_config(CONFIG, tokenizer)
+    match_config(CONFIG, tokenizer)
 
 
 def tokenizer(base: Path, rng: random.Random) -> None:

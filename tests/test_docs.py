@@ -16,15 +16,15 @@ import pytest
 import rm
 from rm.__main__ import main
 from rm.commands.data import DataArguments
-from rm.commands.demo import DemoArguments, make_pair, write_llama
+from rm.commands.demo import DemoArguments
 from rm.commands.evaluate import EvaluateArguments
 from rm.commands.plan import PlanArguments
 from rm.commands.score import ScoreArguments
 from rm.commands.serve import ServeArguments
 from rm.commands.train import TrainArguments
+from rm.examples import make_pair, write_llama
 
 from .test_commands import FIELDS
-from .test_imports import ORDER
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,24 +97,6 @@ def test_the_rows_shown_are_read(loaded):
 
 
 # What the README names.
-
-
-def test_the_map_names_every_file_in_import_order():
-    (tree,) = [block for block in blocks("text") if block.startswith("rm/\n")]
-    mapped, folder = [], ""
-    for line in tree.splitlines()[1:]:
-        depth, (name, *phrase) = len(line) - len(line.lstrip()), line.split()
-        if depth == 0:
-            assert (ROOT / name).is_dir()
-        elif name.endswith("/"):
-            folder = name
-        else:
-            assert phrase, f"{name}: no phrase"
-            mapped.append((folder if depth == 4 else "") + name)
-    files = {path.relative_to(ROOT / "rm").as_posix(): path for path in (ROOT / "rm").rglob("*.py")}
-    only_docstrings = [name for name, path in files.items() if len(ast.parse(path.read_bytes()).body) == 1]
-    assert sorted(mapped) == sorted(set(files) - {name for name in only_docstrings if name.endswith("/__init__.py")})
-    assert [name.removesuffix(".py").replace("/", ".") for name in mapped] == [*ORDER, "__init__"]
 
 
 def test_flags_and_commands_exist():

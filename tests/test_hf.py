@@ -210,7 +210,7 @@ def test_the_record_states_version_pooling_rule_and_provenance(tmp_path, tokeniz
 @pytest.mark.parametrize("name", ["write_tensors", "write_json", "model_card"])
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupted_save_leaves_nothing_behind(tmp_path, tokenizer, monkeypatch, name, error):
-    original = getattr(rm.hf, name)
+    original = getattr(rm.export, name)
 
     def fail(*args, **options):
         if name != "model_card":
@@ -218,7 +218,7 @@ def test_an_interrupted_save_leaves_nothing_behind(tmp_path, tokenizer, monkeypa
         raise error
 
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(rm.hf, name, fail)
+    monkeypatch.setattr(rm.export, name, fail)
     with pytest.raises(rm.OutputError if isinstance(error, OSError) else type(error)):
         rm.save_reward_model(tmp_path / "export", make_model(), tokenizer)
     assert sorted(tmp_path.rglob("*")) == before
@@ -226,7 +226,7 @@ def test_an_interrupted_save_leaves_nothing_behind(tmp_path, tokenizer, monkeypa
 
 def test_nothing_stands_at_the_path_until_all_of_it_is_written(tmp_path, tokenizer, monkeypatch):
     seen = []
-    monkeypatch.setattr(rm.hf, "model_card", lambda *_: seen.append((tmp_path / "export").exists()) or "card")
+    monkeypatch.setattr(rm.export, "model_card", lambda *_: seen.append((tmp_path / "export").exists()) or "card")
     rm.save_reward_model(tmp_path / "export", make_model(), tokenizer)
     assert seen == [False]
     assert (tmp_path / "export/README.md").read_text() == "card"

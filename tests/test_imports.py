@@ -13,19 +13,22 @@ import rm
 
 ROOT = Path(rm.__file__).parent
 
-# A module imports only from those before it.
-_ORDER = """
-    errors shapes version host signals distributed config flops batch sharding collectives layers model
-    attention block_attention splash_attention cudnn_kernel cudnn_attention lowering forward losses metrics statistics rounding offload
-    optimizer update hub output weights card calibration trackers presets chips estimate compiled plan data.sandbox
-    data.chat data.tokenizer data.pad_token data.jsonl data.sources data.comparisons data.render data.formats
-    data.encode data.cache data.table data.tokenize data.row_shapes data.bin_packing data.groups data.fit_shapes
-    data.packing data.sequences data.batches data.prefetch hf checksum checkpoint evaluate batching request traffic
-    serve plots scores sections report commands.run commands.progress commands.log commands.data commands.arguments
-    commands.provenance commands.train commands.trained commands.score commands.rows commands.show commands.evaluate
-    commands.serve commands.plan commands.demo __main__
-"""
-ORDER = _ORDER.split()
+
+def read_map() -> list[str]:
+    """The modules in the order of the README's map, of which each imports only from those before it."""
+    found, folder = [], ""
+    block = (ROOT.parent / "README.md").read_text(encoding="utf-8").partition("```text\nrm/\n")[2]
+    for line in block.partition("\ntests/")[0].splitlines():
+        name, depth = line.split()[0], len(line) - len(line.lstrip())
+        folder = "" if depth == 2 else folder
+        if name.endswith("/"):
+            folder = name.replace("/", ".")
+        else:
+            found.append(folder + name.removesuffix(".py"))
+    return found
+
+
+ORDER = [name for name in read_map() if name != "__init__"]
 HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tyro"]
 HEAVY += ["safetensors", "pandas", "pyarrow", "starlette", "uvicorn", "wandb", "tensorboardX", "trackio"]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
@@ -51,7 +54,7 @@ def imported(name: str) -> set[str]:
     return found
 
 
-def test_every_module_has_its_place():
+def test_every_module_has_its_place_in_the_map():
     assert sorted(ORDER) == sorted(MODULES)
 
 

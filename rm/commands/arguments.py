@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..forward import Remat
 from ..hub import is_repository
 from ..lowering import Attention
-from ..forward import Remat
 from ..optimizer import Dtype, OptimizerName, Schedule
 from .data import DataOptions
 from .run import Resume

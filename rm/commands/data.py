@@ -11,12 +11,13 @@ from ..config import LlamaConfig
 from ..data.batches import BatchPlan, plan_batches
 from ..data.comparisons import TokenizedComparisons, mix
 from ..data.encode import Invalid, Truncation
+from ..data.pad_token import match_config
 from ..data.sources import Source, expand, load_comparisons, parse_source
 from ..data.table import describe_table
 from ..data.tokenize import tokenize_comparisons
 from ..data.tokenizer import Tokenizer, load_tokenizer
 from ..errors import ConfigError, DataError
-from ..hf import load_config, match_config
+from ..hf import load_config
 from .run import dataset_name
 
 _SHUFFLE_BUFFER = 10_000  # rows that a stream is shuffled within

@@ -14,20 +14,18 @@ from ..data.encode import Invalid
 from ..data.sources import load_comparisons, parse_source
 from ..data.table import describe_table
 from ..data.tokenize import tokenize_comparisons
-from ..data.tokenizer import Tokenizer, load_tokenizer
 from ..errors import ConfigError, DataError, OutputError
-from ..hf import load_config, load_reward_model, match_tokenizer
+from ..hf import load_config
 from ..hub import read_json
-from ..model import RewardModel
 from ..output import check_writable, locked, replace_file
 from ..report import render_report
 from ..scores import kwise_of, pairs_of, read_scores
 from ..sections import load_sections
 from ..statistics import best_of_n, paired_test, summarize
+from .load import is_checkpoint, load
 from .rows import describe_rows, score_rows
 from .run import check_same_arguments, versions, write_record
 from .show import show_evaluation
-from .trained import is_checkpoint, load_trained
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -152,15 +150,6 @@ def check_free(args: EvaluateArguments) -> dict[str, Any]:
             f"{args.output}: holds something already; choose another --output or go on with --resume auto"
         )
     return {}
-
-
-def load(text: str) -> tuple[RewardModel, Tokenizer]:
-    """A reward model and its tokenizer."""
-    if is_checkpoint(text):
-        return load_trained(text)
-    source = parse_source(text)
-    tokenizer = load_tokenizer(source.path, revision=source.revision)
-    return match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
 
 
 def _hash(found: Mapping[str, str]) -> str:

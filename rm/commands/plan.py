@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..lowering import Attention
 from ..forward import Remat
+from ..lowering import Attention
 from ..optimizer import Dtype, OptimizerName
 from ..output import check_file
 from ..plan import Plan, plan

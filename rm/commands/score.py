@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from ..calibration import normalize, require_calibration
 from ..data.jsonl import read_rows
 from ..data.sources import parse_source
-from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError, DataError, OutputError
 from ..evaluate import encode_inputs, score_sequences
-from ..hf import load_reward_model, match_tokenizer
 from ..output import check_file
+from .load import load
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,8 @@ class ScoreArguments:
     """Add a reward to every row of a JSON-lines file."""
 
     model: str
-    """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, or a hub id."""
+    """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, a hub id, or
+    RUN/checkpoints/STEP."""
     input: Path
     """JSON lines (.jsonl, also .gz) with text (tokenized exactly as given), prompt and response, or messages."""
     output: Path
@@ -60,8 +60,7 @@ def score(args: ScoreArguments) -> None:
             raise DataError(f"{args.input}: line {number}: has a field 'reward' already; rename it")
     source = parse_source(args.model)
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
-    tokenizer = load_tokenizer(source.path, revision=source.revision)
-    model, tokenizer = match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
+    model, tokenizer = load(args.model)
     names = [f"{args.input}: line {number}" for number in numbers]
     sequences = encode_inputs(rows, tokenizer, model.config, names=names)
     rewards = score_sequences(

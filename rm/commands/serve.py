@@ -17,12 +17,11 @@ import jax.numpy as jnp
 from ..batching import Batcher, score_batch, shapes
 from ..calibration import require_calibration
 from ..data.sources import parse_source
-from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError
-from ..hf import load_reward_model, match_tokenizer
 from ..request import Limits
 from ..serve import make_app
 from ..traffic import make_metrics
+from .load import load
 
 _TOKEN = "RM_SERVE_TOKEN"
 
@@ -32,7 +31,8 @@ class ServeArguments:
     """Give rewards over HTTP, to OpenRLHF (POST /get_reward) and others (POST /score)."""
 
     model: str
-    """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, or a hub id."""
+    """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, a hub id, or
+    RUN/checkpoints/STEP."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all of this machine's."""
     port: int = 8000
@@ -79,8 +79,7 @@ def serve(args: ServeArguments) -> None:
     token, source = read_token(args.token_file), parse_source(args.model)
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
     with _listen(args.host, args.port) as listener:  # before the model is read, which may take minutes
-        tokenizer = load_tokenizer(source.path, revision=source.revision)
-        model, tokenizer = match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
+        model, tokenizer = load(args.model)
         sizes = {"max_batch_size": args.max_batch_size, "max_length": args.max_length}
         metrics = make_metrics()
         batcher = Batcher(

@@ -25,8 +25,9 @@ from ..data.tokenizer import Tokenizer
 from ..distributed import ballot, connect, ending_together, leads, prepare_together
 from ..errors import ConfigError, RmError
 from ..evaluate import METRICS, evaluate
+from ..export import save_reward_model
 from ..forward import rewards
-from ..hf import load_reward_model, match_tokenizer, save_reward_model
+from ..hf import load_reward_model, match_tokenizer
 from ..hub import check_push, push_reward_model
 from ..losses import centering_penalty, pairwise_loss
 from ..lowering import Inputs, choose_attention

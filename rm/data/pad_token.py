@@ -3,11 +3,36 @@
 import dataclasses
 import json
 
+from ..config import LlamaConfig
 from ..errors import TokenizerError
 from .tokenizer import Tokenizer, dump_json, parse_json, tokenizer_from_files
 
 NEW_PAD_TOKEN = "<|pad|>"
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|reserved_special_token_0|>")
+
+
+def match_config(config: LlamaConfig, tokenizer: Tokenizer) -> tuple[LlamaConfig, Tokenizer]:
+    """`match_tokenizer` for a model's configuration alone: all that the data path needs of a model."""
+    check_vocabulary(tokenizer, config)
+    if config.pad_token_id is not None:
+        token = tokenizer.backend.id_to_token(config.pad_token_id) if config.pad_token_id >= 0 else None
+        if token is None:
+            found = f"config.json says pad_token_id {config.pad_token_id}, an id the tokenizer lacks"
+            raise TokenizerError(f"{found}; correct it or remove it there")
+        return config, set_pad_token(tokenizer, token)
+    token = choose_pad_token(tokenizer)
+    tokenizer = add_pad_token(tokenizer) if token is None else set_pad_token(tokenizer, token)
+    vocab_size = max(config.vocab_size, tokenizer.max_token_id + 1)
+    return dataclasses.replace(config, pad_token_id=tokenizer.pad_token_id, vocab_size=vocab_size), tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
+    """Raises `TokenizerError` where the tokenizer knows ids that the embedding lacks."""
+    if tokenizer.max_token_id >= config.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer is larger than the embedding: token ids reach {tokenizer.max_token_id}, the model has "
+            f"{config.vocab_size} rows; use the tokenizer that belongs to the model"
+        )
 
 
 def choose_pad_token(tokenizer: Tokenizer) -> str | None:

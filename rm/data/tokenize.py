@@ -15,11 +15,12 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from ..config import LlamaConfig
-from ..errors import DataError, RmError, TokenizerError
+from ..errors import DataError, RmError
 from .cache import ARRAYS, Result, cache_entry, load_entry, save_entry
 from .comparisons import TokenizedComparisons
 from .encode import Chunk, EncodeOptions, Invalid, Truncation, check_same_number, encode_chunk
 from .formats import COLUMNS
+from .pad_token import check_vocabulary
 from .render import Row
 from .table import data_table
 from .tokenizer import Tokenizer, tokenizer_from_files
@@ -96,15 +97,6 @@ def tokenize_comparisons(
     comparisons, counts = found
     comparisons = dataclasses.replace(comparisons, sources=(source,))  # a cached result may have had another name
     return comparisons, data_table(comparisons, counts)
-
-
-def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
-    """Raises `TokenizerError` where the tokenizer knows ids that the embedding lacks."""
-    if tokenizer.max_token_id >= config.vocab_size:
-        raise TokenizerError(
-            f"the tokenizer is larger than the embedding: token ids reach {tokenizer.max_token_id}, the model has "
-            f"{config.vocab_size} rows; use the tokenizer that belongs to the model"
-        )
 
 
 def _is_dataset(rows: Any) -> TypeGuard["Dataset"]:

@@ -1,4 +1,4 @@
-"""The reward model of a training state: `RUN/checkpoints/STEP`."""
+"""The reward model that `--model` names: a directory, a hub id, or the checkpoint of a run, going on or over."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ..checkpoint import Checkpoints, abstract
+from ..data.pad_token import match_config
 from ..data.sources import parse_source
-from ..data.tokenizer import Tokenizer
-from ..hf import load_config, match_config
+from ..data.tokenizer import Tokenizer, load_tokenizer
+from ..hf import load_config, load_reward_model, match_tokenizer
 from ..hub import read_json
 from ..model import RewardModel, init_reward_model
 from ..update import init_state
@@ -37,12 +38,21 @@ def is_checkpoint(path: str | Path) -> bool:
     return path.name.isdigit() and path.parent.name == "checkpoints"
 
 
-def load_trained(path: str | Path) -> tuple[RewardModel, Tokenizer]:
-    """The model and the tokenizer of a run after an update, as `run.json` describes them; the run may be going on.
+def load(name: str) -> tuple[RewardModel, Tokenizer]:
+    """A reward model and its tokenizer.
 
-    **Raises:** `CheckpointError` where there is no such checkpoint, or a damaged one.
+    **Raises:** what `load_reward_model` and `load_tokenizer` raise; `CheckpointError` where there is no such
+    checkpoint, or a damaged one.
     """
-    path = Path(path)
+    if is_checkpoint(name):
+        return _load_checkpoint(Path(name))
+    source = parse_source(name)
+    tokenizer = load_tokenizer(source.path, revision=source.revision)  # first, for weights may take minutes
+    return match_tokenizer(load_reward_model(source.path, revision=source.revision), tokenizer)
+
+
+def _load_checkpoint(path: Path) -> tuple[RewardModel, Tokenizer]:
+    """The model of a run after an update, as `run.json` describes it."""
     record = read_json(path.parent.parent / "run.json")
     args = _arguments(record["arguments"])
     source = parse_source(args.model)

@@ -1,0 +1,91 @@
+"""Reward models written as Hugging Face directories, which `transformers`, TRL and vLLM load."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .card import model_card
+from .data.tokenizer import Tokenizer
+from .distributed import fetch, leads
+from .errors import WeightsError
+from .hf import leaf_name, match_tokenizer, tensor_names
+from .hub import RECORD, sha256_of
+from .model import RewardModel
+from .output import new_directory
+from .version import __version__
+from .weights import write_json, write_tensors
+
+
+def save_reward_model(
+    path: str | Path,
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    *,
+    dtype=None,
+    max_shard_bytes: int = 5_000_000_000,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
+
+    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files as they came (with a
+    pad token that no sequence ends in, see `match_tokenizer`), a model card and `rm.json`. All of it appears at once.
+
+    **Arguments:** `dtype`, of the weights on disk, the parameters' own when `None` (the head is always float32);
+    `provenance`, what `rm.json` and the card say of the run.
+
+    **Raises:** `OutputError` where something stands at `path` already or cannot be written.
+    """
+    model, tokenizer = match_tokenizer(model, tokenizer)
+    if not leads():  # it takes part in fetching what is written
+        write_model(None, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        return
+    pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
+    record = {"rm_version": __version__, "pooling": pooling, **(provenance or {})}
+    if tokenizer.chat_template is not None:
+        record["chat_template_date"] = tokenizer.today.isoformat()
+    with new_directory(path) as directory:
+        record["tensors"] = write_model(directory, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        stored = jnp.dtype(model.norm.dtype if dtype is None else dtype).name
+        write_json(directory / "config.json", model.config.to_hf() | {"dtype": stored})
+        for name, content in tokenizer.files.items():
+            (directory / name).write_bytes(content)
+        names = ("config.json", *tokenizer.files)
+        record["sha256"] = {name: sha256_of(directory / name) for name in names}
+        write_json(directory / RECORD, record)
+        (directory / "README.md").write_text(model_card(Path(path).name, record), encoding="utf-8")
+
+
+def write_model(
+    directory: Path | None, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True
+) -> dict[str, str]:
+    """Writes the tensors of a model under their Hugging Face names, the score head only where `head`.
+
+    Returns their checksums. Without a directory they are fetched all the same, as another process that has one needs.
+    """
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
+    if not head:
+        del where["score.weight"]
+
+    def disk_dtype(leaf: str) -> np.dtype:
+        return jnp.dtype(leaves[leaf].dtype if dtype is None or leaf == "score" else dtype)
+
+    def shape(leaf: str) -> tuple[int, ...]:
+        return leaves[leaf].shape[leaf.startswith("blocks.") :]
+
+    def read(name: str) -> np.ndarray:
+        leaf, layer = where[name]
+        part = leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            values = fetch(part).astype(disk_dtype(leaf))
+        if not np.isfinite(values).all():
+            raise WeightsError(f"tensor {name!r} has become NaN or infinite as {values.dtype}; nothing was written")
+        return values
+
+    sizes = {name: math.prod(shape(leaf)) * disk_dtype(leaf).itemsize for name, (leaf, _) in sorted(where.items())}
+    return write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)
