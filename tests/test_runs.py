@@ -310,7 +310,7 @@ def test_the_same_command_gives_the_same_bits(command, tmp_path, whole):
 
 def test_another_packing_gives_the_same_trajectory(command, tmp_path, whole, monkeypatch):
     """What a run learns would depend on how much fits a device."""
-    monkeypatch.setattr("rm.commands.data.plan_batches", partial(rm.plan_batches, micro_batch_tokens=64))
+    monkeypatch.setattr("rm.commands.read.plan_batches", partial(rm.plan_batches, micro_batch_tokens=64))
     assert main([*command, "--output", str(tmp_path / "small")]) == 0
     for one, other in zip(metrics(tmp_path / "small"), metrics(whole), strict=True):
         assert one.pop("grad_norm") == pytest.approx(other.pop("grad_norm"), rel=1e-4)  # a sum of thousands of squares

@@ -9,7 +9,7 @@ from ..forward import Remat
 from ..hub import is_repository
 from ..lowering import Attention
 from ..optimizer import Dtype, OptimizerName, Schedule
-from .data import DataOptions
+from .read import DataOptions
 from .run import Resume
 
 

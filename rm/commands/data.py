@@ -1,82 +1,15 @@
 """`python -m rm data`: what training would read, without training."""
 
 import dataclasses
-import datetime
-from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
-from ..config import LlamaConfig
-from ..data.batches import BatchPlan, plan_batches
-from ..data.comparisons import TokenizedComparisons, mix
-from ..data.encode import Invalid, Truncation
+from ..data.comparisons import TokenizedComparisons
 from ..data.pad_token import match_config
-from ..data.sources import Source, expand, load_comparisons, parse_source
+from ..data.sources import parse_source
 from ..data.table import describe_table
-from ..data.tokenize import tokenize_comparisons
-from ..data.tokenizer import Tokenizer, load_tokenizer
-from ..errors import ConfigError, DataError
+from ..data.tokenizer import Tokenizer
 from ..hf import load_config
-from .run import dataset_name
-
-_SHUFFLE_BUFFER = 10_000  # rows that a stream is shuffled within
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """What the data path is told, in every command that reads preferences."""
-
-    model: str
-    """Llama weights: a directory with config.json, safetensors and tokenizer.json, or a hub id, org/name[@revision]."""
-    dataset: tuple[str, ...]
-    """Preferences: files, patterns, saved directories, hub ids (org/name[:config][@revision]); mixed: A=0.7 B=0.3."""
-    split: str = "train"
-    """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
-    max_length: int = 1024
-    """Tokens that a side may have."""
-    truncation: Truncation = "drop"
-    """What becomes of longer sides: drop the comparison, or cut off the beginning of the prompt, or the side's end."""
-    chat_template: Path | None = None
-    """File with a chat template (jinja) instead of the model's own; the export carries it."""
-    chat_template_date: datetime.date | None = None
-    """Today's date for chat templates that ask; by default the one that the model was trained with, else 2024-07-26."""
-    margin_from_scores: bool = False
-    """Take the margin from score_chosen - score_rejected, or from the scores of a K-wise row."""
-    min_score_margin: float | None = None
-    """Drop comparisons whose scores differ by less."""
-    drop_empty: bool = False
-    """Drop comparisons with an empty response."""
-    invalid: Invalid = "raise"
-    """What happens to a malformed row: it ends the run, or it is dropped and counted."""
-    share_prefix: bool = True
-    """Compute the tokens that the responses of a comparison begin with once."""
-    streaming: bool = False
-    """Read only as many rows as the updates need (--max-steps), shuffled within 10,000 rows."""
-    max_steps: int | None = None
-    """Updates in all, whatever --epochs says."""
-    batch_size: int = 16
-    """Comparisons of an update."""
-    drop_last: bool = False
-    """Leave out the last, short batch of an epoch."""
-    shuffle: bool = True
-    """Shuffle the data, anew every epoch."""
-    seed: int = 0
-    """Seed of the new score head and of the order of the data."""
-    num_proc: int = 1
-    """Processes that tokenize."""
-    cache: bool = True
-    """Keep tokenized data in the cache of datasets, and take it from there."""
-
-    def __post_init__(self):
-        for name in ("max_length", "batch_size", "max_steps", "num_proc"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"--seed must be between 0 and 2**32 - 1, found {self.seed}")
-        if self.streaming and self.max_steps is None:
-            raise ConfigError("--streaming needs --max-steps, which says how many rows to read")
+from .read import DataOptions, describe_plan, plan_updates, read_comparisons, read_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,80 +31,6 @@ def data(args: DataArguments) -> None:
     print(describe_plan(plan_updates(comparisons, args)))
     for number in range(min(args.show, len(comparisons))):
         print(show_comparison(comparisons, number, tokenizer))
-
-
-def read_tokenizer(args: DataOptions) -> Tokenizer:
-    """The model's tokenizer, with the chat template and the date that the options ask for."""
-    model = parse_source(args.model)
-    return load_tokenizer(
-        model.path, revision=model.revision, chat_template=args.chat_template, today=args.chat_template_date
-    )
-
-
-def read_comparisons(
-    datasets: Sequence[str], split: str, tokenizer: Tokenizer, config: LlamaConfig, args: DataOptions
-) -> tuple[TokenizedComparisons, dict[str, dict[str, Any]]]:
-    """The comparisons of one data set, or of several mixed, and the table of each by its name."""
-    sources = [parse_source(text) for text in datasets]
-    weights = [source.weight for source in sources if source.weight is not None]
-    if not sources or len(weights) not in (0, len(sources)):
-        raise ConfigError("--dataset needs a data set, and a weight for every one or for none (A=0.7 B=0.3)")
-    names: list[str] = []
-    parts, tables = [], []
-    for source in sources:
-        share = (source.weight or 1.0) / (sum(weights) or len(sources))
-        names.append(dataset_name(source.path, names))
-        part, table = _read_source(source, split, share, tokenizer, config, args)
-        parts.append(part)
-        tables.append(table)
-    try:
-        comparisons, taken = mix(parts, weights or None, seed=args.seed)
-    except ValueError as error:
-        raise ConfigError(f"--dataset: {error}") from None
-    for table, source, count in zip(tables, sources, taken, strict=True):
-        table |= {"source": source.path, "taken": count}
-    return comparisons, dict(zip(names, tables, strict=True))
-
-
-def _read_source(
-    source: Source, split: str, share: float, tokenizer: Tokenizer, config: LlamaConfig, args: DataOptions
-) -> tuple[TokenizedComparisons, dict[str, Any]]:
-    names = ("max_length", "truncation", "share_prefix", "margin_from_scores", "min_score_margin", "drop_empty")
-    options: dict[str, Any] = {name: getattr(args, name) for name in (*names, "invalid", "num_proc", "cache")}
-    if args.streaming and args.max_steps:
-        options["limit"] = -int(-args.max_steps * args.batch_size * share // 1)  # rounded up
-
-    def read(path: str) -> tuple[TokenizedComparisons, dict[str, Any]]:
-        where = {"config_name": source.config_name, "revision": source.revision, "streaming": args.streaming}
-        rows = load_comparisons(path, split=split, **where)
-        if args.streaming and args.shuffle:
-            rows = rows.shuffle(seed=args.seed, buffer_size=_SHUFFLE_BUFFER)  # pyright: ignore[reportCallIssue]
-        return tokenize_comparisons(rows, tokenizer, config, source=path, **options)  # pyright: ignore[reportArgumentType]
-
-    try:
-        return read(source.path)
-    except DataError:
-        files = expand(source.path)
-        for file in files if len(files) > 1 else ():
-            read(file)  # names the one of several files that it is
-        raise
-
-
-def plan_updates(comparisons: TokenizedComparisons, args: DataOptions, *, rows: int = 1) -> BatchPlan:
-    """The plan of the run's batches, in micro-batches of `rows`."""
-    if args.drop_last and len(comparisons) < args.batch_size:
-        raise ConfigError(
-            f"--drop-last leaves no update: {len(comparisons)} comparisons, --batch-size {args.batch_size}"
-        )
-    options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last, "rows": rows}
-    return plan_batches(comparisons, args.batch_size, **options)
-
-
-def describe_plan(plan: BatchPlan) -> str:
-    """The row shapes and how full they are, over at most a thousand updates."""
-    shapes = ", ".join(f"{shape.rows} × {'+'.join(map(str, shape.regions))}" for shape in plan.shapes)
-    fill = plan.fill(range(min(plan.steps_per_epoch, 1000)))
-    return f"packing:\n  {'row shapes':<17} {shapes}\n  {'filled':<17} {fill:.1%} of the computed positions"
 
 
 def show_comparison(comparisons: TokenizedComparisons, number: int, tokenizer: Tokenizer) -> str:

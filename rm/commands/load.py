@@ -18,7 +18,7 @@ from ..hub import read_json
 from ..model import RewardModel, init_reward_model
 from ..update import init_state
 from .arguments import TrainArguments
-from .data import read_tokenizer
+from .read import read_tokenizer
 from .train import training_optimizer
 
 _READ: dict[str, Callable[[str], Any]] = {

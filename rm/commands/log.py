@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ..data.comparisons import TokenizedComparisons
 from ..distributed import leads
 from ..errors import RmError
 from ..output import append_line, replace_file
@@ -38,7 +39,7 @@ class TrainingLog:
     log_every: int
     schedule: optax.Schedule
     report: Reporter
-    origin: Callable[[int], str]  # the row that a comparison was made from
+    comparisons: TokenizedComparisons
     max_skipped: int
     spike: float | None = None  # times the median of earlier norms that a gradient's may have
     tracks: Sequence[Track] = ()  # called with the numbers of every line
@@ -48,6 +49,7 @@ class TrainingLog:
     window: list[dict[str, float]] = dataclasses.field(default_factory=list)
     norms: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # of the last updates, with their steps
     _since: float = dataclasses.field(default_factory=time.perf_counter)
+    _waiting: tuple[int, Mapping[str, jax.Array], np.ndarray] | None = None
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -71,12 +73,19 @@ class TrainingLog:
             return math.inf
         return self.spike * statistics.median(known[-_NORMS:])
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], *, indices: np.ndarray, tokens: int) -> None:
-        """Takes the metrics of update `step` (counted from 1); writes a line where a window ends.
+    def add(self, step: int, metrics: Mapping[str, jax.Array], indices: np.ndarray) -> None:
+        """Takes the metrics of update `step` (counted from 1) over the comparisons `indices`, and reads those before.
 
         **Raises:** `RmError` where the last `max_skipped` updates were skipped.
         """
+        before, self._waiting = self._waiting, (step, metrics, indices)
+        if before is not None:
+            self._read(*before)
+
+    def _read(self, step: int, metrics: Mapping[str, jax.Array], indices: np.ndarray) -> None:
+        """Waits for the metrics of an update; writes a line where a window ends."""
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        tokens = int(self.comparisons.num_tokens[indices].sum())
         self.num_tokens += tokens
         self.window.append(values | {"pairs": len(indices), "tokens": tokens})
         self.report.step(step, values)
@@ -92,7 +101,9 @@ class TrainingLog:
         """Names what an update that was skipped would have learned from."""
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         why = {name: values[name] for name in ("loss", "grad_norm")}
-        self.write(step, {**why, "skipped": self.skipped, "rows": [self.origin(i) for i in np.sort(indices)]})
+        self.write(
+            step, {**why, "skipped": self.skipped, "rows": [self.comparisons.origin(i) for i in np.sort(indices)]}
+        )
         if self.skipped_in_a_row >= self.max_skipped:
             raise RmError(
                 f"the last {self.max_skipped} updates were skipped (loss {why['loss']}, norm of the gradient "
@@ -132,7 +143,10 @@ class TrainingLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside (evaluating, saving) does not count against the throughput."""
+        """Reads what there is to read; the time inside (evaluating, saving) does not count against the throughput."""
+        if self._waiting is not None:
+            self._read(*self._waiting)
+            self._waiting = None
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start

@@ -14,9 +14,9 @@ def warn(text: str) -> None:
         print(f"rm: {text}", file=sys.stderr, flush=True)
 
 
-def print_once(text: str) -> None:
-    """Prints a line in the process that leads."""
-    if leads():
+def print_once(text: str, *, quiet: bool = False) -> None:
+    """Prints a line in the process that leads, unless `quiet`."""
+    if leads() and not quiet:
         print(text, flush=True)
 
 

@@ -1,17 +1,38 @@
-"""Where an exported model comes from: what rm.json and the model card say of the run."""
+"""Where a model comes from: what run.json, rm.json and the model card say of the run."""
 
+import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..data.sources import is_file_name, parse_source
 from ..data.tokenizer import Tokenizer
 from .arguments import TrainArguments
-from .run import MAY_CHANGE
+from .prepare import Prepared
+from .run import MAY_CHANGE, run_id, versions
+
+
+def describe_run(args: TrainArguments, prepared: Prepared, steps: int) -> dict[str, Any]:
+    """What run.json says from the beginning on."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(prepared.model))
+    return {
+        "arguments": dataclasses.asdict(args),
+        "run_id": run_id(args.output),
+        "versions": versions(),
+        "data": prepared.tables,
+        "data_sha256": prepared.hashes,
+        "model": dataclasses.asdict(prepared.model.config)
+        | {"parameters": parameters, "pad_token": prepared.tokenizer.pad_token},
+        "row_shapes": [dataclasses.asdict(shape) for shape in prepared.plan.shapes],
+        "steps": steps,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
 
 
 def pool_rewards(evaluation: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, Any]:

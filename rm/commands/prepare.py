@@ -1,0 +1,123 @@
+"""What `python -m rm train` needs before its first update, read and checked while nothing is written yet."""
+
+import contextlib
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ..data.batches import BatchPlan
+from ..data.comparisons import TokenizedComparisons
+from ..data.sources import parse_source
+from ..data.tokenizer import Tokenizer
+from ..distributed import leads
+from ..errors import ConfigError
+from ..evaluate import METRICS
+from ..hf import load_reward_model, match_tokenizer
+from ..hub import check_push
+from ..lowering import Inputs, choose_attention
+from ..model import RewardModel
+from ..output import locked
+from ..sharding import make_mesh, parse_mesh, row_shards
+from ..trackers import PACKAGES, check_installed
+from .arguments import TrainArguments
+from .progress import print_once, warn
+from .read import plan_updates, read_comparisons, read_tokenizer
+from .run import check_output, check_same_arguments, check_same_data, dataset_name, versions
+
+
+class Prepared(NamedTuple):
+    """What a run needs, read and checked."""
+
+    model: RewardModel
+    tokenizer: Tokenizer
+    comparisons: TokenizedComparisons
+    held_out: dict[str, TokenizedComparisons]
+    tables: dict[str, dict[str, Any]]
+    plan: BatchPlan
+    mesh: Mesh | None
+
+    @property
+    def hashes(self) -> list[str]:
+        """Of all comparisons, to know them again by."""
+        return [each.fingerprint for each in (self.comparisons, *self.held_out.values())]
+
+
+def prepare(args: TrainArguments) -> Prepared:
+    """Everything is read and checked before the output directory appears."""
+    for tracker in PACKAGES:
+        if getattr(args, tracker):
+            check_installed(tracker)
+    check_output(args.output, resume=args.resume)
+    if args.push_to and leads():
+        check_push(args.push_to)
+    if args.resume != "never":
+        check_same_arguments(args.output, dataclasses.asdict(args))
+    mesh = choose_mesh(args.mesh)
+    source = parse_source(args.model)
+    model = load_reward_model(
+        source.path,
+        dtype=jnp.dtype(args.parameters),
+        key=jax.random.key(args.seed),
+        revision=source.revision,
+        mesh=mesh,
+    )
+    model, tokenizer = match_tokenizer(model, read_tokenizer(args))
+
+    comparisons, read = read_comparisons(args.dataset, args.split, tokenizer, model.config, args)
+    tables = {"train" if len(read) == 1 else f"train_{name}": table for name, table in read.items()}
+    held_out: dict[str, TokenizedComparisons] = {}
+    for dataset, split in _evaluation_sets(args):
+        name = dataset_name(parse_source(dataset).path, list(held_out))
+        whole = dataclasses.replace(args, streaming=False)
+        held_out[name], read = read_comparisons([dataset], split, tokenizer, model.config, whole)
+        tables |= {f"eval_{name}": table for table in read.values()}
+    known = [f"eval_{name}_{metric}" for name in held_out for metric in METRICS]
+    if args.keep_best is not None and args.keep_best not in known:
+        raise ConfigError(
+            f"--keep-best {args.keep_best}: expected one of {', '.join(known) or 'none, without --eval-split'}"
+        )
+    plan = plan_updates(comparisons, args, rows=row_shards(mesh))
+    context = 1 if mesh is None else mesh.shape["context"]
+    for shape in plan.shapes:
+        inputs = Inputs(shape.regions, shape.slots, model.config.head_dim, jnp.dtype(args.dtype), context)
+        choose_attention(args.attention, inputs)
+    prepared = Prepared(model, tokenizer, comparisons, held_out, tables, plan, mesh)
+    if args.resume != "never":
+        check_same_data(args.output, prepared.hashes)
+    return prepared
+
+
+def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:
+    """Keeps other runs out of the output directory, in the process that leads."""
+    if not leads():
+        return
+    before = stack.enter_context(locked(args.output))
+    if before:
+        say = warn if args.quiet else print_once
+        say(f"{args.output}: process {before['process']} on {before['host']} did not end well; this one goes on")
+    check_output(args.output, resume=args.resume)  # another run may have been there meanwhile
+
+
+def choose_mesh(sizes: str | None) -> Mesh | None:
+    """The mesh of `--mesh`; without it a single process takes a single device, and several spread out over `fsdp`."""
+    if sizes is not None:
+        return make_mesh(**parse_mesh(sizes))  # pyright: ignore[reportArgumentType]
+    return make_mesh(fsdp=jax.device_count()) if jax.process_count() > 1 else None
+
+
+def facts(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
+    """In what all processes of a run must agree."""
+    own = ("process_id", "num_proc", "cache")
+    arguments = {f"--{n.replace('_', '-')}": v for n, v in dataclasses.asdict(args).items() if n not in own}
+    packages = {f"{name} version": value for name, value in versions().items() if name != "device"}
+    return {**arguments, **packages, "data (a hash)": prepared.hashes}
+
+
+def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str]]:
+    """Data set and split of everything to evaluate on."""
+    if not args.eval_dataset and not args.eval_split:
+        return []
+    return [(dataset, args.eval_split or "train") for dataset in args.eval_dataset or args.dataset]
