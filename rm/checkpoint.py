@@ -11,7 +11,7 @@ import jax
 
 from .checksum import checksums
 from .distributed import agree, leads
-from .errors import CheckpointError, OutputError
+from .errors import CheckpointError, OutputError, first_line
 from .update import TrainState
 
 _LONGEST_SAVE = 30 * 86400  # seconds; slow disks are no error, nor is a clock that was put forward
@@ -88,8 +88,8 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:  # out of memory, or another process has gone
             raise
         except Exception as error:  # damage can show anywhere in what reads it
-            reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-            raise CheckpointError(f"{self.directory / str(step)}: cannot be restored ({reason})") from None
+            where = self.directory / str(step)
+            raise CheckpointError(f"{where}: cannot be restored ({first_line(error)})") from None
         return state, record["notes"]
 
     def restore_newest(self, like: TrainState, report: Callable[[str], None]) -> tuple[int, TrainState, dict[str, Any]]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .errors import ConfigError, RmError
+from .errors import ConfigError, RmError, first_line
 
 _HEARTBEAT_SECONDS = 20  # without a sign of life, after which a process counts as gone
 _WATCH_SECONDS = 4  # between looks whether all are there
@@ -40,7 +40,7 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         advice = "give --coordinator HOST:PORT --num-processes N --process-id I"
         raise ConfigError(f"the processes cannot be connected ({reason}); {advice}") from None
     threading.Thread(target=_watch, daemon=True, name="watch").start()

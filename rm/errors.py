@@ -6,6 +6,15 @@ _SECRETS = re.compile(r"(?<=:/)/?[^/\s@]+(?=@)|\bhf_\w{8,}")  # NAME:PASSWORD of
 _LONGEST = 2000  # characters of a message: what was found can be of any length
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, without what follows the first line and the 200th character; its kind if nothing.
+
+    >>> first_line(OSError("no room\\nTraceback")), first_line(KeyError())
+    ('no room', 'KeyError')
+    """
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 class RmError(Exception):
     """Something the user can put right; `python -m rm` prints it as one line and exits with code 2."""
 

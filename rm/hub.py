@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, RmError
+from .errors import ConfigError, RmError, first_line
 
 RECORD = "rm.json"  # what an exported directory says of itself
 
@@ -73,7 +73,7 @@ def check_push(repo_id: str) -> None:
     try:
         me = HfApi().whoami()
     except Exception as error:  # of the login, the network and the hub, each its own kind
-        raise RmError(f"{repo_id}: cannot be pushed to ({_first_line(error)}); {_LOG_IN}") from None
+        raise RmError(f"{repo_id}: cannot be pushed to ({first_line(error)}); {_LOG_IN}") from None
     owner, names = repo_id.partition("/")[0], [me["name"], *(org["name"] for org in me.get("orgs", []))]
     if owner.lower() not in [name.lower() for name in names]:
         found = f"{owner} is neither you nor an organization of yours ({', '.join(names)})"
@@ -107,13 +107,9 @@ def push_reward_model(directory: str | Path, repo_id: str, *, private: bool = Tr
         HfApi().upload_folder(repo_id=repo_id, folder_path=directory, commit_message="A reward model, trained with rm")
     except Exception as error:  # of the login, the network and the hub, each its own kind
         again = f"hf upload {repo_id} {directory}{' --private' if private else ''}"
-        found = f"{directory} cannot be pushed to {repo_id} ({_first_line(error)})"
+        found = f"{directory} cannot be pushed to {repo_id} ({first_line(error)})"
         raise RmError(f"{found}; the model is whole where it is, and this pushes it again: {again}") from None
     return str(address)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def read_record(directory: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,21 @@ def check_file(path: Path) -> None:
         raise OutputError(f"{path}: is a directory; name a file")
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file that appears, or takes the place of the old one, as a whole.
+def replace_file(path: Path, text: str | Iterable[str]) -> None:
+    """Writes a file, all at once or part by part, that appears or takes the place of the old one as a whole.
 
     **Raises:** `OutputError`.
     """
     draft = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+    try:
+        with _writing(path):
+            with draft.open("w", encoding="utf-8") as file:
+                file.writelines([text] if isinstance(text, str) else text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:

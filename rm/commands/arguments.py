@@ -1,7 +1,6 @@
 """The flags of `python -m rm train`."""
 
 import dataclasses
-import math
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -9,6 +8,7 @@ from ..forward import Remat
 from ..hub import is_repository
 from ..lowering import Attention
 from ..optimizer import Dtype, OptimizerName, Schedule
+from .flags import check_finite, check_not_negative, check_positive
 from .read import DataOptions
 from .run import Resume
 
@@ -94,25 +94,10 @@ class TrainArguments(DataOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in (
-            "epochs",
-            "learning_rate",
-            "log_every",
-            "eval_every",
-            "save_every",
-            "keep",
-            "max_skipped",
-            "skip_spikes",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"--{name.replace('_', '-')} must be finite, found {value}")
-        for name in ("max_grad_norm", "weight_decay", "learning_rate_end"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
+        check_positive(self, "epochs", "learning_rate", "log_every", "eval_every", "save_every", "keep")
+        check_positive(self, "max_skipped", "skip_spikes")
+        check_finite(self)
+        check_not_negative(self, "max_grad_norm", "weight_decay", "learning_rate_end")
         given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(self, name) is not None]
         if given and (not self.distributed or len(given) < 3):
             raise ConfigError("--coordinator, --num-processes and --process-id go together, with --distributed")

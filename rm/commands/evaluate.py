@@ -22,6 +22,7 @@ from ..report import render_report
 from ..scores import kwise_of, pairs_of, read_scores
 from ..sections import load_sections
 from ..statistics import best_of_n, paired_test, summarize
+from .flags import check_positive
 from .load import is_checkpoint, load
 from .rows import describe_rows, score_rows
 from .run import check_same_arguments, versions, write_record
@@ -62,10 +63,7 @@ class EvaluateArguments:
     """auto: go on after the rows that an earlier, interrupted evaluation has scored."""
 
     def __post_init__(self):
-        for name in ("batch_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
+        check_positive(self, "batch_size", "max_length")
         if not self.model:
             raise ConfigError("--model needs at least one reward model")
         if self.sections is not None and self.by is None:

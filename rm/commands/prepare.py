@@ -23,6 +23,7 @@ from ..output import locked
 from ..sharding import make_mesh, parse_mesh, row_shards
 from ..trackers import PACKAGES, check_installed
 from .arguments import TrainArguments
+from .flags import flag
 from .progress import print_once, warn
 from .read import plan_updates, read_comparisons, read_tokenizer
 from .run import check_output, check_same_arguments, check_same_data, dataset_name, versions
@@ -111,7 +112,7 @@ def choose_mesh(sizes: str | None) -> Mesh | None:
 def facts(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
     """In what all processes of a run must agree."""
     own = ("process_id", "num_proc", "cache")
-    arguments = {f"--{n.replace('_', '-')}": v for n, v in dataclasses.asdict(args).items() if n not in own}
+    arguments = {flag(n): v for n, v in dataclasses.asdict(args).items() if n not in own}
     packages = {f"{name} version": value for name, value in versions().items() if name != "device"}
     return {**arguments, **packages, "data (a hash)": prepared.hashes}
 

@@ -14,6 +14,7 @@ from ..data.sources import Source, expand, load_comparisons, parse_source
 from ..data.tokenize import tokenize_comparisons
 from ..data.tokenizer import Tokenizer, load_tokenizer
 from ..errors import ConfigError, DataError
+from .flags import check_positive
 from .run import dataset_name
 
 _SHUFFLE_BUFFER = 10_000  # rows that a stream is shuffled within
@@ -65,10 +66,7 @@ class DataOptions:
     """Keep tokenized data in the cache of datasets, and take it from there."""
 
     def __post_init__(self):
-        for name in ("max_length", "batch_size", "max_steps", "num_proc"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
+        check_positive(self, "max_length", "batch_size", "max_steps", "num_proc")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed must be between 0 and 2**32 - 1, found {self.seed}")
         if self.streaming and self.max_steps is None:

@@ -15,6 +15,7 @@ from ..errors import ConfigError, DataError, OutputError
 from ..hub import read_json
 from ..output import check_writable, replace_file
 from ..version import __version__
+from .flags import flag
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "tokenizers", "datasets", "safetensors", "orbax-checkpoint")
 
@@ -78,8 +79,8 @@ def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(arguments, default=str))
     for name in now.keys() - MAY_CHANGE:
         if name in before and before[name] != now[name]:  # an older run may not know of a flag
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{output}: the run has {flag} {before[name]}, found {now[name]}; resume with the same")
+            found = f"the run has {flag(name)} {before[name]}, found {now[name]}"
+            raise ConfigError(f"{output}: {found}; resume with the same")
 
 
 def check_same_data(output: Path, hashes: Sequence[str]) -> None:

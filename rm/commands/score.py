@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +10,10 @@ import jax.numpy as jnp
 from ..calibration import normalize, require_calibration
 from ..data.jsonl import read_rows
 from ..data.sources import parse_source
-from ..errors import ConfigError, DataError, OutputError
+from ..errors import DataError, OutputError
 from ..evaluate import encode_inputs, score_sequences
-from ..output import check_file
+from ..output import check_file, replace_file
+from .flags import check_positive
 from .load import load
 
 
@@ -38,10 +38,7 @@ class ScoreArguments:
     """Give (reward - mean) / std, with the mean and the spread over held-out data that training has recorded."""
 
     def __post_init__(self):
-        for name in ("batch_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {value}")
+        check_positive(self, "batch_size", "max_length")
 
 
 def score(args: ScoreArguments) -> None:
@@ -67,15 +64,7 @@ def score(args: ScoreArguments) -> None:
         model, sequences, dtype=jnp.dtype(args.dtype), batch_size=args.batch_size, max_length=args.max_length
     )
     rewards = normalize(rewards, calibration) if calibration else rewards
-    draft = args.output.with_name(f".{args.output.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            for row, reward in zip(rows, rewards, strict=True):
-                file.write(json.dumps({**row, "reward": float(reward)}) + "\n")
-        draft.rename(args.output)
-    except OSError as error:
-        raise OutputError(f"{args.output}: cannot be written ({error.strerror})") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    scored = ({**row, "reward": float(reward)} for row, reward in zip(rows, rewards, strict=True))
+    replace_file(args.output, (json.dumps(row) + "\n" for row in scored))
     cut = sum(args.max_length is not None and len(ids) > args.max_length for ids in sequences)
     print(f"{len(rows)} rows scored" + (f", {cut} of them cut off at {args.max_length} tokens" if cut else ""))

@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..request import Limits
 from ..serve import make_app
 from ..traffic import make_metrics
+from .flags import check_not_negative, check_positive
 from .load import load
 
 _TOKEN = "RM_SERVE_TOKEN"
@@ -59,11 +60,9 @@ class ServeArguments:
     """File with a token that requests must bring (Authorization: Bearer TOKEN); or set RM_SERVE_TOKEN."""
 
     def __post_init__(self):
-        for name in ("max_batch_size", "max_length", "max_inputs", "max_queue", "max_request_bytes", "request_timeout"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be greater than 0, found {getattr(self, name)}")
-        if self.max_wait < 0:
-            raise ConfigError(f"--max-wait must not be negative, found {self.max_wait}")
+        check_positive(self, "max_batch_size", "max_length", "max_inputs", "max_queue")
+        check_positive(self, "max_request_bytes", "request_timeout")
+        check_not_negative(self, "max_wait")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"--port must be between 0 and 65535, found {self.port}")
         if self.max_queue < self.max_inputs:

@@ -19,7 +19,7 @@ from ..data.prefetch import prefetch
 from ..data.table import describe_table
 from ..data.tokenizer import Tokenizer
 from ..distributed import ballot, connect, ending_together, leads, prepare_together
-from ..errors import RmError
+from ..errors import RmError, first_line
 from ..evaluate import METRICS, evaluate
 from ..export import save_reward_model
 from ..forward import rewards
@@ -67,7 +67,7 @@ def explaining_memory(args: TrainArguments) -> Iterator[None]:
             raise
         device = jax.devices()[0].device_kind
         raise RmError(
-            f"out of memory on {device} ({str(error).partition(chr(10))[0][:120]}); lower --max-length, "
+            f"out of memory on {device} ({first_line(error)}); lower --max-length, "
             f"use --remat full, --moments bfloat16, --offload or more devices (--mesh); what fits says: "
             f"python -m rm plan --model {args.model} --topology NAME"
         ) from None

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, first_line
 from .jsonl import check_json, read_json
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ def load_comparisons(
     try:
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     except ValueError as error:
-        raise DataError(f"{path_or_hub_id}: the files' columns differ in type ({_first_line(error)})") from None
+        raise DataError(
+            f"{path_or_hub_id}: the files' columns differ in type ({first_line(error.__cause__ or error)})"
+        ) from None
 
 
 def _load_one(name: str, *, split: str, config_name: str | None, revision: str | None, streaming: bool) -> "Dataset":
@@ -155,7 +157,7 @@ def _load_directory(path: Path, split: str, config_name: str | None, streaming: 
         chosen = _slice(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
         return chosen.to_iterable_dataset() if streaming else chosen  # pyright: ignore[reportReturnType]
     except Exception as error:  # every reader raises its own kind
-        raise DataError(f"{path}: {_first_line(error)}") from None
+        raise DataError(f"{path}: {first_line(error.__cause__ or error)}") from None
 
 
 def _slice(splits: Any, split: str) -> "Dataset":
@@ -178,10 +180,8 @@ def _load(path: str, *, source: str, config_name: str | None = None, **options: 
         if Path(source).is_file() and {".json", ".jsonl"} & set(Path(source).suffixes):
             check_json(Path(source), same_kinds=True)
         advice = "check the name and the connection" if not Path(source).exists() else "check what is in it"
-        raise DataError(f"{source}: cannot be read ({_first_line(error).rstrip('.')}); {advice}") from None
+        raise DataError(
+            f"{source}: cannot be read ({first_line(error.__cause__ or error).rstrip('.')}); {advice}"
+        ) from None
     finally:
         datasets.logging.set_verbosity(verbosity)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error.__cause__ or error).strip().partition("\n")[0]

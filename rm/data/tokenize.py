@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from ..config import LlamaConfig
-from ..errors import DataError, RmError
+from ..errors import DataError, RmError, first_line
 from .cache import ARRAYS, Result, cache_entry, load_entry, save_entry
 from .comparisons import TokenizedComparisons
 from .encode import Chunk, EncodeOptions, Invalid, Truncation, check_same_number, encode_chunk
@@ -127,7 +127,7 @@ def _read(rows: Any, source: str) -> Iterator[list[Row]]:
     except RmError:
         raise
     except Exception as error:  # every reader raises its own kind
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise DataError(f"{source}: after row {number}: cannot be read ({reason})") from None
 
 
