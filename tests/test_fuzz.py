@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import rm
 from rm.data.chat import render_chat
-from rm.data.sandbox import CHARACTERS, SECONDS
+from rm.data.limits import CHARACTERS, SECONDS
 from rm.hub import own_file
 
 from .mutations import CHAT, TARGETS, write_base
@@ -228,14 +228,14 @@ def test_a_template_cannot_leave_the_sandbox_or_crash(name):
 
 @pytest.mark.parametrize("name", TOO_LONG)
 def test_a_template_that_runs_too_long_is_stopped(name, monkeypatch):
-    monkeypatch.setattr("rm.data.sandbox.SECONDS", 0.3)
+    monkeypatch.setattr("rm.data.limits.SECONDS", 0.3)
     start = time.monotonic()
     assert "ran longer than 0.3 s on the conversation" in refusal(TOO_LONG[name])
     assert time.monotonic() - start < 3
 
 
 def test_the_limits_hold_in_other_threads_and_leave_nothing_behind(monkeypatch):
-    monkeypatch.setattr("rm.data.sandbox.SECONDS", 0.2)
+    monkeypatch.setattr("rm.data.limits.SECONDS", 0.2)
     before = threading.active_count()
     with ThreadPoolExecutor(2) as threads:
         messages = list(threads.map(refusal, [TOO_LONG["loops"], TOO_LARGE["doubled by +"]]))

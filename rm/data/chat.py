@@ -24,7 +24,7 @@ def render_chat(template: str, variables: Mapping[str, Any], today: date) -> str
     """
     import jinja2
 
-    from .sandbox import limits
+    from .limits import limits
 
     try:
         with limits():

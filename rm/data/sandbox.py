@@ -1,18 +1,11 @@
 """Jinja's immutable sandbox, with limits on time and size: a chat template is a program, and may come from strangers.
 
-The time is looked at in loops, calls, filters and every few comparisons. A single operation can still take all time and
-memory (`'a' * 10**9`), so whatever is made is counted, and what makes much of little is estimated before it runs.
+The time is looked at in loops, calls, filters and every few comparisons; what they make is counted or estimated.
 """
 
 import functools
 import json
-import math
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jinja2
@@ -23,123 +16,22 @@ from jinja2.compiler import CodeGenerator
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from ..errors import TokenizerError
+from .limits import (
+    BITS,
+    CHARACTERS,
+    ESTIMATED,
+    SHORT,
+    estimate,
+    formatted,
+    made,
+    refuse_over,
+    size,
+    spend,
+    tick,
+    weight,
+)
 
-SECONDS = 5.0
-CHARACTERS = 20_000_000  # that a rendering may make, everything in between included
-_ITEM = 50  # what an item of a list counts: its memory, in characters
-_SHORT = 10_000  # characters of a text that is not worth counting until it is written
-_BITS = 20_000  # of a whole number: arithmetic of longer ones takes seconds
 _OF_MARKUP = ("urlize", "xmlattr", "striptags", "wordwrap", "pprint")  # filters too slow to be worth a limit
-# functions whose result can be as large as the product of their arguments
-_GROWING = {"ljust", "rjust", "center", "zfill", "expandtabs", "replace", "join", "translate", "to_bytes", "indent"}
-_GROWING |= {"batch", "slice", "rfind", "rindex", "rsplit", "rpartition"}
-_ESTIMATED = _GROWING | {"format", "format_map", "round", "sum", "title"}
-
-
-@dataclass
-class _Budget:
-    deadline: float
-    characters: int
-
-
-_budget: ContextVar[_Budget] = ContextVar("budget")  # of the rendering that runs in this thread
-
-
-@contextmanager
-def limits() -> Iterator[None]:
-    """What is compiled and rendered inside has the time and the size of one conversation."""
-    token = _budget.set(_Budget(time.monotonic() + SECONDS, CHARACTERS))
-    try:
-        yield
-    finally:
-        _budget.reset(token)
-
-
-def _tick() -> None:
-    if time.monotonic() > _budget.get().deadline:
-        raise TokenizerError(f"the chat template ran longer than {SECONDS:g} s on the conversation")
-
-
-def _spend(characters: int) -> None:
-    budget = _budget.get()
-    budget.characters -= characters
-    if budget.characters < 0:
-        raise TokenizerError(f"the chat template wrote more than {CHARACTERS:,} characters for the conversation")
-
-
-def _refuse_over(characters: float) -> None:
-    if characters > CHARACTERS:
-        _spend(CHARACTERS + 1)
-
-
-def _weight(value: Any) -> int:
-    """How much a value holds, in characters, what is in it more than once counted every time."""
-    total, stack = 0, [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str | bytes):
-            total += len(item)
-        elif isinstance(item, int) and item.bit_length() > _BITS:
-            raise TokenizerError(f"the chat template computed a whole number of more than {_BITS} bits")
-        elif isinstance(item, list | tuple | dict | set | frozenset | type({}.values()) | type({}.items())):
-            total += _ITEM * (1 + len(item))
-            _refuse_over(total)
-            stack.extend(item)
-            stack.extend(item.values() if isinstance(item, dict) else ())
-    _refuse_over(total)
-    return total
-
-
-def _made(value: Any, *, copied: bool = True) -> Any:
-    """Counts what an operation made; `copied` where it holds new texts rather than those that were there."""
-    if type(value) is str:
-        if len(value) > _SHORT:
-            _spend(len(value))
-    elif value is not None and type(value) is not bool:
-        weight = _weight(value)
-        _spend(weight if copied else 8 * len(value) if hasattr(value, "__len__") else 0)
-    return value
-
-
-def _estimate(name: str, values: Iterable[Any]) -> None:
-    """Refuses a call that would make too much, before it runs."""
-    values = list(values)
-    if name in ("format", "format_map") and values and isinstance(values[0], str):
-        _refuse_over(_formatted(values[0], values[1:]))
-    elif name == "title":
-        _refuse_over(_size(values[0]) * 10)  # it makes a list of every word
-    elif name == "round":
-        _refuse_over(max((_size(value) for value in values[1:]), default=0) * 10**5)  # a power of ten
-    elif name == "sum" and any(isinstance(value, list | tuple) for value in values[1:]):
-        raise TokenizerError("the chat template adds up lists with `sum`, which takes too long; expected numbers")
-    elif name == "replace" and len(values) > 2:
-        text, old, new = (str(value) for value in values[:3])  # the last two may be by keyword, in any order
-        _refuse_over(len(text) + max(text.count(old) * len(new), text.count(new) * len(old)))
-    else:
-        _refuse_over(math.prod(max(1, _size(value)) for value in values))
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, int):
-        return abs(value)
-    if isinstance(value, dict):
-        return _weight(value)
-    if hasattr(value, "__len__"):
-        return len(value)
-    return 10**5 if hasattr(value, "__next__") else 1  # the longest range there is
-
-
-def _formatted(text: str, values: list[Any]) -> int:
-    widths = sum(int(number) for number in re.findall(r"\d+", text))
-    if "*" in text or re.search(r"\{[^}]*\{", text):  # widths among the values
-        widths += sum(abs(value) for value in _flat(values) if isinstance(value, int)) * len(text)
-    return widths + (1 + text.count("%") + text.count("{")) * _weight(values)
-
-
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        yield from value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
 
 
 def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,18 +40,18 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        _tick()
-        if name in _ESTIMATED:
-            _estimate(name, (*args[first:], *kwargs.values()))
-        return _made(function(*args, **kwargs), copied=False)
+        tick()
+        if name in ESTIMATED:
+            estimate(name, (*args[first:], *kwargs.values()))
+        return made(function(*args, **kwargs), copied=False)
 
     return limited
 
 
 @jinja2.pass_context  # so that it is not computed once, when the template is compiled
 def _look_at_the_time(context: Any, value: Any, cost: int = 0) -> Any:
-    _tick()
-    _spend(cost)
+    tick()
+    spend(cost)
     return value
 
 
@@ -236,7 +128,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters = {name: _limited(name, function) for name, function in self.filters.items()}
         for name in _OF_MARKUP:
             del self.filters[name]
-        own = {"made": functools.partial(_made, copied=False), "look at the time": _look_at_the_time}
+        own = {"made": functools.partial(made, copied=False), "look at the time": _look_at_the_time}
         self.filters |= own | {"concat": lambda parts: self.concat(map(str, parts))}
         del self.globals["lipsum"]
         self.globals |= {"namespace": _Namespace, "raise_exception": _raise_exception}
@@ -244,30 +136,30 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def concat(self, parts: Iterable[str]) -> str:
         """Joins what is written, counted as it comes."""
         parts = list(parts)
-        _spend(sum(map(len, parts)))
+        spend(sum(map(len, parts)))
         return "".join(parts)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Calls a function, a macro or a method."""
-        _tick()
+        tick()
         owner, name = getattr(getattr(obj, "__wrapped__", obj), "__self__", None), getattr(obj, "__name__", "")
-        if name in _ESTIMATED:
-            _estimate(name, (owner, *args, *kwargs.values()))
-        return _made(super().call(context, obj, *args, **kwargs), copied=isinstance(owner, str))
+        if name in ESTIMATED:
+            estimate(name, (owner, *args, *kwargs.values()))
+        return made(super().call(context, obj, *args, **kwargs), copied=isinstance(owner, str))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Computes what an operator makes of two values."""
         if operator == "+":  # the most frequent by far
             both = left + right
-            return both if type(both) is str and len(both) <= _SHORT else _made(both)
-        _tick()
+            return both if type(both) is str and len(both) <= SHORT else made(both)
+        tick()
         if operator == "*" and not (isinstance(left, int | float) and isinstance(right, int | float)):
-            _refuse_over(_size(left) * _size(right))
+            refuse_over(size(left) * size(right))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _refuse_over(left.bit_length() * abs(right) * CHARACTERS / _BITS)
+            refuse_over(left.bit_length() * abs(right) * CHARACTERS / BITS)
         elif operator == "%" and isinstance(left, str):
-            _refuse_over(_formatted(left, [right]))
-        return _made(super().call_binop(context, operator, left, right))
+            refuse_over(formatted(left, [right]))
+        return made(super().call_binop(context, operator, left, right))
 
     def _to_json(
         self,
@@ -278,11 +170,11 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         # jinja's own filter escapes HTML characters, which the model has never seen
-        _weight(value)
+        weight(value)
         options: Any = {"ensure_ascii": ensure_ascii, "separators": separators, "sort_keys": sort_keys}
         if indent is None:
             return json.dumps(value, **options)
-        _refuse_over(_size(indent) * 10**5)  # at the beginning of every line
+        refuse_over(size(indent) * 10**5)  # at the beginning of every line
         return self.concat(json.JSONEncoder(indent=indent, **options).iterencode(value))
 
 
