@@ -176,8 +176,9 @@ def update(
     ...     return pairwise_loss(r[..., 0], r[..., 1]), r
     >>> optimizer = optax.adamw(1e-2)
     >>> state = init_state(init_reward_model(config, key=jax.random.key(0)), optimizer)
+    >>> step = jax.jit(partial(update, objective=objective, optimizer=optimizer), donate_argnums=0)
     >>> for _ in range(3):
-    ...     state, metrics = update(state, [batch], objective, optimizer)
+    ...     state, metrics = step(state, [batch])
     >>> float(metrics["loss"]) < 0.69
     True
     """

@@ -220,6 +220,7 @@ def command_line(arguments: list[str], hub: Hub, home: Path, token: str | None) 
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_run_ends_on_the_hub_or_says_how_it_gets_there(llama_directory, data, tmp_path, hub, refuses):
     """A hub that is full or down at the end would cost the run."""
@@ -247,6 +248,7 @@ def test_a_run_ends_on_the_hub_or_says_how_it_gets_there(llama_directory, data, 
     assert TOKEN.encode() not in written + done.stdout.encode() + done.stderr.encode()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("token", "repository", "said"),
     [

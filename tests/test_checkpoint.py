@@ -101,6 +101,7 @@ def files_of(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["flipped", "cut short"])
 def test_damage_is_found_or_harmless(saved, state, tmp_path, kind):
     """A run would go on from rubbish. Each case damages one place in one file of the newest checkpoint.
@@ -193,6 +194,7 @@ def test_the_state_may_go_on_while_it_is_being_saved(tmp_path, state):
     assert same(restored, expected)
 
 
+@pytest.mark.long
 def test_an_exported_model_that_is_damaged_is_never_silently_another(tmp_path, loaded):
     """What is scored with would be something that nobody trained."""
     model, tokenizer = loaded

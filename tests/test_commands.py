@@ -17,7 +17,7 @@ from rm.commands.run import dataset_name
 from rm.commands.train import TrainArguments
 from rm.evaluate import METRICS
 
-pytestmark = pytest.mark.optax
+pytestmark = [pytest.mark.optax, pytest.mark.long]
 
 FIELDS = [
     "step",

@@ -85,6 +85,7 @@ def planned_bytes(layers: int, **options) -> int:
     return accumulate.lower(model, batch).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.long
 def test_remat_keeps_no_more_of_a_layer_than_its_input():
     """Else long rows and deep models run out of memory although they were asked not to."""
     carry, weights = 4 * 4 * sum(LENGTHS) * 128, 4 * count_parameters(llama(1))
@@ -94,12 +95,14 @@ def test_remat_keeps_no_more_of_a_layer_than_its_input():
     assert none > 8 * carry, "the measure does not see what is kept"
 
 
+@pytest.mark.long
 def test_each_remat_policy_keeps_less_than_the_one_before():
     none, dots, full = (planned_bytes(6, remat=remat) for remat in ("none", "dots", "full"))
     assert none > 1.2 * dots
     assert dots > 1.2 * full
 
 
+@pytest.mark.long
 @pytest.mark.optax
 @pytest.mark.parametrize("again", ["an update", "an epoch"])
 def test_the_second_time_compiles_nothing(again):

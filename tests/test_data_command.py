@@ -10,7 +10,7 @@ from rm.__main__ import main
 
 from .test_commands import lines, run  # noqa: F401 (a fixture)
 
-pytestmark = pytest.mark.optax
+pytestmark = [pytest.mark.optax, pytest.mark.long]
 
 DATED = (
     "{{ bos_token }}{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"

@@ -100,6 +100,7 @@ def alone(arguments, tmp_path_factory) -> list[float]:
     return losses(output)
 
 
+@pytest.mark.long
 def test_two_processes_follow_the_trajectory_of_one(arguments, alone, tmp_path):
     ended = end(start([*arguments, "--output", str(tmp_path / "run")], processes=2))
     assert [code for code, _, _ in ended] == [0, 0], ended
@@ -109,6 +110,7 @@ def test_two_processes_follow_the_trajectory_of_one(arguments, alone, tmp_path):
     assert (tmp_path / "run/model/model.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_named_and_the_run_goes_on_with_fewer(arguments, alone, tmp_path):
     """Four processes, one of which is killed after a checkpoint; then two."""
     output = tmp_path / "run"
@@ -132,6 +134,7 @@ def test_a_process_that_is_killed_is_named_and_the_run_goes_on_with_fewer(argume
     np.testing.assert_allclose(losses(output), alone, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_after_the_same_update(arguments, tmp_path):
     """A machine that is taken away would leave the others waiting, or two states in one checkpoint."""
     output = tmp_path / "run"
@@ -150,6 +153,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(arguments, tmp_
     assert not (output / "model").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("own", "message"),
     [

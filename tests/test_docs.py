@@ -70,6 +70,7 @@ def demo_directory(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.optax
 def test_the_example_composes(demo_directory, capsys):
     (example,) = [block for block in blocks("python") if block.startswith("# compose\n")]

@@ -119,6 +119,7 @@ def same(one: rm.TokenizedComparisons, other: rm.TokenizedComparisons) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
 
 
+@pytest.mark.long
 def test_processes_give_what_one_gives_in_its_order(real):
     alone, parallel = (tokenize_comparisons(*real, max_length=512, num_proc=n, cache=False) for n in (1, 2))
     assert same(alone[0], parallel[0])

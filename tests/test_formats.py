@@ -238,6 +238,7 @@ def test_any_json_is_read_or_refused_in_one_line(tokenizer, row):
     assert len(refused) < 600
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "read", "kept", "dropped", "empty", "form"),
     [

@@ -29,12 +29,14 @@ def test_notebooks_are_committed_without_outputs(path):
     assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path):
     outputs = [output for cell in executed(path).cells if cell.cell_type == "code" for output in cell.outputs]
     assert [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"] == []
 
 
+@pytest.mark.long
 def test_the_first_notebook_learns():
     cells = {cell.id: cell for cell in executed(ROOT / "notebooks/01_train_a_reward_model.ipynb").cells}
     (held_out,) = cells["evaluate"].outputs

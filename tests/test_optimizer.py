@@ -83,6 +83,7 @@ def test_a_second_moment_in_bfloat16_follows_the_float32_one():
     assert float(nearest) < 0.7 * exact  # what nearest rounding would make of it
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("parameters", "moments"), [("bfloat16", "float32"), ("bfloat16", "bfloat16")])
 def test_every_optimizer_learns(name, parameters, moments):
@@ -114,6 +115,7 @@ def test_every_optimizer_learns(name, parameters, moments):
     assert [leaf.dtype for leaf in jax.tree.leaves(state)] == types
 
 
+@pytest.mark.long
 def test_muon_takes_every_matrix_of_the_stack_by_itself():
     """Layers would be orthogonalized together, or along the wrong axes."""
     optimizer = rm.make_optimizer("muon", 1e-2, max_grad_norm=None)
@@ -147,6 +149,7 @@ def test_norms_and_biases_do_not_decay(name):
     assert not np.array_equal(one.embed_tokens, other.embed_tokens)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("moments", ["float32", "bfloat16"])
 def test_a_mesh_changes_nothing_but_where_the_moments_lie(name, moments):

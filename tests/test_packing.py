@@ -386,6 +386,7 @@ def real_comparisons(name: str) -> TokenizedComparisons:
     return rm.tokenize_comparisons(rows, tokenizer, config, max_length=1024)[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["regions", "whole"])
 @pytest.mark.parametrize(("batch_size", "least"), [(16, 0.80), (64, 0.85)])
 @pytest.mark.parametrize("name", ["hh-rlhf", "humanevalpack", "ukp-convarg1"])
@@ -404,6 +405,7 @@ def test_arguments_that_meet_in_a_batch_are_computed_once():
     assert real_tokens(batches) < 0.99 * plan.comparisons.lengths[indices].sum()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["regions", "whole"])
 def test_packed_rewards_equal_unpacked_ones_on_real_comparisons(layout):
     """A trained Llama, every sequence in a row of its own, its prompt not shared, against packed batches."""

@@ -92,6 +92,7 @@ def test_bytes_per_parameter_are_the_known_ones():
     assert each(mesh={"data": 2, "fsdp": 4}) == pytest.approx(16, abs=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.optax
 def test_a_cpu_topology_is_compiled_and_gives_what_its_compiler_says():
     """The figure called compiled would be something else."""

@@ -95,7 +95,7 @@ def packed(
     return rewards, gradients
 
 
-@pytest.mark.parametrize("K", [1, 2, 5])
+@pytest.mark.parametrize("K", [2, *(pytest.param(K, marks=pytest.mark.long) for K in (1, 5))])
 @pytest.mark.parametrize(
     ("config", "share_prefix", "layout"),
     [
@@ -167,6 +167,7 @@ def test_recomputing_changes_no_gradient(remat):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attention", ["xla", "block"])
 @pytest.mark.parametrize("layout", ["regions", "whole"])
 def test_bfloat16_gradients_stay_near_float32(layout, attention):
@@ -189,6 +190,7 @@ def test_the_transpose_of_bfloat16_is_the_transpose(shape):
     np.testing.assert_array_equal(jax.jit(transposed)(x), np.swapaxes(np.asarray(x), -1, -2))
 
 
+@pytest.mark.long
 def test_bfloat16_compute_stays_near_float32():
     model = rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.1)
     comparisons = flatten(odd_comparisons(2), [0.0] * 10, CONFIG)

@@ -24,7 +24,7 @@ from rm.output import locked
 from rm.update import Sums
 
 OPTIONS = ["--batch-size", "4", "--learning-rate", "1e-3", "--max-steps", "8", "--save-every", "2", "--log-every", "3"]
-pytestmark = pytest.mark.optax
+pytestmark = [pytest.mark.optax, pytest.mark.long]
 TIMES = ("pairs_per_second", "tokens_per_second")
 
 

@@ -70,7 +70,11 @@ def test_rows_are_full_and_of_two_shapes_at_most():
 
 
 @pytest.mark.parametrize("layout", ["whole", "regions"])
-@pytest.mark.parametrize("config", [WIDE, PADDED, DYNAMIC], ids=["plain", "padded", "dynamic"])
+@pytest.mark.parametrize(
+    "config",
+    [WIDE, PADDED, pytest.param(DYNAMIC, marks=pytest.mark.long)],
+    ids=["plain", "padded", "dynamic"],
+)
 def test_a_reward_does_not_depend_on_who_shares_the_row(monkeypatch, layout, config):
     """Whole rows with shared prefixes as on CPUs, one sequence a row as on accelerators; rotations that stretch."""
     monkeypatch.setattr(sys.modules["rm.evaluate"], "default_layout", lambda: layout)

@@ -91,6 +91,7 @@ def alone(model, comparisons):
     return twenty_updates(jax.tree.map(jnp.copy, model), one_batch(comparisons, "whole"), [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", MESHES, ids=name_of)
 def test_twenty_updates_on_a_mesh_equal_those_on_one_device(model, comparisons, alone, sizes):
     """A collective that is missing, doubled or transposed wrongly changes a gradient; a second trace costs minutes."""
@@ -107,6 +108,7 @@ def test_twenty_updates_on_a_mesh_equal_those_on_one_device(model, comparisons, 
             assert leaf.sharding == sharding
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [None, {"fsdp": 8}], ids=["alone", "fsdp=8"])
 def test_moments_kept_on_the_host_change_no_step_and_stay_there(model, comparisons, sizes):
     """They would come back to the device with the first update, or be left out of the computation."""
@@ -224,6 +226,7 @@ def test_loading_and_saving_on_a_mesh(tmp_path, saved, sizes):
     assert (tmp_path / "again/model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_a_checkpoint_moves_to_another_mesh(tmp_path, model):
     """A run goes on with the devices there are."""
     optimizer = rm.adamw(1e-3)
@@ -239,6 +242,7 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path, model):
             assert leaf.sharding == place.sharding
 
 
+@pytest.mark.long
 def test_scores_and_metrics_on_a_mesh(loaded, comparisons):
     """A model that lies on a mesh is used as any other."""
     model, tokenizer = loaded

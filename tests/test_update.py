@@ -78,6 +78,7 @@ def test_an_update_does_not_depend_on_the_packing(comparisons):
             np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(jnp.abs(a).max())), err_msg=name)
 
 
+@pytest.mark.long
 def test_a_micro_batch_without_comparisons_changes_nothing(comparisons):
     """A process may have empty rows alone; its NaN means must not spread."""
     (batch,) = pack(comparisons, range(6), [SHAPES["all in one row"]])
