@@ -22,11 +22,9 @@ from .hub import push_reward_model
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
 from .model import RewardModel, init_reward_model
-from .offload import keep_on_host
 from .optimizer import adamw, learning_rate_schedule, make_optimizer
 from .plan import Plan, plan
 from .report import findings
-from .rounding import keep_moments, stochastic_round
 from .sharding import make_mesh, partition_specs, place_batch, place_model
 from .update import TrainState, accumulate, apply_gradients, init_state, jit_update, update
 from .version import __version__
@@ -64,8 +62,6 @@ __all__ = [
     "init_state",
     "jit_update",
     "keep_compiled",
-    "keep_moments",
-    "keep_on_host",
     "learning_rate_schedule",
     "load_calibration",
     "load_comparisons",
@@ -90,7 +86,6 @@ __all__ = [
     "save_reward_model",
     "score",
     "statistics",
-    "stochastic_round",
     "tokenize_comparisons",
     "update",
 ]

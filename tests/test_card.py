@@ -49,6 +49,7 @@ def run(llama_directory, data, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.long
 def test_the_reward_of_the_record_is_that_of_all_held_out_rewards(run, data, pairs):
     """Rewards would be normalized by whichever set comes first on the command line."""
     model, tokenizer = rm.load_reward_model(run / "model"), rm.load_tokenizer(run / "model")
@@ -59,6 +60,7 @@ def test_the_reward_of_the_record_is_that_of_all_held_out_rewards(run, data, pai
         assert record["reward"] == expected | {"count": 24, "data": ["few", "more"]}
 
 
+@pytest.mark.long
 def test_the_card_has_the_figures_of_the_run(run, llama_directory):
     card = (run / "model/README.md").read_text(encoding="utf-8")
     record = json.loads((run / "model/rm.json").read_text())
@@ -76,6 +78,7 @@ def test_the_card_has_the_figures_of_the_run(run, llama_directory):
     assert f'"{llama_directory.name}"' not in card
 
 
+@pytest.mark.long
 def test_the_front_matter_is_what_the_hub_reads(run):
     """The hub would show neither the figures nor what the model is for."""
     from huggingface_hub import ModelCard
@@ -91,6 +94,7 @@ def test_the_front_matter_is_what_the_hub_reads(run):
     assert found.datasets is None
 
 
+@pytest.mark.long
 def test_what_is_given_away_has_no_path_of_the_machine(run, llama_directory, data):
     """The names of people, clients and projects are in paths."""
     for name in ("README.md", "rm.json"):

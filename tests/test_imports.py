@@ -1,6 +1,7 @@
 """The package's shape: imports go one way, `import rm` is light, what is public is documented."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -86,6 +87,15 @@ def test_every_public_name_is_documented(name):
     text = getattr(rm, name).__doc__
     assert text
     assert not text.startswith(f"{name}("), "only the signature that `dataclass` writes"
+
+
+def test_every_public_name_is_used():
+    """What no notebook, command, benchmark or page needs is only one more name to know."""
+    root = ROOT.parent
+    users = [*root.glob("notebooks/*.ipynb"), *root.glob("benchmarks/*.py"), *root.glob("rm/commands/*.py")]
+    users += [root / "README.md", *root.glob("docs/*.md")]
+    words = set(re.findall(r"\w+", " ".join(path.read_text(encoding="utf-8") for path in users)))
+    assert [name for name in rm.__all__ if name not in words and not name.endswith("Error")] == []
 
 
 @pytest.mark.parametrize("name", FILES)

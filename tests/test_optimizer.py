@@ -8,7 +8,7 @@ import pytest
 from optax.contrib import muon
 
 import rm
-from rm.rounding import add_updates
+from rm.rounding import add_updates, keep_moments, stochastic_round
 
 CONFIG = rm.LlamaConfig(
     vocab_size=32,
@@ -36,7 +36,7 @@ def test_rounding_takes_a_neighbour_and_is_right_on_average():
     """Small changes would be lost, or the parameters would drift."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=200) * 10.0 ** np.arange(-10, 10).repeat(10), jnp.float32)
     drawn = np.stack(
-        [rm.stochastic_round(x, key).astype(jnp.float32) for key in jax.random.split(jax.random.key(0), 2000)]
+        [stochastic_round(x, key).astype(jnp.float32) for key in jax.random.split(jax.random.key(0), 2000)]
     )
     low = np.asarray(x).view(np.uint32) & 0xFFFF0000
     neighbours = np.stack([low.view(np.float32), (low + 0x10000).view(np.float32)])
@@ -50,7 +50,7 @@ def test_rounding_leaves_alone_what_bfloat16_holds():
     x = jnp.array([0.0, -0.0, 1.0, -2.5, jnp.inf, -jnp.inf, jnp.nan, 3.0e38], jnp.float32)
     x = x.astype(jnp.bfloat16).astype(jnp.float32)
     for seed in range(50):
-        np.testing.assert_array_equal(rm.stochastic_round(x, jax.random.key(seed)).astype(jnp.float32), x)
+        np.testing.assert_array_equal(stochastic_round(x, jax.random.key(seed)).astype(jnp.float32), x)
 
 
 def test_parameters_in_bfloat16_take_steps_smaller_than_their_grid():
@@ -67,7 +67,7 @@ def test_parameters_in_bfloat16_take_steps_smaller_than_their_grid():
 
 def test_a_second_moment_in_bfloat16_follows_the_float32_one():
     """AdamW would divide by a moment that stopped moving: its decay is 1/1000, the grid of bfloat16 1/256."""
-    optimizer, kept = optax.adam(1e-3), rm.keep_moments(optax.adam(1e-3))
+    optimizer, kept = optax.adam(1e-3), keep_moments(optax.adam(1e-3))
     parameter, gradient = jnp.ones(4096), jnp.full(4096, 0.1)
     state, small = optimizer.init(parameter), kept.init(parameter)
     for _ in range(600):

@@ -69,7 +69,7 @@ def test_rows_are_full_and_of_two_shapes_at_most():
     assert sum(map(len, sequences)) > 0.9 * sum(batch.tokens.size for batch in batches)
 
 
-@pytest.mark.parametrize("layout", ["whole", "regions"])
+@pytest.mark.parametrize("layout", ["whole", pytest.param("regions", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "config",
     [WIDE, PADDED, pytest.param(DYNAMIC, marks=pytest.mark.long)],

@@ -132,7 +132,7 @@ def is_model(part) -> bool:
     return isinstance(part, rm.RewardModel)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["full", *(pytest.param(r, marks=pytest.mark.long) for r in ("none", "dots"))])
 @pytest.mark.parametrize("attention", ["xla", "block"])
 def test_every_form_of_the_forward_works_on_a_mesh(model, comparisons, attention, remat):
     """Regions cut into parts of each region, recomputed gathers, either attention: the gradient stays the same."""

@@ -20,7 +20,7 @@ from rm.commands.progress import Reporter
 from rm.commands.train import TrainArguments, train
 from rm.trackers import guarded
 
-pytestmark = pytest.mark.optax
+pytestmark = [pytest.mark.optax, pytest.mark.long]
 OPTIONS = {"batch_size": 4, "learning_rate": 1e-3, "max_steps": 8, "save_every": 2, "log_every": 1}
 SECRET = "hf_abcdefgh12345678"
 

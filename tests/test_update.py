@@ -94,6 +94,7 @@ def test_a_micro_batch_without_comparisons_changes_nothing(comparisons):
             np.testing.assert_allclose(b, a, atol=1e-6)
 
 
+@pytest.mark.long
 def test_pure_and_jitted_update_agree(comparisons):
     optimizer = optax.sgd(0.1)
     batches = pack(comparisons, range(6), [SHAPES["one a micro-batch"]])
@@ -156,6 +157,7 @@ def test_the_state_is_donated(comparisons):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 
 
+@pytest.mark.long
 def test_what_an_objective_returns_for_empty_slots_does_not_count(comparisons):
     def with_rubbish(model, batch):
         loss, rewards = objective(model, batch)

@@ -24,12 +24,14 @@ from ..sections import load_sections
 from ..statistics import best_of_n, paired_test, summarize
 from .flags import check_positive
 from .load import is_checkpoint, load
-from .rows import describe_rows, score_rows
+from .rows import Describe, describe_rows, score_rows
 from .run import check_same_arguments, versions, write_record
 from .show import show_evaluation
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Sections = Mapping[str, Mapping[str, int | float]]
 
 _ANY_LENGTH = 2**31 - 1
 _DECIDES_SCORES = ("dataset", "split", "by", "dtype", "batch_size", "max_length", "invalid")
@@ -80,41 +82,14 @@ def evaluate_command(args: EvaluateArguments) -> None:
     source = parse_source(args.dataset)
     rows = load_comparisons(source.path, split=args.split, config_name=source.config_name, revision=source.revision)
     subsets = read_subsets(rows, args.by, source.path)
-    named = {subset for weights in (sections or {}).values() for subset in weights}
-    if sections and not named & set(subsets or ()):
-        found = ", ".join(sorted(set(subsets or ()))[:5])
-        raise ConfigError(f"--sections {args.sections}: no subset of it is in column {args.by!r}, which has {found}")
-    path, names, tables = args.output / "scores.jsonl", model_names(args.model), {}
+    check_sections(args, sections, subsets)
+    names = model_names(args.model)
     with locked(args.output):
-        record = {"arguments": dataclasses.asdict(args), "models": known, "versions": versions()}
-        for name, text in zip(names, args.model, strict=True):
-            model, tokenizer = load(text)
-            comparisons, tables[name] = tokenize_comparisons(
-                rows,
-                tokenizer,
-                model.config,
-                max_length=args.max_length or _ANY_LENGTH,
-                expand_pairs=False,
-                invalid=args.invalid,
-                source=source.path,
-            )
-            print(describe_table(f"{name} ({source.path})", tables[name]), flush=True)
-            facts = {"path": text, "weights": _hash(checksums(model)), "data": comparisons.fingerprint}
-            if known.setdefault(name, facts) != facts:
-                raise DataError(
-                    f"{args.output}: {name} has other weights or other data than before; choose another --output"
-                )
-            write_record(args.output, record)
-            score_rows(
-                path,
-                name,
-                model,
-                comparisons,
-                describe_rows(rows, subsets),
-                batch_size=args.batch_size,
-                dtype=args.dtype,
-            )
-        lines = read_scores(path)
+        tables = {
+            name: score_with(args, name, text, rows, describe_rows(rows, subsets), known)
+            for name, text in zip(names, args.model, strict=True)
+        }
+        lines = read_scores(args.output / "scores.jsonl")
         by_name = {name: [line for line in lines if line["model"] == name] for name in names}
         evaluation = {
             "dataset": args.dataset,
@@ -131,7 +106,33 @@ def evaluate_command(args: EvaluateArguments) -> None:
         replace_file(args.output / "report.html", render_report(evaluation, lines))
         replace_file(args.output / "evaluation.json", json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
     show_evaluation(evaluation)
-    print(f"the page is {args.output / 'report.html'}, every score is in {path}")
+    print(f"the page is {args.output / 'report.html'}, every score is in {args.output / 'scores.jsonl'}")
+
+
+def score_with(
+    args: EvaluateArguments, name: str, text: str, rows: "Dataset", describe: Describe, known: dict[str, Any]
+) -> dict[str, Any]:
+    """Has one model score the rows that it has not scored yet; the table of what was read."""
+    model, tokenizer = load(text)
+    path = parse_source(args.dataset).path
+    options: Any = {"max_length": args.max_length or _ANY_LENGTH, "invalid": args.invalid}
+    comparisons, table = tokenize_comparisons(rows, tokenizer, model.config, expand_pairs=False, source=path, **options)
+    print(describe_table(f"{name} ({path})", table), flush=True)
+    facts = {"path": text, "weights": _hash(checksums(model)), "data": comparisons.fingerprint}
+    if known.setdefault(name, facts) != facts:
+        raise DataError(f"{args.output}: {name} has other weights or other data than before; choose another --output")
+    write_record(args.output, {"arguments": dataclasses.asdict(args), "models": known, "versions": versions()})
+    scores = args.output / "scores.jsonl"
+    score_rows(scores, name, model, comparisons, describe, batch_size=args.batch_size, dtype=args.dtype)
+    return table
+
+
+def check_sections(args: EvaluateArguments, sections: Sections | None, subsets: list[str] | None) -> None:
+    """Refuses sections of which the data have no subset."""
+    named = {subset for weights in (sections or {}).values() for subset in weights}
+    if sections and not named & set(subsets or ()):
+        found = ", ".join(sorted(set(subsets or ()))[:5])
+        raise ConfigError(f"--sections {args.sections}: no subset of it is in column {args.by!r}, which has {found}")
 
 
 def check_free(args: EvaluateArguments) -> dict[str, Any]:
@@ -174,9 +175,7 @@ def read_subsets(rows: "Dataset", by: str | None, source: str) -> list[str] | No
     return ["" if value is None else str(value) for value in rows[by]]
 
 
-def statistics_of(
-    lines: Sequence[dict[str, Any]], sections: Mapping[str, Mapping[str, int | float]] | None
-) -> dict[str, Any]:
+def statistics_of(lines: Sequence[dict[str, Any]], sections: Sections | None) -> dict[str, Any]:
     """The statistics of one model's lines."""
     pairs, kwise = pairs_of(lines), kwise_of(lines)
     found = summarize(*pairs[:4], subsets=pairs.subsets, sections=sections)
