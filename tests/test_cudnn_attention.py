@@ -130,6 +130,7 @@ def rounding_errors(kernel: Kernel | None) -> None:
         assert errors[0] <= 4 * errors[1], (name, errors)  # kernels' backward passes have but the rounded output
 
 
+@pytest.mark.long
 def test_half_precision_is_about_as_near_as_the_plain_form():
     """Else the merge would round much more than products in bfloat16 do."""
     rounding_errors(REFERENCE)

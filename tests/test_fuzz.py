@@ -38,6 +38,7 @@ def base(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS)
 def test_changed_files_are_read_or_refused_by_an_error_of_ours(base, target):
     """Anything else would be a traceback, a hang or a crash that a downloaded file can cause."""

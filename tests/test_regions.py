@@ -102,7 +102,7 @@ def packed(
         (CONFIG, True, "regions"),
         (CONFIG, True, "whole"),
         (CONFIG, False, "regions"),
-        (DYNAMIC, True, "regions"),
+        pytest.param(DYNAMIC, True, "regions", marks=pytest.mark.long),
         (DYNAMIC, True, "whole"),
     ],
     ids=["regions", "whole", "unshared", "dynamic-regions", "dynamic-whole"],

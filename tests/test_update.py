@@ -205,6 +205,7 @@ def test_an_update_over_nothing_is_refused():
             step(rm.init_state(new_model(), optimizer), [])
 
 
+@pytest.mark.long
 def test_low_precision_parameters_keep_the_types_of_the_state(comparisons):
     """Moments that changed their type at the first update would compile twice and be rounded on restoring."""
     optimizer = rm.adamw(1e-3)
