@@ -100,6 +100,13 @@ def test_the_rows_shown_are_read(loaded):
 # What the README names.
 
 
+def test_the_folders_of_the_map_exist():
+    (tree,) = [block for block in blocks("text") if block.startswith("rm/\n")]
+    folders = re.findall(r"^\w+/", tree, flags=re.MULTILINE)
+    assert len(folders) > 3
+    assert [name for name in folders if not (ROOT / name).is_dir()] == []
+
+
 def test_flags_and_commands_exist():
     known = set().union(*(flags(command) for command in COMMANDS))
     for name, arguments in re.findall(r"python benchmarks/(\w+)\.py([^`\n]*)", README):

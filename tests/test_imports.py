@@ -21,6 +21,7 @@ def read_map() -> list[str]:
     block = (ROOT.parent / "README.md").read_text(encoding="utf-8").partition("```text\nrm/\n")[2]
     for line in block.partition("\ntests/")[0].splitlines():
         name, depth = line.split()[0], len(line) - len(line.lstrip())
+        assert name.endswith("/") or len(line.split()) > 1, f"{name}: the map has no phrase for it"
         folder = "" if depth == 2 else folder
         if name.endswith("/"):
             folder = name.replace("/", ".")
@@ -29,7 +30,7 @@ def read_map() -> list[str]:
     return found
 
 
-ORDER = [name for name in read_map() if name != "__init__"]
+*ORDER, _LAST = read_map()
 HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tyro"]
 HEAVY += ["safetensors", "pandas", "pyarrow", "starlette", "uvicorn", "wandb", "tensorboardX", "trackio"]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
@@ -57,6 +58,7 @@ def imported(name: str) -> set[str]:
 
 def test_every_module_has_its_place_in_the_map():
     assert sorted(ORDER) == sorted(MODULES)
+    assert _LAST == "__init__"
 
 
 @pytest.mark.parametrize("name", ORDER)

@@ -99,7 +99,9 @@ def cut_and_resumed(command: list[str], output: Path, *flags: str, **environment
 def test_event_files_equal_the_metrics_also_of_a_resumed_run(command, tmp_path, untracked):
     """TensorBoard would show the steps between checkpoint and end twice, or others than metrics.jsonl."""
     needs("tensorboardX")
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard, of the extra `dev`"
+    )
     evaluate = ["--eval-split", "train", "--eval-every", "4"]
     output = cut_and_resumed(command, tmp_path / "run", "--tensorboard", *evaluate)
     assert_same_weights(output, untracked)
@@ -310,7 +312,8 @@ def test_a_terminal_shows_a_bar(monkeypatch, capsys):
 
 def test_a_notebook_shows_a_bar_without_widgets(tmp_path):
     """rich shows nothing there where ipywidgets are missing."""
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    why = "needs the extra `notebooks`"
+    nbformat, nbclient = (pytest.importorskip(name, reason=why) for name in ("nbformat", "nbclient"))
     code = "from tests.test_trackers import report\nreport(2)"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(Path(__file__).parents[1])}}).execute()
