@@ -3,9 +3,10 @@
 python benchmarks/serve.py [--model {tiny,29M}] [--clients 32] [--texts 2000] [--shared ../shared] [--output FILE.json]
 
 `tiny` is the real Llama of 260 k parameters in the shared folder with a head drawn at random, `29M` the reference
-workload of peers.py. The texts are both sides of pairs of hh-rlhf; every request takes the next one to four of them.
-Offline is one call of `rm.score` in a process of its own, before and after the server, the mean of both. While the
-server is under load, malformed, huge and slow requests come, too.
+workload of peers.py. The texts are both sides of pairs of hh-rlhf, over again where more are asked for than there are;
+every request takes the next one to four of them. Offline is one call of `rm.score` with each text once, in a process
+of its own, before and after the server, the mean of both. While the server is under load, malformed, huge and slow
+requests come, too.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 from contextlib import closing
+from itertools import cycle, islice
 from pathlib import Path
 
 from forward import read_texts
@@ -94,7 +96,10 @@ def run_clients(port: int, texts: list[str], clients: int) -> dict:
                 except queue.Empty:
                     return
                 begin = time.perf_counter()
-                status, answer = ask(connection, json.dumps({"inputs": texts[part]}).encode())
+                try:
+                    status, answer = ask(connection, json.dumps({"inputs": texts[part]}).encode())
+                except (OSError, http.client.HTTPException) as problem:
+                    status, answer = 0, {"error": repr(problem)}
                 latencies.append(time.perf_counter() - begin)
                 if status == 200:
                     rewards[part] = answer["rewards"]
@@ -193,17 +198,18 @@ def main() -> None:
         texts = read_texts(workload, args.texts)
         texts_file.write_text(json.dumps(texts))
         before = run_offline(directory, texts_file)
-        served = run_server(directory, texts, args.clients)
+        served = run_server(directory, [*islice(cycle(texts), args.texts)], args.clients)
         after = run_offline(directory, texts_file)
-    report(args, len(texts), [before, after], served)
+    report(args, [before, after], served)
     return None
 
 
-def report(args: argparse.Namespace, count: int, offline: list[dict], served: dict) -> None:
-    speeds = [count / one["seconds"] for one in offline]
-    speed, rewards = count / served["seconds"], served.pop("rewards")
+def report(args: argparse.Namespace, offline: list[dict], served: dict) -> None:
+    rewards = served.pop("rewards")
+    count, speed = len(rewards), len(rewards) / served["seconds"]
+    speeds = [len(one["rewards"]) / one["seconds"] for one in offline]
     ratio = speed / statistics.mean(speeds)
-    difference = max(abs(a - b) for a, b in zip(offline[0]["rewards"], rewards, strict=True))
+    difference = max(abs(a - b) for a, b in zip(cycle(offline[0]["rewards"]), rewards, strict=False))
     print(f"{args.model}: {count} texts, {served['requests']} requests, {args.clients} clients, {os.cpu_count()} cores")
     print(f"offline {speeds[0]:.1f} and {speeds[1]:.1f} texts/s, served {speed:.1f} texts/s, ratio {ratio:.2f}")
     print(f"largest difference {difference:.1e}, errors {len(served['errors'])}, mean batch {served['mean_batch']:.1f}")

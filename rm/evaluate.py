@@ -28,7 +28,7 @@ from .metrics import preference_metrics
 from .model import RewardModel
 from .shapes import checked
 from .sharding import mesh_of, place_batch, row_shards
-from .statistics import summarize
+from .summary import summarize
 
 Input = str | Mapping[str, Any]
 
@@ -151,7 +151,7 @@ def evaluate(
     **Arguments:** `comparisons`, pairs as `tokenize_comparisons` returns them; `subsets`, the name of the subset of
     each; the rest as for training. Lengths are those of what responses have of their own.
 
-    **Returns:** plain numbers, nested as `rm.statistics.summarize` describes; `METRICS` are those that training logs.
+    **Returns:** plain numbers, nested as `rm.summary.summarize` describes; `METRICS` are those that training logs.
 
     **Raises:** `ValueError` where comparisons are not pairs, or `subsets` are not as many.
     """

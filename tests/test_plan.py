@@ -10,12 +10,13 @@ import pytest
 
 import rm
 from rm.__main__ import main
+from rm.advice import largest_batch
 from rm.chips import parse_topology
 from rm.commands.plan import describe
 from rm.compiled import lower_update, peak_bytes
 from rm.estimate import Case, communication, estimate, kept, optimizer_bytes
 from rm.flops import count_parameters
-from rm.plan import largest_batch, link_seconds
+from rm.plan import link_seconds
 from rm.presets import PRESETS
 
 SMALL = rm.LlamaConfig(

@@ -13,7 +13,8 @@ import pytest
 import rm
 from rm import plots
 from rm.statistics import best_of_n as expected_best_of_n
-from rm.statistics import by_subset, calibration
+from rm.statistics import calibration
+from rm.summary import by_subset
 
 
 @pytest.fixture(autouse=True)

@@ -28,9 +28,10 @@ from rm import batching, request
 from rm.batching import Batcher, score_batch, shapes
 from rm.calibration import Calibration, load_calibration, require_calibration
 from rm.commands import serve as command
-from rm.commands.serve import ServeArguments, make_server, read_token
+from rm.commands.serve import ServeArguments, read_token
 from rm.data import sequences
 from rm.errors import ConfigError
+from rm.listen import make_server
 from rm.request import Limits
 from rm.serve import make_app, openrlhf_encoder
 from rm.traffic import make_metrics

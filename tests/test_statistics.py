@@ -14,7 +14,8 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from rm.report import findings
 from rm.scores import kwise_of, pairs_of
 from rm.sections import REWARDBENCH
-from rm.statistics import auc, best_of_n, calibration, length_bias, paired_test, share, summarize, wilson_interval
+from rm.statistics import auc, best_of_n, calibration, length_bias, paired_test, share, wilson_interval
+from rm.summary import summarize
 
 
 @pytest.fixture

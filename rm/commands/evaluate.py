@@ -21,7 +21,8 @@ from ..output import check_writable, locked, replace_file
 from ..report import render_report
 from ..scores import kwise_of, pairs_of, read_scores
 from ..sections import load_sections
-from ..statistics import best_of_n, paired_test, summarize
+from ..statistics import best_of_n, paired_test
+from ..summary import summarize
 from .flags import check_positive
 from .load import is_checkpoint, load
 from .rows import Describe, describe_rows, score_rows

@@ -2,15 +2,10 @@
 
 import dataclasses
 import os
-import signal
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -18,6 +13,7 @@ from ..batching import Batcher, score_batch, shapes
 from ..calibration import require_calibration
 from ..data.sources import parse_source
 from ..errors import ConfigError
+from ..listen import listen, make_server, run_server
 from ..request import Limits
 from ..serve import make_app
 from ..traffic import make_metrics
@@ -77,7 +73,7 @@ def serve(args: ServeArguments) -> None:
             raise ConfigError(f"serve needs {package}, which is not installed; python -m pip install 'rm-jax[serve]'")
     token, source = read_token(args.token_file), parse_source(args.model)
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
-    with _listen(args.host, args.port) as listener:  # before the model is read, which may take minutes
+    with listen(args.host, args.port) as listener:  # before the model is read, which may take minutes
         model, tokenizer = load(args.model)
         sizes = {"max_batch_size": args.max_batch_size, "max_length": args.max_length}
         metrics = make_metrics()
@@ -110,79 +106,3 @@ def read_token(path: Path | None) -> str | None:
     if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
         raise ConfigError(f"{where}: expected a token, one line of printable ASCII without spaces")
     return token
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        advice = "choose another --host or --port"
-        raise ConfigError(f"{host}:{port}: cannot be listened at ({error.strerror or error}); {advice}") from None
-
-
-def make_server(app: Any, request_timeout: float) -> Any:
-    """uvicorn's server of an application; it says nothing unless something is wrong."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        http=_patient(request_timeout),
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=max(1, round(request_timeout)),
-    )
-    return uvicorn.Server(config)
-
-
-def run_server(server: Any, batcher: Batcher, listener: socket.socket, greeting: str) -> None:
-    """Serves until a signal comes; prints the greeting when the first request would be scored."""
-
-    def begin(ready: Any) -> None:
-        if ready.cancelled() or ready.exception():
-            server.should_exit = True
-        else:
-            print(greeting, flush=True)
-
-    batcher.ready.add_done_callback(begin)
-    with _kept_signals():
-        server.run(sockets=[listener])
-        batcher.close()
-    if not batcher.ready.cancelled():
-        batcher.ready.result()
-
-
-@contextmanager
-def _kept_signals() -> Iterator[None]:
-    """uvicorn ends well at SIGTERM and SIGINT, then raises them again: here that must not end the process."""
-    here = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT) if here else ()
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _patient(seconds: float) -> type:
-    """uvicorn's protocol, which by itself waits for the headers of a request for ever."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Patient(H11Protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.expect_request(self.cycle)
-
-        def on_response_complete(self) -> None:
-            cycle = self.cycle
-            super().on_response_complete()
-            self.expect_request(cycle)
-
-        def expect_request(self, last: Any) -> None:
-            self.loop.call_later(seconds, lambda: self.transport.close() if self.cycle is last else None)
-
-    return Patient

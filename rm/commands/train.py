@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 from functools import partial
 from signal import SIGTERM
@@ -14,16 +13,11 @@ import optax
 
 from ..batch import PreferenceBatch
 from ..checkpoint import Checkpoints, abstract
-from ..data.comparisons import TokenizedComparisons
 from ..data.prefetch import prefetch
 from ..data.table import describe_table
-from ..data.tokenizer import Tokenizer
 from ..distributed import ballot, connect, ending_together, leads, prepare_together
 from ..errors import RmError, first_line
-from ..evaluate import METRICS, evaluate
-from ..export import save_reward_model
 from ..forward import rewards
-from ..hub import push_reward_model
 from ..losses import centering_penalty, pairwise_loss
 from ..model import RewardModel
 from ..optimizer import learning_rate_schedule, make_optimizer
@@ -31,10 +25,11 @@ from ..signals import stop_on_signals
 from ..trackers import PACKAGES, Track, guarded, open_trackers
 from ..update import TrainState, init_state, jit_update
 from .arguments import TrainArguments
+from .finish import evaluate_all, finish
 from .log import TrainingLog
 from .prepare import Prepared, facts, hold, prepare
 from .progress import Reporter, print_once, warn
-from .provenance import describe_run, pool_rewards, provenance
+from .provenance import describe_run
 from .read import describe_plan
 from .run import write_record
 
@@ -75,7 +70,7 @@ def explaining_memory(args: TrainArguments) -> Iterator[None]:
 
 def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) -> int:
     """The training loop, with its logs, evaluations and checkpoints, and the export; returns the exit code."""
-    model, tokenizer, _, held_out, _, plan, mesh = prepared
+    model, held_out, plan, mesh = prepared.model, prepared.held_out, prepared.plan, prepared.mesh
     steps = math.ceil(args.epochs * plan.steps_per_epoch) if args.max_steps is None else args.max_steps
     record = describe_run(args, prepared, steps)
     schedule, optimizer = training_optimizer(args, steps)
@@ -117,15 +112,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
     if stopped:
         print_once(f"stopped after update {step}, which is saved; go on with --resume auto", quiet=args.quiet)
         return 128 + (signal() or SIGTERM)
-    if 2 * log.skipped > steps:
-        raise RmError(f"{log.skipped} of {steps} updates were skipped, see metrics.jsonl; nothing is exported")
-    if held_out and not evaluation:  # the run had ended, but not been exported
-        evaluation = evaluate_all(state.model, held_out, args)
-    record |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "evaluation": evaluation}
-    if evaluation:
-        record["reward"] = pool_rewards(evaluation, {name: 2 * len(each) for name, each in held_out.items()})
-    write_record(args.output, record)
-    export(args, state.model, tokenizer, record)
+    finish(args, prepared, state.model, record, evaluation, log.skipped)
     return 0
 
 
@@ -205,22 +192,3 @@ def due(every: int | None, step: int) -> bool:
     (False, True, False)
     """
     return every is not None and step % every == 0
-
-
-def evaluate_all(
-    model: RewardModel, held_out: dict[str, TokenizedComparisons], args: TrainArguments
-) -> dict[str, float]:
-    """`eval_NAME_METRIC` of every evaluation set."""
-    options: Any = {"batch_size": args.batch_size, "dtype": jnp.dtype(args.dtype)}
-    options["center_rewards_coefficient"] = args.center_rewards_coefficient
-    found = {name: evaluate(model, comparisons, **options) for name, comparisons in held_out.items()}
-    return {f"eval_{name}_{metric}": found[name][metric] for name in found for metric in METRICS}
-
-
-def export(args: TrainArguments, model: RewardModel, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
-    """Writes the reward model, and gives it to the hub where it is to go there."""
-    where = args.output / "model"
-    save_reward_model(where, model, tokenizer, provenance=provenance(args, tokenizer, record))
-    print_once(f"the reward model is in {where}", quiet=args.quiet)
-    if args.push_to and leads():
-        print_once(f"and at {push_reward_model(where, args.push_to)}", quiet=args.quiet)

@@ -5,7 +5,8 @@ import json
 
 from ..config import LlamaConfig
 from ..errors import TokenizerError
-from .tokenizer import Tokenizer, dump_json, parse_json, tokenizer_from_files
+from .tokenizer import Tokenizer, tokenizer_from_files
+from .tokenizer_files import dump_json, parse_json
 
 NEW_PAD_TOKEN = "<|pad|>"
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|reserved_special_token_0|>")

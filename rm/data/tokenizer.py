@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,16 +13,13 @@ import tokenizers
 from ..errors import TokenizerError
 from ..hub import RECORD, check_unchanged, own_file, resolve_directory
 from .chat import render_chat
+from .tokenizer_files import SPECIAL, one_error, parse_json, read_backend, read_chat_template, set_special_tokens
 
 Messages = Sequence[Mapping[str, Any]]
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 FILES += ("added_tokens.json", "tokenizer.model")
 DATE = date(2024, 7, 26)  # what Llama 3's templates say where they are told no date
-# transformers' classes, without Tokenizer and Fast, which tokenizer.json describes in full
-_CLASSES = {"PreTrained", "TokenizersBackend", "Llama", "CodeLlama", "GPT2", "GPTNeoX", "Qwen2", "Gemma", "Cohere"}
-_LONGER = 100  # times that a normalizer may make a text
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +45,13 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` for many texts, in parallel."""
-        with _library("the tokenizer cannot encode the text"):
+        with one_error("the tokenizer cannot encode the text"):
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
             return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`, special tokens included."""
-        with _library("the tokenizer cannot decode the ids"):
+        with one_error("the tokenizer cannot decode the ids"):
             return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def token_id(self, token: str | None) -> int | None:
@@ -99,7 +93,7 @@ class Tokenizer:
                 "the tokenizer has no chat template, so it cannot render messages; expected `chat_template` in "
                 "tokenizer_config.json or a chat_template.jinja, or data with plain texts"
             )
-        special = {name: getattr(self, name) for name in _SPECIAL if getattr(self, name) is not None}
+        special = {name: getattr(self, name) for name in SPECIAL if getattr(self, name) is not None}
         return render_chat(
             self.chat_template,
             special
@@ -162,128 +156,7 @@ def _recorded_date(directory: Path) -> date:
 
 def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -> Tokenizer:
     """A tokenizer from the contents of its files; `directory` is where errors say they lie."""
-    with _library(f"{directory / 'tokenizer.json'}: cannot be read"):
-        backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-        backend.no_padding()
-        backend.no_truncation()
-        if not backend.get_vocab_size():
-            raise TokenizerError(f"{directory / 'tokenizer.json'}: the vocabulary is empty; expected tokens")
-    _check_normalizer(parse_json(files, "tokenizer.json", directory).get("normalizer"), directory / "tokenizer.json")
-    config = parse_json(files, "tokenizer_config.json", directory)
-    _check_class(config, directory / "tokenizer_config.json")
-    legacy = parse_json(files, "special_tokens_map.json", directory)
-    special = {name: _content(config.get(name) or legacy.get(name)) for name in _SPECIAL}
-    for name, token in special.items():
-        if not isinstance(token, str | None):
-            raise TokenizerError(f"{directory / 'tokenizer_config.json'}: {name} must be a text, found {token!r}")
-    try:
-        _register_special_tokens(backend, config, special)
-        _set_bos_eos(backend, config, special)
-        template = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else _chat_template(config)
-        if not isinstance(template, str | None):
-            raise ValueError(f"chat_template is a {type(template).__name__}, expected a text")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(
-            f"{directory / 'chat_template.jinja'}: not valid UTF-8 ({error.reason}); save it as UTF-8"
-        ) from None
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise TokenizerError(f"{directory / 'tokenizer_config.json'}: not as expected ({error!r})") from None
-    bos, eos, unk, pad = (special[name] for name in _SPECIAL)
-    return Tokenizer(
-        backend=backend,
-        bos_token=bos,
-        eos_token=eos,
-        unk_token=unk,
-        pad_token=pad,
-        chat_template=template,
-        files=dict(files),
-    )
-
-
-@contextmanager
-def _library(failure: str) -> Iterator[None]:
-    """One kind for what `tokenizers` raises, which is plain `Exception`, or no `Exception` at all where Rust panics."""
-    try:
-        yield
-    except TokenizerError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise TokenizerError(f"{failure} ({error})") from None
-
-
-def _check_normalizer(normalizer: Any, source: Path) -> None:
-    """Refuses replacements that make a text many times as long, each of what the one before has made."""
-    several = normalizer.get("normalizers") if isinstance(normalizer, Mapping) else None
-    parts = several if isinstance(several, list) else [normalizer]
-    contents = [part["content"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("content"), str)]
-    times = math.prod(max(1, len(content)) for content in contents)
-    if times > _LONGER:
-        raise TokenizerError(f"{source}: the normalizer can make a text {times} times as long, expected {_LONGER}")
-
-
-def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) -> dict[str, Any]:
-    """The JSON object in one of the files, empty where there is no such file."""
-    try:
-        value = json.loads(files.get(name, b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{directory / name}: not valid JSON ({error}); download it again") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(
-            f"{directory / name}: expected a JSON object, found {type(value).__name__}; download it again"
-        )
-    return value
-
-
-def dump_json(value: Mapping[str, Any]) -> bytes:
-    """A JSON file's bytes."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    return text.encode(errors="backslashreplace")  # half a character, as JSON writes it
-
-
-def _check_class(config: Mapping[str, Any], source: Path) -> None:
-    """A class of another name brings code of its own, which may encode otherwise than `tokenizer.json` says."""
-    name = config.get("tokenizer_class")
-    if name is not None and str(name).removesuffix("Fast").removesuffix("Tokenizer") not in _CLASSES:
-        raise TokenizerError(
-            f"{source}: unknown tokenizer class {name!r}; expected PreTrainedTokenizerFast or one that tokenizer.json "
-            f"describes in full ({', '.join(sorted(_CLASSES - {'PreTrained'}))}, with Tokenizer or TokenizerFast)"
-        )
-
-
-def _content(token: str | Mapping[str, Any] | None) -> str | None:
-    return token.get("content") if isinstance(token, Mapping) else token
-
-
-def _register_special_tokens(backend: tokenizers.Tokenizer, config: Mapping, special: Mapping[str, str | None]) -> None:
-    """Makes special tokens that `tokenizer.json` does not list whole tokens, as `transformers` does."""
-    listed = {token.content for token in backend.get_added_tokens_decoder().values()}
-    by_id = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    for _, token in by_id:
-        if token["content"] not in listed:
-            add = backend.add_special_tokens if token.get("special") else backend.add_tokens
-            options = {key: bool(token.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized")}
-            add([tokenizers.AddedToken(token["content"], special=bool(token.get("special")), **options)])
-            listed.add(token["content"])
-    backend.add_special_tokens([token for token in special.values() if token is not None and token not in listed])
-
-
-def _set_bos_eos(backend: tokenizers.Tokenizer, config: Mapping, special: Mapping[str, str | None]) -> None:
-    """`add_bos_token` and `add_eos_token`, where stated, overrule the post-processor of `tokenizer.json`."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    bos = special["bos_token"] if config.get("add_bos_token") else None
-    eos = special["eos_token"] if config.get("add_eos_token") else None
-    around = [token for token in (bos, eos) if token is not None]
-    single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
-    backend.post_processor = tokenizers.processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single=single, pair=None, special_tokens=[(token, backend.token_to_id(token)) for token in around]
-    )
-
-
-def _chat_template(config: Mapping[str, Any]) -> str | None:
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
+    backend = read_backend(files, directory)
+    special: dict[str, Any] = set_special_tokens(backend, files, directory)
+    template = read_chat_template(files, directory)
+    return Tokenizer(backend=backend, **special, chat_template=template, files=dict(files))

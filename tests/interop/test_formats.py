@@ -20,7 +20,7 @@ import datasets
 
 import rm
 from rm.data.tokenize import tokenize_comparisons
-from rm.data.tokenizer import _CLASSES
+from rm.data.tokenizer_files import CLASSES
 
 from ..conftest import shared
 from ..test_tokenize import chat, sequences
@@ -257,7 +257,7 @@ def test_the_pinned_date_is_what_transformers_says_on_that_day(monkeypatch):
 
 def test_the_classes_that_are_read_exist():
     assert all(
-        hasattr(transformers, name) or hasattr(transformers, f"{name}Tokenizer") for name in _CLASSES - {"PreTrained"}
+        hasattr(transformers, name) or hasattr(transformers, f"{name}Tokenizer") for name in CLASSES - {"PreTrained"}
     )
     assert hasattr(transformers, "PreTrainedTokenizerFast")
 
