@@ -99,7 +99,8 @@ def run_clients(port: int, texts: list[str], clients: int) -> dict:
                 try:
                     status, answer = ask(connection, json.dumps({"inputs": texts[part]}).encode())
                 except (OSError, http.client.HTTPException) as problem:
-                    status, answer = 0, {"error": repr(problem)}
+                    errors.append(repr(problem))
+                    continue
                 latencies.append(time.perf_counter() - begin)
                 if status == 200:
                     rewards[part] = answer["rewards"]
