@@ -81,7 +81,7 @@ def twenty_updates(model, batch, traces: list, mesh=None) -> rm.TrainState:
     optimizer = rm.adamw(rm.learning_rate_schedule("linear", peak=1e-3, steps=20), weight_decay=0.1)
     state, step = rm.init_state(model, optimizer), rm.jit_update(traced, optimizer)
     for _ in range(20):
-        state, _ = step(state, [batch])
+        state, _ = jax.block_until_ready(step(state, [batch]))  # no queue of updates on devices that share a core
     return state
 
 
@@ -110,8 +110,11 @@ def test_twenty_updates_on_a_mesh_equal_those_on_one_device(model, comparisons, 
 
 @pytest.mark.long
 @pytest.mark.parametrize("sizes", [None, {"fsdp": 8}], ids=["alone", "fsdp=8"])
-def test_moments_kept_on_the_host_change_no_step_and_stay_there(model, comparisons, sizes):
+def test_moments_kept_on_the_host_change_no_step_and_stay_there(comparisons, sizes):
     """They would come back to the device with the first update, or be left out of the computation."""
+    # without biases: they start at zero, so that three steps of Adam leave of them little but the gradient's rounding
+    config = dataclasses.replace(CONFIG, attention_bias=False, mlp_bias=False)
+    model = rm.init_reward_model(config, key=jax.random.key(0), head_std=0.5)
     mesh = None if sizes is None else rm.make_mesh(**sizes)
     batch, states = one_batch(comparisons, "whole"), []
     for offload in (False, True):
