@@ -82,7 +82,7 @@ def ending_together() -> Iterator[None]:
     except RmError:  # of all, or of this one, whose end the others will notice
         _OVER.set()
         raise
-    except (jax.errors.JaxRuntimeError, OSError) as error:
+    except (jax.errors.JaxRuntimeError, ValueError, OSError) as error:  # JAX's short computations fail by ValueError
         reason = " ".join(str(error).split())[:200]
         print(f"rm: {reason}; looking whether another process has ended", file=sys.stderr, flush=True)
         time.sleep(2 * _HEARTBEAT_SECONDS)  # `_watch` ends this one meanwhile

@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from rm import distributed
 from rm.commands.train import TrainArguments
 from rm.errors import ConfigError
 
@@ -168,6 +170,19 @@ def test_processes_that_disagree_all_say_so(arguments, tmp_path, own, message):
         assert code == 2
         assert message in errors
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError, ConnectionError])
+def test_what_another_process_may_have_caused_waits_until_it_is_named(kind, monkeypatch, capsys):
+    """JAX raises any of these where a process is gone; a traceback would not say which."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    waited = []
+    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    with pytest.raises(kind), distributed.ending_together():
+        raise kind("UNKNOWN: Gloo all-reduce failed")
+    assert sum(waited) >= 40, "in which the watch ends this process, with one line"
+    said = capsys.readouterr().err
+    assert said == "rm: UNKNOWN: Gloo all-reduce failed; looking whether another process has ended\n"
 
 
 def test_an_address_needs_all_its_parts(tmp_path):
