@@ -57,9 +57,9 @@ def flags(command: str) -> set[str]:
 
 @pytest.fixture
 def demo_directory(tmp_path, monkeypatch) -> Path:
-    """The current directory, with the part of `rm-demo/` that the example needs: a model and fewer rows."""
+    """The current directory, with the part of `rm-demo/` that the example needs: a model and preferences."""
     rng = random.Random(0)
-    pairs = [make_pair(rng) for _ in range(240)]
+    pairs = [make_pair(rng) for _ in range(2500)]
     llama = tmp_path / "rm-demo/llama"
     llama.mkdir(parents=True)
     write_llama(llama, [message["content"] for pair in pairs for side in pair.values() for message in side])
@@ -78,7 +78,7 @@ def test_the_example_composes(demo_directory, capsys):
     exec(compile(example, "README.md", "exec"), {})
     metrics, held_out, rewards = capsys.readouterr().out.splitlines()
     assert np.isfinite(ast.literal_eval(metrics)["loss"])
-    assert 0 <= float(held_out) <= 1
+    assert float(held_out) > 0.9, "nothing was learned"
 
     saved = demo_directory / "reward-model"
     question = {"role": "user", "content": "Name a fruit, please."}
