@@ -56,9 +56,8 @@ def transformers_rewards(directory: str, texts: list[list[int]], dtype: str, aut
         return np.array([model(torch.tensor([ids])).logits.float().item() for ids in texts])
 
 
-def differences(model: rm.RewardModel, tokenizer, inputs: list[dict]) -> dict[str, float]:
-    """The largest difference from the rewards in float32, for each way to compute them."""
-    reference = rm.score(model, tokenizer, inputs)
+def differences(model: rm.RewardModel, tokenizer, inputs: list[dict], reference: np.ndarray) -> dict[str, float]:
+    """The largest difference from the rewards in float32, `reference`, for each other way to compute them."""
     found = {
         "rm": rm.score(model, tokenizer, inputs, dtype=jnp.bfloat16),
         "weights alone": rm.score(rounded_weights(model), tokenizer, inputs),
@@ -95,9 +94,10 @@ def main() -> None:
         metrics = [rm.evaluate(m, held_out, dtype=jnp.dtype(d)) for m, d in zip(models, DTYPES, strict=True)]
         accuracy = [values["accuracy"] for values in metrics]
         inputs = [{"messages": rows[i]["prompt"] + rows[i]["chosen"]} for i in range(200)]
-        spread = rm.score(models[0], matched, inputs).std()
-        largest = ", ".join(f"{name} {d:.1e}" for name, d in differences(models[0], matched, inputs).items())
-        print(f"| {seed} | {accuracy[0]:.3f} | {accuracy[1]:.3f} | {spread:.2f} | {largest} |", flush=True)
+        rewards = rm.score(models[0], matched, inputs)
+        found = differences(models[0], matched, inputs, rewards)
+        largest = ", ".join(f"{name} {difference:.1e}" for name, difference in found.items())
+        print(f"| {seed} | {accuracy[0]:.3f} | {accuracy[1]:.3f} | {rewards.std():.2f} | {largest} |", flush=True)
         accuracies.append(accuracy)
     means, spreads = np.mean(accuracies, axis=0), np.std(accuracies, axis=0)
     shown = [f"{mean:.3f} ± {spread:.3f} in {d}" for mean, spread, d in zip(means, spreads, DTYPES, strict=True)]

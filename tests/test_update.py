@@ -97,7 +97,7 @@ def test_a_micro_batch_without_comparisons_changes_nothing(comparisons):
 @pytest.mark.long
 def test_pure_and_jitted_update_agree(comparisons):
     optimizer = optax.sgd(0.1)
-    batches = pack(comparisons, range(2), [SHAPES["one a micro-batch"]])
+    batches = pack(comparisons, range(3), [SHAPES["one a micro-batch"]])  # the first, the last and one between
     pure, pure_metrics = updated(batches, objective, optimizer)
     fast, fast_metrics = rm.jit_update(objective, optimizer)(rm.init_state(new_model(), optimizer), batches)
     assert int(pure.step) == int(fast.step) == 1
