@@ -3,7 +3,8 @@
 python benchmarks/kill.py --model LLAMA --dataset pairs.jsonl [--kills 100] [--seed 0] [--scratch DIRECTORY]
 
 Half of the kills (SIGKILL) come at a random moment, half of them while a checkpoint is being written. Parameters,
-optimizer state and metrics.jsonl, but for its times, must be equal bit for bit; exits with 1 where they are not.
+optimizer state and metrics.jsonl, but for its times, must be equal bit for bit, and no checkpoint may have been found
+damaged; exits with 1 where that is not so.
 """
 
 import argparse
@@ -76,10 +77,11 @@ def metrics_of(output: Path) -> list[dict]:
 
 
 def compare(output: Path, reference: Path) -> list[str]:
-    """What differs."""
+    """What differs, and the checkpoints that a run set aside as damaged."""
     found, expected = state_of(output), state_of(reference)
     differing = [name for name in found.keys() | expected.keys() if name not in found or name not in expected]
     differing += [name for name in found.keys() & expected.keys() if found[name].tobytes() != expected[name].tobytes()]
+    differing += [path.name for path in (output / "checkpoints").glob("damaged-*")]
     return differing + ["metrics.jsonl"] * (metrics_of(output) != metrics_of(reference))
 
 

@@ -1,5 +1,6 @@
 """The training state on disk, through Orbax: a reader sees a whole checkpoint or none, and no damaged one."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +66,8 @@ class Checkpoints:
         """
         if step in self.steps:
             return
-        record = _seal({"step": step, "notes": notes, "checksums": checksums(state)})
+        taken = copy.deepcopy(notes)  # they are written later, and may have changed by then
+        record = _seal({"step": step, "notes": taken, "checksums": checksums(state)})
         parts = {"state": self._ocp.args.StandardSave(state), "notes": self._ocp.args.JsonSave(record)}
         best = {"best": float(metrics[self._best])} if self._best and self._best in metrics else None
         with self._writing():

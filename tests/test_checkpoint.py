@@ -1,5 +1,6 @@
 """Checkpoints: whole, of exactly what was saved, and never silently another model."""
 
+import copy
 import dataclasses
 import shutil
 import struct
@@ -192,6 +193,19 @@ def test_the_state_may_go_on_while_it_is_being_saved(tmp_path, state):
         checkpoints.wait()
         restored, _ = checkpoints.restore(1, abstract(state))
     assert same(restored, expected)
+
+
+def test_the_notes_may_go_on_while_they_are_being_saved(tmp_path, state):
+    """A run that logs on while its checkpoint is being written would find it damaged. Ten times: it is a race."""
+    notes, expected = {"window": [{"loss": 0.0}]}, {}
+    with rm.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in range(1, 11):
+            expected[step] = copy.deepcopy(notes)
+            checkpoints.save(step, state, notes)
+            notes["window"].append({"loss": step / 4})
+            notes["window"][0]["loss"] -= 1
+        checkpoints.wait()
+        assert {step: checkpoints.restore(step, abstract(state))[1] for step in checkpoints.steps} == expected
 
 
 @pytest.mark.long
