@@ -151,7 +151,11 @@ def rotary_table(
     """Cosine and sine of every token's rotation, float32; `lengths` is needed by the `dynamic` type alone."""
     frequencies = inverse_frequencies(config, positions if lengths is None else lengths)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    if platform() != "cpu":
+        return jnp.cos(angles), jnp.sin(angles)
+    # what a loop returns is kept; else XLA computes cosines and sines again wherever a layer rotates
+    cos, sin = lax.map(lambda i: lax.cond(i == 0, jnp.cos, jnp.sin, angles), jnp.arange(2))
+    return cos, sin
 
 
 @checked

@@ -120,10 +120,10 @@ def apply_gradients(
     is and `skipped` is 1.
     """
     count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
-    gradients = jax.tree.map(lambda total: total / count, sums.gradients)
-    norm = optax.tree.norm(gradients)
+    norm = optax.tree.norm(sums.gradients) / count
     good = jnp.isfinite(sums.metrics["loss"]) & jnp.isfinite(norm) & (norm <= skip_above)
-    gradients = jax.tree.map(lambda gradient: jnp.where(good, gradient, jnp.nan), gradients)  # see `keep_on_host`
+    scale = jnp.where(good, 1 / count, jnp.nan)  # see `keep_on_host`; one factor needs no arrays of its own
+    gradients = jax.tree.map(lambda total: total * scale, sums.gradients)
     parameters: Any = _as_float32(state.model)
     updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)  # pyright: ignore[reportArgumentType]
     model = add_updates(state.model, updates, state.step)
