@@ -70,7 +70,7 @@ def measure(function: Callable, rounds: int) -> dict[str, float]:
 
 
 def kinds_of(program: str) -> dict[str, str]:
-    """Of every operation of a compiled program what it is for: only attention has loops."""
+    """Of every operation of a compiled program what it is for; loops are attention's, but for a table of rotations."""
     kinds, entry = {}, False
     for line in program.splitlines():
         if line.startswith(("%", "ENTRY")):

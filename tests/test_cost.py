@@ -3,6 +3,7 @@
 import importlib.util
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -76,13 +77,24 @@ def test_the_update_computes_what_it_must_and_hardly_more(remat, dtype):
     assert 1.0 <= products(traced.jaxpr) / floor < 1.15
 
 
-def planned_bytes(layers: int, **options) -> int:
-    """Memory that the compiler plans for a micro-batch beside its inputs and the gradients."""
+def compiled(layers: int, **options) -> Any:
+    """The gradient of a micro-batch."""
     config = llama(layers)
     batch, _ = one_batch(config, "whole")
     model = rm.init_reward_model(config, key=jax.random.key(0))
     accumulate = jax.jit(partial(rm.accumulate, None, objective=partial(objective, **options)))
-    return accumulate.lower(model, batch).compile().memory_analysis().temp_size_in_bytes
+    return accumulate.lower(model, batch).compile()
+
+
+def planned_bytes(layers: int, **options) -> int:
+    """Memory that the compiler plans for a micro-batch beside its inputs and the gradients."""
+    return compiled(layers, **options).memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.long
+def test_cosines_are_computed_once():
+    """Left to itself, XLA for CPUs computes them in every rotation, forward and backward."""
+    assert compiled(4, remat="none").as_text().count(" cosine(") == 1
 
 
 @pytest.mark.long
