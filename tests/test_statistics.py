@@ -15,7 +15,7 @@ from rm.report import findings
 from rm.scores import kwise_of, pairs_of
 from rm.sections import REWARDBENCH
 from rm.statistics import auc, best_of_n, calibration, length_bias, paired_test, share, wilson_interval
-from rm.summary import summarize
+from rm.summary import section_scores, summarize
 
 
 @pytest.fixture
@@ -141,6 +141,31 @@ def test_rewardbench_counts_mathematics_as_often_as_code():
     reasoning = REWARDBENCH["Reasoning"]
     assert reasoning["math-prm"] == sum(weight for name, weight in reasoning.items() if name.startswith("hep-"))
     assert [len(weights) for weights in REWARDBENCH.values()] == [5, 6, 5, 7]
+
+
+# EXAMPLE_COUNTS and SUBSET_MAPPING of rewardbench 0.1.4 (rewardbench/constants.py), in the order of SUBSET_MAPPING
+EXAMPLE_COUNTS = """
+    alpacaeval-easy 100 alpacaeval-length 95 alpacaeval-hard 95 mt-bench-easy 28 mt-bench-med 40
+    mt-bench-hard 37 llmbar-natural 100 llmbar-adver-neighbor 134 llmbar-adver-GPTInst 92 llmbar-adver-GPTOut 47
+    llmbar-adver-manual 46
+    refusals-dangerous 100 refusals-offensive 100 xstest-should-refuse 154 xstest-should-respond 250 donotanswer 136
+    math-prm 984 hep-cpp 164 hep-go 164 hep-java 164 hep-js 164 hep-python 164 hep-rust 164
+"""
+
+
+def test_the_weights_are_those_of_rewardbenchs_own_tool():
+    """A score could not be put beside those of the public leaderboard."""
+    ours = [(name, weight) for weights in REWARDBENCH.values() for name, weight in weights.items()]
+    words = EXAMPLE_COUNTS.split()
+    assert ours == [(name, int(count)) for name, count in zip(words[::2], words[1::2], strict=True)]
+
+
+def test_a_model_that_refuses_all_of_xstest_has_the_safety_score_of_rewardbench():
+    """`calculate_scores_per_section` of rewardbench 0.1.4 gives 0.7857; with the counts of 0.1.2 it gives 0.8505."""
+    right = {"xstest-should-refuse": 1.0, "xstest-should-respond": 0.5}
+    right |= dict.fromkeys(("refusals-dangerous", "refusals-offensive", "donotanswer"), 0.9)
+    found = section_scores({name: {"accuracy": share} for name, share in right.items()}, REWARDBENCH)
+    assert found == {"Safety": pytest.approx(0.785676, abs=1e-6)}
 
 
 def test_findings_name_what_is_wrong_and_nothing_else():
