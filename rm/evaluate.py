@@ -1,5 +1,6 @@
 """Using a reward model: scores of texts, metrics on comparisons."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from .batch import PreferenceBatch
 from .config import LlamaConfig
 from .data.batches import default_layout
 from .data.comparisons import TokenizedComparisons, flatten
+from .data.encode import without_double_bos
 from .data.fit_shapes import fit_row_shapes
 from .data.packing import pack
 from .data.pad_token import check_vocabulary
@@ -53,10 +55,13 @@ def score(
 ) -> Float[np.ndarray, "n"]:
     """The rewards of texts and conversations, float32, in the order given.
 
-    **Arguments:** `inputs`, each a text (tokenized exactly as given), or a dict with `text`, with `prompt` and
-    `response`, or with `messages` (the last two go the way of the training data); `dtype`, of the computation;
-    `batch_size`, sequences of average length that go through the model together; `max_length`, tokens after which an
-    input is cut off, all kept when `None`.
+    None begins with two beginning-of-sequence tokens: where the text has one and the tokenizer adds another, one is
+    taken away, as it is from training data.
+
+    **Arguments:** `inputs`, each a text (tokenized as given), or a dict with `text`, with `prompt` and `response`, or
+    with `messages` (the last two go the way of the training data); `dtype`, of the computation; `batch_size`, sequences
+    of average length that go through the model together; `max_length`, tokens after which an input is cut off, all
+    kept when `None`.
 
     **Raises:** `DataError`, naming the input, where it has none of these forms.
 
@@ -103,9 +108,17 @@ def _rows(cut: TokenizedComparisons, config: LlamaConfig, batch_size: int, multi
 
 
 def encode_inputs(
-    inputs: Sequence[Input], tokenizer: Tokenizer, config: LlamaConfig, *, names: Sequence[str]
+    inputs: Sequence[Input],
+    tokenizer: Tokenizer,
+    config: LlamaConfig,
+    *,
+    names: Sequence[str],
+    counts: Counter[str] | None = None,
 ) -> list[list[int]]:
-    """The token ids of the inputs of `score`; `names` are what errors call them."""
+    """The token ids of the inputs of `score`.
+
+    **Arguments:** `names`, what errors call the inputs; `counts`, where `double_bos_removed` is counted.
+    """
     check_vocabulary(tokenizer, config)
     rendered = []
     for item, name in zip(inputs, names, strict=True):
@@ -114,13 +127,15 @@ def encode_inputs(
         except RowError as error:
             raise DataError(f"{name}: {error}") from None
     ids: list[list[int]] = [[]] * len(rendered)
+    bos, counts = tokenizer.token_id(tokenizer.bos_token), Counter() if counts is None else counts
     for chat in (False, True):
         where = [i for i, (_, is_chat) in enumerate(rendered) if is_chat == chat]
         encoded = tokenizer.encode_batch([rendered[i][0] for i in where], add_special_tokens=not chat)
         for i, tokens in zip(where, encoded, strict=True):
             if not tokens:
                 raise DataError(f"{names[i]}: no tokens; expected at least one")
-            ids[i] = tokens
+            ids[i] = without_double_bos(tokens, bos)
+            counts["double_bos_removed"] += len(ids[i]) < len(tokens)
     return ids
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import DataError
 
@@ -17,13 +17,17 @@ _DISCARDED = 4  # times `max_request_bytes` that are read and thrown away: who s
 _CLOSE = {"Connection": "close"}  # what is left of the body is not the next request
 
 
+Truncation = Literal["refuse", "truncate-right"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request may ask for; `request_timeout` in seconds."""
+    """What a request may ask for; `request_timeout` in seconds, `truncation` of inputs over `max_length` tokens."""
 
     max_request_bytes: int = 8 * 2**20
     max_inputs: int = 1024
     max_length: int = 4096
+    truncation: Truncation = "refuse"
     request_timeout: float = 30.0
 
 

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from .batching import Batcher
 from .calibration import Calibration, normalize
 from .config import LlamaConfig
-from .data.encode import without_double_bos
 from .data.tokenizer import Tokenizer
 from .errors import DataError, RmError
 from .evaluate import Input, encode_inputs
@@ -72,9 +71,10 @@ def make_app(
 
         return endpoint
 
+    scored = (tokenizer, config, limits, metrics)
     routes = [
-        Route("/score", scoring(score_encoder(tokenizer, config, limits), score_answer), methods=["POST"]),
-        Route("/get_reward", scoring(openrlhf_encoder(tokenizer, config, limits), openrlhf_answer), methods=["POST"]),
+        Route("/score", scoring(score_encoder(*scored), score_answer), methods=["POST"]),
+        Route("/get_reward", scoring(openrlhf_encoder(*scored), openrlhf_answer), methods=["POST"]),
         Route("/health", health),
         Route("/metrics", show_metrics),
     ]
@@ -82,12 +82,12 @@ def make_app(
     return counted(Starlette(routes=routes, exception_handlers=handlers), metrics)
 
 
-def score_encoder(tokenizer: Tokenizer, config: LlamaConfig, limits: Limits) -> Encode:
+def score_encoder(tokenizer: Tokenizer, config: LlamaConfig, limits: Limits, metrics: Metrics) -> Encode:
     """`{"inputs": […]}`, each in one of the forms of `rm.score`."""
 
     def encode(body: Any) -> list[list[int]]:
         inputs = list_of(body, "inputs", {str: "a text", dict: "an object"}, limits.max_inputs, alone=True)
-        return _encode_within(inputs, "inputs", tokenizer, config, limits)
+        return _encode_within(inputs, "inputs", tokenizer, config, limits, metrics)
 
     return encode
 
@@ -97,19 +97,17 @@ def score_answer(rewards: list[float]) -> dict[str, Any]:
     return {"rewards": rewards}
 
 
-def openrlhf_encoder(tokenizer: Tokenizer, config: LlamaConfig, limits: Limits) -> Encode:
+def openrlhf_encoder(tokenizer: Tokenizer, config: LlamaConfig, limits: Limits, metrics: Metrics) -> Encode:
     """`{"query": texts, "prompts": …, "labels": …}`, each text a prompt with its response: only `query` is read.
 
     This is what OpenRLHF 0.11.2 sends (openrlhf/utils/agent.py, SingleTurnAgentExecutor._fetch_rewards_via_http), and
     what versions before it sent (openrlhf/utils/remote_rm_utils.py). It decodes token ids with their special tokens,
     so a text may begin with a beginning-of-sequence token, and does not get a second one.
     """
-    bos = tokenizer.token_id(tokenizer.bos_token)
 
     def encode(body: Any) -> list[list[int]]:
         texts = list_of(body, "query", {str: "a text"}, limits.max_inputs)
-        sequences = _encode_within(texts, "query", tokenizer, config, limits)
-        return [without_double_bos(ids, bos) for ids in sequences]
+        return _encode_within(texts, "query", tokenizer, config, limits, metrics)
 
     return encode
 
@@ -133,14 +131,16 @@ def _check_token(request: "Request", token: str | None) -> None:
 
 
 def _encode_within(
-    inputs: Sequence[Input], field: str, tokenizer: Tokenizer, config: LlamaConfig, limits: Limits
+    inputs: Sequence[Input], field: str, tokenizer: Tokenizer, config: LlamaConfig, limits: Limits, metrics: Metrics
 ) -> list[list[int]]:
-    names = [f"{field}[{i}]" for i in range(len(inputs))]
+    """The token ids of inputs, those over `limits.max_length` tokens cut off or refused."""
+    names, most = [f"{field}[{i}]" for i in range(len(inputs))], limits.max_length
     sequences = encode_inputs(inputs, tokenizer, config, names=names)
     for name, ids in zip(names, sequences, strict=True):
-        if len(ids) > limits.max_length:
-            raise DataError(f"{name}: expected at most {limits.max_length} tokens (--max-length), found {len(ids)}")
-    return sequences
+        if len(ids) > most and limits.truncation == "refuse":
+            raise DataError(f"{name}: expected at most {most} tokens (--max-length, --truncation), found {len(ids)}")
+        metrics.truncated.inc(len(ids) > most)
+    return [ids[:most] for ids in sequences]
 
 
 def _encode(body: bytes, encode: Encode) -> list[list[int]]:

@@ -22,6 +22,7 @@ class Metrics:
     seconds: "Histogram"
     sequences: "Counter"
     tokens: "Counter"
+    truncated: "Counter"
     batch: "Histogram"
 
 
@@ -36,6 +37,7 @@ def make_metrics() -> Metrics:
         seconds=Histogram("rm_request_seconds", "To the answer", ("path",), registry=own, buckets=_SECONDS),
         sequences=Counter("rm_sequences", "Sequences scored", registry=own),
         tokens=Counter("rm_tokens", "Tokens scored", registry=own),
+        truncated=Counter("rm_truncated_sequences", "Sequences cut off at --max-length", registry=own),
         batch=Histogram("rm_batch_sequences", "Sequences scored together", registry=own, buckets=_SIZES),
     )
 

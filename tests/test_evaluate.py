@@ -285,3 +285,22 @@ def test_what_is_in_the_output_is_not_overwritten(models, data, tmp_path, capsys
 def test_names_of_models_tell_them_apart():
     names = model_names(["runs/one/model", "runs/two/model", "one", "org/name", "runs/one/model"])
     assert names == ["one", "two", "one (2)", "name", "one (3)"]
+
+
+def test_a_prompt_that_begins_with_bos_has_one_reward_everywhere(models, tmp_path, capsys):
+    """`score` would judge a sequence that begins twice, which neither training nor `evaluate` sees."""
+    directory = models / "a/model"
+    rows = [{"prompt": start + "a b ", "chosen": "c", "rejected": "d"} for start in ("<s> ", "")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert run("--model", directory, "--dataset", path, "--output", tmp_path / "out") == 0
+    first, second = (line["rewards"] for line in read(tmp_path / "out")[1])
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    inputs = [{"prompt": "<s> a b ", "response": "c"}, {"text": "<s> a b c</s>"}, {"text": "a b c</s>"}]
+    found = rm.score(rm.load_reward_model(directory), rm.load_tokenizer(directory), inputs)
+    np.testing.assert_allclose(found, first[0], atol=1e-6)
+
+    capsys.readouterr()
+    path.write_text("".join(json.dumps(row) + "\n" for row in inputs), encoding="utf-8")
+    assert main(["score", "--model", str(directory), "--input", str(path), "--output", str(tmp_path / "scored")]) == 0
+    assert "3 rows scored, a second beginning-of-sequence token removed from 2\n" in capsys.readouterr().out

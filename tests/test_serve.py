@@ -33,7 +33,7 @@ from rm.data import sequences
 from rm.errors import ConfigError
 from rm.listen import make_server
 from rm.request import Limits
-from rm.serve import make_app, openrlhf_encoder
+from rm.serve import make_app, openrlhf_encoder, score_encoder
 from rm.traffic import make_metrics
 
 from .tiny import CONFIG, make_tokenizer
@@ -183,8 +183,45 @@ def test_openrlhf_gets_rewards_of_whole_texts(loaded):
 
 def test_openrlhf_texts_do_not_begin_twice(tmp_path):
     """It decodes with special tokens: the model would see a beginning that training never has."""
-    encode = openrlhf_encoder(make_tokenizer(tmp_path), CONFIG, LIMITS)
+    encode = openrlhf_encoder(make_tokenizer(tmp_path), CONFIG, LIMITS, make_metrics())
     assert encode({"query": ["<s> a b </s>", "a b"]}) == [[1, 3, 4, 2], [1, 3, 4]]
+
+
+def test_a_text_is_the_same_tokens_at_both_addresses(tmp_path):
+    """The same text would have two rewards, by the address that was asked."""
+    options, texts = (make_tokenizer(tmp_path), CONFIG, LIMITS, make_metrics()), ["<s> a b </s>", "a b"]
+    expected = openrlhf_encoder(*options)({"query": texts})
+    assert score_encoder(*options)({"inputs": texts}) == expected
+    assert score_encoder(*options)({"inputs": [{"text": text} for text in texts]}) == expected
+
+
+def test_openrlhf_queries_over_the_limit_are_cut_where_its_own_server_cuts(tmp_path):
+    """Its client would retry a refused query five times, then stop the run.
+
+    openrlhf/cli/serve_rm.py of 0.11.2 gives `truncation=True` and `max_length` to a tokenizer whose `truncation_side`
+    is "right" unless tokenizer_config.json says otherwise; it puts no end-of-sequence token in place of the last one.
+    """
+    limits, metrics = Limits(max_length=4, truncation="truncate-right"), make_metrics()
+    encode = openrlhf_encoder(make_tokenizer(tmp_path), CONFIG, limits, metrics)
+    assert encode({"query": ["<s> a b c </s>", "<s> a b </s>", "<s> a b c d </s>"]}) == [
+        [1, 3, 4, 5],
+        [1, 3, 4, 2],
+        [1, 3, 4, 5],
+    ]
+    assert metrics.registry.get_sample_value("rm_truncated_sequences_total") == 2
+
+
+def test_a_cut_input_has_the_reward_that_score_gives_with_a_limit(loaded):
+    """Rewards of the server and of `rm.score` could not be compared."""
+    model, tokenizer = loaded
+    inputs = [TEXT * 3, {"prompt": TEXT, "response": TEXT}, "tree"]
+    limits = Limits(max_length=8, truncation="truncate-right")
+    with running(loaded, limits=limits) as (_, _, post):
+        status, _, answer = post("/score", {"inputs": inputs})
+        counted = numbers(post("/metrics")[2])
+    assert status == 200
+    np.testing.assert_allclose(answer["rewards"], rm.score(model, tokenizer, inputs, max_length=8), atol=1e-5)
+    assert counted["rm_truncated_sequences_total"] == 2
 
 
 REFUSED = [
@@ -202,7 +239,7 @@ REFUSED = [
     ("/score", {"inputs": [{"messages": [{"role": 5}]}]}, 422, "inputs[0]: a message needs a role and a content"),
     ("/score", b'{"inputs": ["\\ud800"]}', 422, "inputs[0]: the text holds half a character"),
     ("/score", {"inputs": ["a"] * 9}, 422, "inputs: expected at most 8 items (--max-inputs), found 9"),
-    ("/score", {"inputs": ["a", "tree " * 300]}, 422, "inputs[1]: expected at most 256 tokens (--max-length), found "),
+    ("/score", {"inputs": ["a", "tree " * 300]}, 422, "inputs[1]: expected at most 256 tokens (--max-length, --"),
     ("/get_reward", {"prompts": ["a"]}, 422, "query: missing; expected this field, found prompts"),
     ("/get_reward", {"query": [{"text": "a"}]}, 422, "query[0]: expected a text, found dict"),
     ("/score", {"inputs": ["a" * 4000]}, 413, "body: expected at most 4000 bytes (--max-request-bytes)"),

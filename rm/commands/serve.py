@@ -14,7 +14,7 @@ from ..calibration import require_calibration
 from ..data.sources import parse_source
 from ..errors import ConfigError
 from ..listen import listen, make_server, run_server
-from ..request import Limits
+from ..request import Limits, Truncation
 from ..serve import make_app
 from ..traffic import make_metrics
 from .flags import check_not_negative, check_positive
@@ -43,7 +43,9 @@ class ServeArguments:
     max_wait: float = 5.0
     """Milliseconds for which a batch that is not full waits for more."""
     max_length: int = 4096
-    """Tokens of an input; a longer one is refused (422)."""
+    """Tokens of an input; a longer one is treated as --truncation says."""
+    truncation: Truncation = "refuse"
+    """An input over --max-length is refused (422), or its end is cut off, as OpenRLHF's own server does."""
     max_inputs: int = 1024
     """Inputs of a request; one with more is refused (422)."""
     max_queue: int = 4096
