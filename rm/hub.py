@@ -100,8 +100,9 @@ def push_reward_model(directory: str | Path, repo_id: str, *, private: bool = Tr
         raise ConfigError(f"{directory}: expected a directory that save_reward_model wrote, found no {RECORD} in it")
     if not is_repository(repo_id):
         raise ConfigError(f"{repo_id}: expected a repository of the hub, org/name")
-    for path in directory.iterdir():
-        own_file(path)  # else a link would publish what it leads to
+    for path in directory.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            own_file(path, directory)  # else a link would publish what it leads to
     try:
         address = HfApi().create_repo(repo_id, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo_id, folder_path=directory, commit_message="A reward model, trained with rm")
@@ -136,18 +137,21 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def own_file(path: Path) -> Path:
+def own_file(path: Path, directory: Path | None = None) -> Path:
     """A file of a model directory, refused where it leads elsewhere or never ends: a stranger may have made it.
+
+    **Arguments:** `directory`, the model's, where `path` lies in a folder of it.
 
     **Raises:** `RmError`. In the hub's cache the links lead to the blobs of the same repository.
     """
-    home, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    home, target = Path(os.path.realpath(directory or path.parent)), Path(os.path.realpath(path))
     blobs = home.parent.parent / "blobs"
     if target.exists() and not target.is_file():
         raise RmError(f"{path}: expected an ordinary file, found a directory, a pipe or a device")
     if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
         return path
-    raise RmError(f"{path}: is a link to {os.readlink(path)}, outside of its directory; put a copy there")
+    link = os.readlink(path) if path.is_symlink() else target  # or its folder is one
+    raise RmError(f"{path}: is a link to {link}, outside of its directory; put a copy there")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Chat templates: conversations to text."""
+"""Chat templates: conversations to text, as `transformers` 5.24 renders them."""
 
 import functools
+import json
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,46 +13,87 @@ from ..errors import RmError, TokenizerError
 if TYPE_CHECKING:
     import jinja2
 
-_LONGEST = 100_000  # characters of a template: compiling a longer one takes seconds
+SECONDS = 5.0  # for one conversation
+CHARACTERS = 20_000_000  # of one conversation's text
 
 
 def render_chat(template: str, variables: Mapping[str, Any], today: date) -> str:
-    """Renders a chat template in jinja's immutable sandbox, with what templates in the wild use.
+    """Renders a chat template in jinja's immutable sandbox, within `SECONDS` and `CHARACTERS`.
 
-    `today` is the date that templates which ask for the present one are told (those of Llama 3.2 write it down).
+    Clock and size are looked at whenever the template writes: one that works for long without writing is not stopped.
 
-    **Raises:** `TokenizerError` where the template is not valid, refuses the conversation, or takes too long or too
-    much memory for it.
+    **Arguments:** `variables`, by name; `today`, the date that a template is told when it asks for the present one
+    (those of Llama 3.2 write it down).
+
+    **Raises:** `TokenizerError` where the template is not valid, refuses the conversation, or passes a limit.
+
+    >>> render_chat("{{ messages[0].content }}, {{ strftime_now('%Y') }}", {"messages": [{"content": "Hi"}]}, date.max)
+    'Hi, 9999'
+
+    Source: `transformers/utils/chat_template_utils.py`.
     """
     import jinja2
 
-    from .limits import limits
-
     try:
-        with limits():
-            return _compile(template).render(strftime_now=_clock(today), **variables)
-    except jinja2.TemplateError as error:
-        raise TokenizerError(f"the chat template refused the conversation: {error}") from None
+        return _write(compile_template(template, today), variables)
     except RmError:
         raise
+    except jinja2.TemplateError as error:
+        raise TokenizerError(f"the chat template refused the conversation: {error}") from None
     except Exception as error:  # a template is a program: it can fail in any way
         raise TokenizerError(f"the chat template failed on the conversation: {error!r}") from None
 
 
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> "jinja2.Template":
+def _write(template: "jinja2.Template", variables: Mapping[str, Any]) -> str:
+    pieces, size, end = [], 0, time.monotonic() + SECONDS
+    for piece in template.generate(variables):
+        pieces.append(piece)
+        size += len(piece)
+        if size > CHARACTERS:
+            raise TokenizerError(f"the chat template wrote more than {CHARACTERS:,} characters for the conversation")
+        if time.monotonic() > end:
+            raise TokenizerError(f"the chat template ran longer than {SECONDS:g} s on the conversation")
+    return "".join(pieces)
+
+
+@functools.lru_cache(maxsize=64)
+def compile_template(template: str, today: date) -> "jinja2.Template":
+    """The template as a program.
+
+    **Raises:** `TokenizerError` where it is not valid.
+    """
     import jinja2
 
-    from .sandbox import Sandbox
-
-    if len(template) > _LONGEST:
-        raise TokenizerError(f"the chat template has {len(template)} characters, expected at most {_LONGEST}")
+    clock = datetime(today.year, today.month, today.day).strftime
     try:
         with warnings.catch_warnings(action="ignore"):  # Python's, of what the template compiles to
-            return Sandbox().from_string(template)
+            return environment().from_string(template, globals={"strftime_now": clock})
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(f"the chat template is not valid jinja (line {error.lineno}: {error.message})") from None
 
 
-def _clock(today: date) -> Callable[[str], str]:
-    return datetime(today.year, today.month, today.day).strftime
+@functools.cache
+def environment() -> "jinja2.Environment":
+    """Jinja's immutable sandbox with the blocks, the filters and the functions that chat templates use."""
+    import jinja2.ext
+    import jinja2.sandbox
+
+    from .jinja_parts import Generation, MakeDict, Namespace
+
+    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation]
+    )
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals |= {"raise_exception": _raise_exception, "dict": MakeDict(), "namespace": Namespace}
+    return sandbox
+
+
+def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    # jinja's own filter escapes HTML characters, which the model has never seen
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from ..errors import DataError, TokenizerError
+from .messages import SPEAKERS
 from .tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
@@ -80,23 +81,31 @@ def is_sharegpt(value: Any) -> bool:
 def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> str:
     """A conversation through the chat template, with the row's `tools` and `chat_template_kwargs`.
 
+    Nulls are values: only keys of messages that are null are left out, as `transformers` leaves them out.
+
     **Raises:** `RowError`, naming the field.
     """
-    tools, variables = row.get("tools"), _without_nulls(row.get("chat_template_kwargs") or {})
-    if not isinstance(variables, dict) or not variables.keys().isdisjoint(("self", "messages", "tools")):
+    arguments = row.get("chat_template_kwargs") or {}
+    if not isinstance(arguments, dict) or not arguments.keys().isdisjoint(("self", "messages", "tools")):
         raise RowError("field 'chat_template_kwargs': expected an object without self, messages and tools")
-    messages = _without_nulls(messages)
     for message in messages:
-        content, role = message.get("content"), message.get("role")
-        if not isinstance(role, str) or not (isinstance(content, str | list) or message.get("tool_calls")):
+        if not _is_complete(message):
             raise RowError(f"a message needs a role and a content (or tool_calls), found {shorten(message)}")
     try:
-        tools = json.loads(tools) if isinstance(tools, str) else _without_nulls(tools)
-        return check_text(tokenizer.apply_chat_template(messages, tools=tools, **variables))
+        tools = row.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        return check_text(tokenizer.apply_chat_template(messages, tools=tools, **arguments))
     except TokenizerError as error:
         raise RowError(str(error)) from None
     except json.JSONDecodeError as error:
         raise RowError(f"field 'tools': not valid JSON ({error.msg})") from None
+
+
+def _is_complete(message: Row) -> bool:
+    """Whether a message has a role and something to say; a tool may say an object."""
+    content, role = message.get("content"), message.get("role")
+    result = isinstance(content, Mapping) and role not in SPEAKERS
+    return isinstance(role, str) and (isinstance(content, str | list) or result or bool(message.get("tool_calls")))
 
 
 def check_text(text: str) -> str:
@@ -111,11 +120,15 @@ def check_text(text: str) -> str:
     return text
 
 
-def _without_nulls(value: Any) -> Any:
-    """The value without keys that are null: columnar files give every message the keys that any message has."""
+def without_nulls(value: Any) -> Any:
+    """A value without keys that are null, at any depth: columns give every object the keys that any of them has.
+
+    >>> without_nulls({"role": "user", "name": None, "tool_calls": [{"id": None, "type": "function"}, None]})
+    {'role': 'user', 'tool_calls': [{'type': 'function'}, None]}
+    """
     if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def shorten(value: Any) -> str:
