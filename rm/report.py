@@ -3,16 +3,15 @@
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import plots
 from .scores import Pairs, kwise_of, pairs_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .statistics import wilson_interval
 
 _INK = "#010203"  # what is drawn in this colour takes the page's, light or dark
 _STYLE: dict[Any, Any] = {
@@ -36,7 +35,8 @@ def findings(statistics: Mapping[str, Any]) -> list[str]:
     if low <= 0.5 <= high:
         found.append(f"Accuracy cannot be told from chance: 0.5 lies in its interval, {low:.3f} to {high:.3f}.")
     elif high < 0.5:
-        found.append(f"Accuracy is below chance ({statistics['accuracy']:.3f}): are chosen and rejected exchanged?")
+        why = "are chosen and rejected exchanged?" if _prefers_rejected(statistics) else "ties count as wrong."
+        found.append(f"Accuracy is below chance ({statistics['accuracy']:.3f}): {why}")
     if length["spearman"] is not None and abs(length["spearman"]) >= 0.4:
         kind = "longer" if length["spearman"] > 0 else "shorter"
         found.append(
@@ -55,12 +55,18 @@ def findings(statistics: Mapping[str, Any]) -> list[str]:
         found.append(f"Badly calibrated: ECE {sure['ece']:.3f}; the model is {kind}, so σ(margin) is no probability.")
     if statistics["ties"] > 0.01 * n:
         found.append(f"{statistics['ties']} of {n} comparisons are ties, which count as wrong.")
-    below = [name for name, each in statistics.get("subsets", {}).items() if each["interval"][1] < 0.5]
+    below = [name for name, each in statistics.get("subsets", {}).items() if _prefers_rejected(each)]
     if below:
         found.append(f"Worse than chance in {', '.join(below)}.")
     if n < 200:
         found.append(f"Only {n} comparisons: differences of less than {high - low:.2f} in accuracy mean little.")
     return found
+
+
+def _prefers_rejected(statistics: Mapping[str, Any]) -> bool:
+    """Whether the rejected response has the higher reward more often than chance explains, where rewards differ."""
+    decided, right = statistics["n"] - statistics["ties"], round(statistics["accuracy"] * statistics["n"])
+    return decided > 0 and wilson_interval(right, decided)[1] < 0.5
 
 
 def figures(lines: Sequence[dict[str, Any]], statistics: Mapping[str, Any]) -> dict[str, str]:
@@ -75,8 +81,9 @@ def figures(lines: Sequence[dict[str, Any]], statistics: Mapping[str, Any]) -> d
     if subsets:
         height = 0.9 + 0.22 * len(subsets)
         drawn["Accuracy by subset"] = _svg(lambda ax: plots.accuracy_by_subset(subsets, ax=ax), height)
-    if kwise:
-        drawn["Best of n"] = _svg(lambda ax: plots.best_of_n(*kwise, ax=ax))
+    for size, (rewards, scores) in kwise.items():
+        title = "Best of n" if len(kwise) == 1 else f"Best of n, rows of {size} responses"
+        drawn[title] = _svg(partial(plots.best_of_n, rewards, scores))
     return drawn
 
 
@@ -86,7 +93,7 @@ def _responses(pairs: Pairs) -> tuple[Any, Any]:
     return unique[0], unique[1]
 
 
-def _svg(draw: Callable[["Axes"], Any], height: float = 2.7) -> str:
+def _svg(draw: Callable[..., Any], height: float = 2.7) -> str:
     """A figure as inline SVG whose ink is the page's text colour."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -95,7 +102,7 @@ def _svg(draw: Callable[["Axes"], Any], height: float = 2.7) -> str:
     with matplotlib.rc_context(_STYLE), io.StringIO() as out:
         figure = Figure(figsize=(3.6, height), layout="constrained")
         FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
+        draw(ax=figure.add_subplot())
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = out.getvalue()
     drawing = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

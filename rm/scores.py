@@ -70,9 +70,23 @@ def _ordered(scores: Sequence[float]) -> list[tuple[int, int]]:
     return [(i, j) for i, j in itertools.permutations(range(len(scores)), 2) if scores[i] > scores[j]]
 
 
-def kwise_of(lines: Sequence[dict[str, Any]]) -> tuple[Float[ndarray, "B K"], Float[ndarray, "B K"]] | None:
-    """Rewards and scores of K-wise rows; `None` where the rows are pairs."""
-    kwise = [line for line in lines if "scores" in line]
-    if not kwise:
-        return None
-    return np.array([line["rewards"] for line in kwise]), np.array([line["scores"] for line in kwise], np.float64)
+def kwise_of(lines: Sequence[dict[str, Any]]) -> dict[int, tuple[Float[ndarray, "B K"], Float[ndarray, "B K"]]]:
+    """Rewards and scores of K-wise rows by K, in rising order; nothing where all rows are pairs.
+
+    >>> list(kwise_of([{"rewards": [0.5, 2.0, 1.0], "scores": [1.0, 0.0, 0.0]}, {"rewards": [1.0, 0.0]}]))
+    [3]
+    """
+    by_size: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        if "scores" in line:
+            by_size.setdefault(len(line["scores"]), []).append(line)
+    return {
+        size: tuple(np.array([line[name] for line in by_size[size]], np.float64) for name in ("rewards", "scores"))
+        for size in sorted(by_size)
+    }  # pyright: ignore[reportReturnType]
+
+
+def in_order_of_rows(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of each model together, in the order of the rows; models stay in their order."""
+    models = {name: number for number, name in enumerate(dict.fromkeys(line["model"] for line in lines))}
+    return sorted(lines, key=lambda line: (models[line["model"]], line["row"]))

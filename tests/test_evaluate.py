@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from datasets import Dataset
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 import rm
 from rm.__main__ import main
 from rm.commands.evaluate import model_names
+from rm.commands.rows import rewardbench_rows
 
-from .tiny import make_tokenizer, write_tokenizer
+from .tiny import NAMED, TEMPLATE, make_tokenizer, write_tokenizer
 
 CONFIG = rm.LlamaConfig(
     vocab_size=10,
@@ -219,11 +221,113 @@ def test_k_wise_rows_give_best_of_n_in_the_order_of_their_responses(models, tmp_
     for line, row, words in zip(lines, rows, lengths, strict=True):
         assert line["scores"] == row["scores"]
         assert np.argsort(line["rewards"]).tolist() == np.argsort(words).tolist(), "the model rewards length"
-    found = evaluation["models"]["length"]["best_of_n"]
+    found = evaluation["models"]["length"]["best_of_n"]["4"]
+    assert found["rows"] == 30
     longest = [row["scores"][int(np.argmax(words))] for row, words in zip(rows, lengths, strict=True)]
     assert found["model"][-1] == pytest.approx(np.mean(longest))
     assert (found["random"][0], found["oracle"][-1]) == (1.0, 2.0)
     assert evaluation["models"]["length"]["n"] == 5 * 30  # of six pairs, the one of equal scores is none
+
+
+def mixed_rows(count: int = 24) -> list[dict]:
+    """Rows of four, of five and of two responses in turn; the longest has the highest score in subset "even" alone."""
+    rng = np.random.default_rng(2)
+    made: list[dict] = []
+    for number in range(count):
+        subset = "even" if number % 2 == 0 else "odd"
+        lengths = rng.permutation([1, 3, 5, 7, 9][: 4 + number % 3 % 2])
+        texts = [" ".join(rng.choice(["b", "c", "d"], n)) for n in lengths]
+        if number % 3 == 2:
+            made.append({"prompt": "a ", "chosen": texts[0], "rejected": texts[1], "subset": subset})
+        else:
+            scores = (lengths if subset == "even" else -lengths).tolist()
+            made.append({"prompt": "a ", "responses": texts, "scores": scores, "subset": subset})
+    return made
+
+
+def test_rows_of_four_of_five_and_of_two_responses_are_evaluated_together(models, tmp_path, capsys):
+    """A benchmark whose rows have several numbers of responses could not be evaluated, or lines would be shuffled."""
+    rows, path = mixed_rows(), tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ["--model", models / "length/model", models / "a/model", "--dataset", path, "--by", "subset"]
+    assert run(*command, "--batch-size", "4", "--output", tmp_path / "out", "--resume", "auto") == 0
+    evaluation, lines = read(tmp_path / "out")
+    assert [(line["model"], line["row"]) for line in lines] == [(m, i) for m in ("length", "a") for i in range(24)]
+    for line, row in zip(lines, rows * 2, strict=True):
+        texts = row.get("responses") or [row["chosen"], row["rejected"]]
+        assert len(line["rewards"]) == len(texts)
+        assert line.get("scores") == row.get("scores")
+        if line["model"] == "length":
+            assert np.argsort(line["rewards"]).tolist() == np.argsort([len(text) for text in texts]).tolist()
+    found = evaluation["models"]["length"]
+    assert {size: best["rows"] for size, best in found["best_of_n"].items()} == {"4": 8, "5": 8}
+    even, odd = (found["subsets"][name]["best_of_n"] for name in ("even", "odd"))
+    assert (even["4"]["model"][-1], even["5"]["model"][-1]) == (7.0, 9.0)  # the longest is the best
+    assert (odd["4"]["model"][-1], odd["5"]["model"][-1]) == (-7.0, -9.0)
+    assert found["n"] == 8 * 6 + 8 * 10 + 8  # pairs
+    table = evaluation["data"]["length"]
+    assert (table["read"], table["kept"], list(table["by_responses"])) == (24, 24, ["2", "4", "5"])
+    assert "best of 5 (random–oracle)" in capsys.readouterr().out
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "Best of n: expected score, over 8 rows of 5 responses" in page
+
+    whole = (tmp_path / "out/scores.jsonl").read_text(encoding="utf-8")
+    cut = [line for line in whole.splitlines(keepends=True) if '"model": "length"' in line][:10]
+    (tmp_path / "out/scores.jsonl").write_text("".join(cut), encoding="utf-8")
+    assert run(*command, "--batch-size", "4", "--output", tmp_path / "out", "--resume", "auto") == 0
+    assert (tmp_path / "out/scores.jsonl").read_text(encoding="utf-8") == whole
+
+
+def test_where_no_row_of_a_size_is_left_the_others_are_evaluated(models, tmp_path, capsys):
+    """One row that is too long would end the evaluation of all others."""
+    long = {"prompt": "a ", "responses": ["b " * 30, "c", "d", "c d", "d c"], "scores": [1, 2, 3, 4, 5]}
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*mixed_rows()[::3], long]), encoding="utf-8")
+    command = ["--model", models / "a/model", "--dataset", path, "--output", tmp_path / "out", "--max-length", "20"]
+    assert run(*command) == 0
+    table = read(tmp_path / "out")[0]["data"]["a"]
+    assert (table["read"], table["kept"], table["dropped"]) == (9, 8, {"over_length": 1})
+    assert "rows of 5 responses): 1 over length, none left" in capsys.readouterr().out
+
+
+def test_texts_of_reward_bench_are_the_tokens_that_its_own_tool_makes(tmp_path):
+    """Public scores could not be met: the tool renders the texts as a chat of two turns.
+
+    By hand after rewardbench 0.1.4: `prepare_dialogue_from_tokenizer` renders, the pipeline tokenizes with special
+    tokens and masks the first of two BOS. A template that writes no BOS has that of the tokenizer.
+    """
+    row = {"prompt": "a b", "chosen": "c", "rejected": "d", "subset": "donotanswer", "id": 7}
+    config = {**NAMED, "chat_template": TEMPLATE}
+    found = rewardbench_rows(Dataset.from_list([row]), make_tokenizer(tmp_path / "with", config))
+    expected = {"chosen_ids": [1, 8, 3, 4, 2, 9, 5, 2], "rejected_ids": [1, 8, 3, 4, 2, 9, 6, 2]}
+    assert found == [{"subset": "donotanswer", "id": 7, **expected}]
+    config["chat_template"] = TEMPLATE.removeprefix("{{ bos_token }}")
+    assert rewardbench_rows(Dataset.from_list([row]), make_tokenizer(tmp_path / "without", config)) == found
+    chat = {"prompt": [{"role": "user", "content": "a"}], "chosen": "c", "rejected": "d"}
+    assert rewardbench_rows(Dataset.from_list([chat]), make_tokenizer(tmp_path / "with", config)) == [chat]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_sections_of_rewardbench_render_texts_where_there_is_a_template(models, tmp_path, capsys, template):
+    """It would be said nowhere that the rewards are those of chats."""
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", {**NAMED, "chat_template": template} if template else NAMED)
+    model = rm.load_reward_model(models / "a/model")
+    rm.save_reward_model(tmp_path / "chat/model", *rm.match_tokenizer(model, tokenizer))
+    rows = [{"prompt": "a b ", "chosen": "c", "rejected": each, "subset": "donotanswer", "id": 1} for each in "da"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ["--model", tmp_path / "chat/model", "--dataset", path, "--by", "subset", "--output", tmp_path / "out"]
+    assert run(*command, "--sections", "rewardbench") == 0
+    said = capsys.readouterr().out
+    inputs: list = [{"prompt": "a b ", "response": text} for text in "cd"]
+    if template:
+        assert "chat: 2 rows of texts are rendered as chats, as RewardBench's own tool does (--sections)\n" in said
+        turns = [{"role": "user", "content": "a b "}]
+        inputs = [{"messages": [*turns, {"role": "assistant", "content": text}]} for text in "cd"]
+    else:
+        assert "chat: no chat template, without which RewardBench's own tool refuses; texts are scored as" in said
+    expected = rm.score(*(f(tmp_path / "chat/model") for f in (rm.load_reward_model, rm.load_tokenizer)), inputs)
+    np.testing.assert_allclose(read(tmp_path / "out")[1][0]["rewards"], expected, atol=1e-5)
 
 
 def test_sections_are_weighted(models, data, tmp_path):

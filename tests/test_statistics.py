@@ -132,8 +132,8 @@ def test_tied_scores_make_no_pair_and_the_order_of_responses_is_that_of_the_row(
         (4, 2.0, 0.0, 3),
     ]
     assert pairs.subsets == ["a", "a", "b", "b", "b"]
-    assert kwise_of(lines)[1].tolist() == [[5, 5, 1], [0, 1, 0.5]]  # pyright: ignore[reportOptionalSubscript]
-    assert kwise_of([{"row": 0, "rewards": [1.0, 0.0], "lengths": [1, 1]}]) is None
+    assert kwise_of(lines)[3][1].tolist() == [[5, 5, 1], [0, 1, 0.5]]
+    assert kwise_of([{"row": 0, "rewards": [1.0, 0.0], "lengths": [1, 1]}]) == {}
 
 
 def test_rewardbench_counts_mathematics_as_often_as_code():
@@ -182,6 +182,18 @@ def test_findings_name_what_is_wrong_and_nothing_else():
     exchanged = findings(summarize(-margins, np.zeros(400), *lengths))
     assert any("exchanged" in sentence for sentence in exchanged)
     assert any("ties" in sentence for sentence in findings(summarize(np.zeros(400), np.zeros(400), *lengths)))
+
+
+def test_ties_are_no_sign_that_chosen_and_rejected_are_exchanged():
+    """Somebody would turn right data round because a model gives equal rewards."""
+    lengths = np.full((2, 300), 10)
+    chosen = np.array([1.0] * 60 + [-1.0] * 40 + [0.0] * 200)  # 60 of 100 right where rewards differ, 0.2 in all
+    found = findings(summarize(chosen, np.zeros(300), *lengths, subsets=["one"] * 300))
+    assert "Accuracy is below chance (0.200): ties count as wrong." in found
+    assert "200 of 300 comparisons are ties, which count as wrong." in found
+    assert not any("exchanged" in sentence or "Worse than chance in" in sentence for sentence in found)
+    equal = findings(summarize(np.zeros(300), np.zeros(300), *lengths))
+    assert not any("exchanged" in sentence for sentence in equal)
 
 
 def test_no_comparison_has_no_statistics():

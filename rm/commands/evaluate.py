@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..checksum import checksums
 from ..data.encode import Invalid
+from ..data.render import Row
 from ..data.sources import load_comparisons, parse_source
 from ..data.table import describe_table
-from ..data.tokenize import tokenize_comparisons
+from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError, OutputError
 from ..hf import load_config
 from ..hub import read_json
 from ..output import check_writable, locked, replace_file
 from ..report import render_report
-from ..scores import kwise_of, pairs_of, read_scores
+from ..scores import in_order_of_rows, kwise_of, pairs_of, read_scores
 from ..sections import load_sections
 from ..statistics import best_of_n, paired_test
 from ..summary import summarize
 from .flags import check_positive
 from .load import is_checkpoint, load
-from .rows import Describe, describe_rows, score_rows
+from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size, write_scores
 from .run import check_same_arguments, versions, write_record
 from .show import show_evaluation
 
@@ -116,16 +117,38 @@ def score_with(
     """Has one model score the rows that it has not scored yet; the table of what was read."""
     model, tokenizer = load(text)
     path = parse_source(args.dataset).path
-    options: Any = {"max_length": args.max_length or _ANY_LENGTH, "invalid": args.invalid}
-    comparisons, table = tokenize_comparisons(rows, tokenizer, model.config, expand_pairs=False, source=path, **options)
-    print(describe_table(f"{name} ({path})", table), flush=True)
-    facts = {"path": text, "weights": _hash(checksums(model)), "data": comparisons.fingerprint}
+    options: Any = {"source": path, "max_length": args.max_length or _ANY_LENGTH, "invalid": args.invalid}
+    read = read_as_sections_ask(args, name, rows, tokenizer)
+    parts, table = tokenize_by_size(read, tokenizer, model.config, **options)
+    for size, each in table.get("by_responses", {"": table}).items():
+        what = f"{name} ({path}{size and f', rows of {size} responses'})"
+        dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in each["dropped"].items())
+        print(describe_table(what, each) if each["kept"] else f"{what}: {dropped}, none left", flush=True)
+    facts = {"path": text, "weights": _hash(checksums(model)), "data": " ".join(part.fingerprint for part in parts)}
     if known.setdefault(name, facts) != facts:
         raise DataError(f"{args.output}: {name} has other weights or other data than before; choose another --output")
     write_record(args.output, {"arguments": dataclasses.asdict(args), "models": known, "versions": versions()})
     scores = args.output / "scores.jsonl"
-    score_rows(scores, name, model, comparisons, describe, batch_size=args.batch_size, dtype=args.dtype)
+    for part in parts:
+        score_rows(scores, name, model, part, describe, batch_size=args.batch_size, dtype=args.dtype)
+    if len(parts) > 1:
+        write_scores(scores, in_order_of_rows(read_scores(scores)))
     return table
+
+
+def read_as_sections_ask(
+    args: EvaluateArguments, name: str, rows: "Dataset", tokenizer: Tokenizer
+) -> "Dataset | list[Row]":
+    """The rows of a benchmark as its own tool reads them; says what it does."""
+    if args.sections != "rewardbench" or "responses" in rows.column_names:
+        return rows
+    if tokenizer.chat_template is None:
+        print(f"{name}: no chat template, without which RewardBench's own tool refuses; texts are scored as texts")
+        return rows
+    found = rewardbench_rows(rows, tokenizer)
+    rendered = sum("chosen_ids" in row for row in found) if "chosen_ids" not in rows.column_names else 0
+    print(f"{name}: {rendered} rows of texts are rendered as chats, as RewardBench's own tool does (--sections)")
+    return found if rendered else rows
 
 
 def check_sections(args: EvaluateArguments, sections: Sections | None, subsets: list[str] | None) -> None:
@@ -178,9 +201,20 @@ def read_subsets(rows: "Dataset", by: str | None, source: str) -> list[str] | No
 
 def statistics_of(lines: Sequence[dict[str, Any]], sections: Sections | None) -> dict[str, Any]:
     """The statistics of one model's lines."""
-    pairs, kwise = pairs_of(lines), kwise_of(lines)
+    pairs = pairs_of(lines)
     found = summarize(*pairs[:4], subsets=pairs.subsets, sections=sections)
-    return found | ({"best_of_n": best_of_n(*kwise)} if kwise else {})
+    for subset, each in found.get("subsets", {}).items():
+        each |= best_of_sizes([line for line in lines if line["subset"] == subset])
+    return found | best_of_sizes(lines)
+
+
+def best_of_sizes(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`best_of_n` of K-wise rows, by their number of responses; nothing where all are pairs."""
+    found = {
+        str(size): {"rows": len(rewards), **best_of_n(rewards, scores)}
+        for size, (rewards, scores) in kwise_of(lines).items()
+    }
+    return {"best_of_n": found} if found else {}
 
 
 def compare(by_name: Mapping[str, Sequence[dict[str, Any]]], first: str, second: str) -> dict[str, Any]:

@@ -1,14 +1,22 @@
 """Rows of a data set to lines of scores.jsonl, and on from where that was interrupted."""
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from ..config import LlamaConfig
 from ..data.comparisons import TokenizedComparisons
+from ..data.encode import without_double_bos
+from ..data.render import Row
+from ..data.tokenize import NoComparisons, tokenize_comparisons
+from ..data.tokenizer import Tokenizer
+from ..errors import RmError
 from ..evaluate import reward_chunks
 from ..model import RewardModel
 from ..output import append_line, replace_file
@@ -22,23 +30,103 @@ Describe = Callable[[int, np.ndarray, np.ndarray], dict[str, Any]]
 _WRITTEN_TOGETHER = 16  # batches
 
 
+def rewardbench_rows(rows: "Dataset", tokenizer: Tokenizer) -> list[Row]:
+    """The rows, with pairs of texts as the token ids that RewardBench's own tool makes of them.
+
+    A text prompt is the turn of a user, a text response that of an assistant. The template renders them, and the
+    tokenizer adds what it adds to any text, but no second beginning-of-sequence token.
+
+    Source: rewardbench 0.1.4, `prepare_dialogue_from_tokenizer` (utils.py), `RewardBenchPipeline` (models/pipeline.py).
+    """
+    bos = tokenizer.token_id(tokenizer.bos_token)
+
+    def as_ids(row: Row) -> Row:
+        texts = [row.get(name) for name in ("prompt", "chosen", "rejected")]
+        if not all(isinstance(text, str) for text in texts):
+            return row
+        prompt, *responses = texts
+        kept = {name: value for name, value in row.items() if name not in ("prompt", "chosen", "rejected")}
+        turns = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": each}] for each in responses]
+        try:
+            sides = [without_double_bos(tokenizer.encode(tokenizer.apply_chat_template(chat)), bos) for chat in turns]
+        except RmError:  # said, or counted, with the name of the row where it is rendered again
+            return {**kept, "chosen": turns[0], "rejected": turns[1]}
+        return {**kept, "chosen_ids": sides[0], "rejected_ids": sides[1]}
+
+    return [as_ids(row) for row in rows]  # pyright: ignore[reportArgumentType]
+
+
+def tokenize_by_size(
+    rows: "Dataset | list[Row]", tokenizer: Tokenizer, config: LlamaConfig, *, source: str, **options: Any
+) -> tuple[list[TokenizedComparisons], dict[str, Any]]:
+    """The comparisons of all rows, in one part for every number of responses, and a table of what was read.
+
+    Of several parts the table has the sums, and that of each in `by_responses`.
+
+    **Raises:** what `tokenize_comparisons` raises; `DataError` where no part has a comparison left.
+    """
+    sizes, parts, tables, nothing = _by_size(rows), [], {}, None
+    if len(sizes) < 2 or isinstance(rows, list):
+        part, table = tokenize_comparisons(rows, tokenizer, config, expand_pairs=False, source=source, **options)
+        return [part], table
+    for size, numbers in sizes.items():
+        name = f"{source}, rows of {size} responses"
+        try:
+            part, tables[str(size)] = tokenize_comparisons(
+                rows.select(numbers), tokenizer, config, expand_pairs=False, source=name, **options
+            )
+            parts.append(dataclasses.replace(part, row=np.array(numbers)[part.row]))
+        except NoComparisons as error:
+            nothing, tables[str(size)] = error, _table_of_nothing(error.counts)
+    if nothing and not parts:
+        raise nothing
+    return parts, _sum_tables(tables)
+
+
+def _by_size(rows: "Dataset | list[Row]") -> dict[int, list[int]]:
+    """The numbers of the rows with as many responses, by that number."""
+    if isinstance(rows, list) or "responses" not in rows.column_names:
+        return {}
+    sizes = [len(value) if isinstance(value, list) else 2 for value in rows["responses"]]
+    return {size: [i for i, found in enumerate(sizes) if found == size] for size in sorted(set(sizes))}
+
+
+def _table_of_nothing(counts: Counter[tuple[str, str]]) -> dict[str, Any]:
+    dropped = {reason: count for (kind, reason), count in counts.items() if kind == "dropped" and count}
+    return {"read": counts["rows", "read"], "comparisons": sum(dropped.values()), "kept": 0, "dropped": dropped}
+
+
+def _sum_tables(tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    dropped: Counter[str] = Counter()
+    for table in tables.values():
+        dropped.update(table["dropped"])
+    sums = {name: sum(table[name] for table in tables.values()) for name in ("read", "comparisons", "kept")}
+    return {**sums, "dropped": dict(dropped), "by_responses": tables}
+
+
 def describe_rows(rows: "Dataset", subsets: list[str] | None) -> Describe:
     """What a line says of a row beside its rewards: subset and, of K-wise rows, the order of the responses."""
-    kwise = next((name for name in ("scores", "ranks") if name in rows.column_names), None)
-    values = rows[kwise] if kwise and "responses" in rows.column_names else None
+    kwise = [name for name in ("scores", "ranks") if {name, "responses"} <= set(rows.column_names)]
+    columns = {name: rows[name] for name in ("responses", *kwise)} if kwise else {}
 
     def describe(number: int, rewards: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
         line: dict[str, Any] = {"row": number}
         if subsets is not None:
             line["subset"] = subsets[number]
         back = np.arange(len(rewards))
-        if values is not None:
-            scores = np.array(values[number], float) * (1 if kwise == "scores" else -1)
+        name = next((name for name in kwise if columns[name][number] is not None), None)
+        if name is not None and columns["responses"][number] is not None:
+            scores = np.array(columns[name][number], float) * (1 if name == "scores" else -1)
             back = np.argsort(np.argsort(-scores, kind="stable"))  # comparisons have the best response first
             line["scores"] = scores.tolist()
         return line | {"rewards": rewards[back].astype(float).tolist(), "lengths": lengths[back].tolist()}
 
     return describe
+
+
+def write_scores(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Replaces the lines of the file."""
+    replace_file(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def score_rows(
@@ -51,15 +139,17 @@ def score_rows(
     batch_size: int,
     dtype: str,
 ) -> None:
-    """Appends a line for every comparison that has none yet; what was interrupted goes on at a whole chunk."""
-    lines = read_scores(path)
-    done = sum(line["model"] == name for line in lines)
+    """Appends a line for every comparison that has none yet; what was interrupted goes on at a whole chunk.
+
+    **Arguments:** `comparisons`, those of one number of responses.
+    """
+    lines, size = read_scores(path), comparisons.ends.shape[1]
+    mine = [line for line in lines if line["model"] == name and len(line["rewards"]) == size]
+    done = len(mine)
     if done < len(comparisons):
-        keep = done - done % batch_size
-        others = [line for line in lines if line["model"] != name]
-        mine = [line for line in lines if line["model"] == name][:keep]
-        replace_file(path, "".join(json.dumps(line) + "\n" for line in (*others, *mine)))
-        done = keep
+        done -= done % batch_size
+        others = [line for line in lines if line["model"] != name or len(line["rewards"]) != size]
+        write_scores(path, [*others, *mine[:done]])
     ready: list[str] = []
     for indices, rewards in reward_chunks(model, comparisons, batch_size, jnp.dtype(dtype), start=done):
         for index, found in zip(indices, rewards, strict=True):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ class ScoreArguments:
     """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, a hub id, or
     RUN/checkpoints/STEP."""
     input: Path
-    """JSON lines (.jsonl, also .gz) with text (tokenized exactly as given), prompt and response, or messages."""
+    """JSON lines (.jsonl, also .gz) with text (tokenized as given), prompt and response, or messages."""
     output: Path
     """The same rows in the same order, each with its reward."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -59,7 +60,8 @@ def score(args: ScoreArguments) -> None:
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
     model, tokenizer = load(args.model)
     names = [f"{args.input}: line {number}" for number in numbers]
-    sequences = encode_inputs(rows, tokenizer, model.config, names=names)
+    counts: Counter[str] = Counter()
+    sequences = encode_inputs(rows, tokenizer, model.config, names=names, counts=counts)
     rewards = score_sequences(
         model, sequences, dtype=jnp.dtype(args.dtype), batch_size=args.batch_size, max_length=args.max_length
     )
@@ -67,4 +69,7 @@ def score(args: ScoreArguments) -> None:
     scored = ({**row, "reward": float(reward)} for row, reward in zip(rows, rewards, strict=True))
     replace_file(args.output, (json.dumps(row) + "\n" for row in scored))
     cut = sum(args.max_length is not None and len(ids) > args.max_length for ids in sequences)
-    print(f"{len(rows)} rows scored" + (f", {cut} of them cut off at {args.max_length} tokens" if cut else ""))
+    told = [f", {cut} of them cut off at {args.max_length} tokens"] if cut else []
+    if twice := counts["double_bos_removed"]:
+        told.append(f", a second beginning-of-sequence token removed from {twice}")
+    print(f"{len(rows)} rows scored" + "".join(told))

@@ -35,6 +35,9 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
             table.add_row(label, *(_number(each.get(key)) for each in models.values()))
     table.add_row("ECE", *(_number(each["calibration"]["ece"]) for each in models.values()))
     _add_share(table, "accuracy, equal lengths", [each["length"]["matched"] for each in models.values()])
+    for size in sorted({size for each in models.values() for size in each.get("best_of_n", {})}, key=int):
+        found = [each.get("best_of_n", {}).get(size) for each in models.values()]
+        table.add_row(f"best of {size} (random–oracle)", *map(_best, found))
     console.print(table)
     for name, statistics in models.items():
         for sentence in findings(statistics):
@@ -61,6 +64,10 @@ def _share(each: Mapping[str, Any] | None) -> str:
         return "–"
     low, high = each["interval"]
     return f"{each['accuracy']:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _best(each: Mapping[str, Any] | None) -> str:
+    return f"{each['model'][-1]:.3f} ({each['random'][-1]:.3f}–{each['oracle'][-1]:.3f})" if each else "–"
 
 
 def _number(value: float | None) -> str:

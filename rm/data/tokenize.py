@@ -33,6 +33,14 @@ _NO_TOKENS = np.zeros(0, np.int32)
 _tokenizer: Tokenizer  # of a worker process
 
 
+class NoComparisons(DataError):
+    """No row gives a comparison; `counts` says why."""
+
+    def __init__(self, message: str, counts: Counter[tuple[str, str]]):
+        super().__init__(message)
+        self.counts = counts
+
+
 def tokenize_comparisons(
     rows: "Iterable[Row] | Dataset",
     tokenizer: Tokenizer,
@@ -203,7 +211,7 @@ def _collect(
             break
     file.flush()
     if not kept:
-        raise DataError(_nothing_left(counts, options, source))
+        raise NoComparisons(_nothing_left(counts, options, source), counts)
     check_same_number([part.ends.shape[1] for part in parts], source)
     columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts])[:kept] for name in ARRAYS}
     tokens = np.memmap(file, np.int32, "r")[: columns["offsets"][-1, -1]]
