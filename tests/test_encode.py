@@ -137,8 +137,8 @@ def test_an_error_in_a_process_names_the_row(real):
 def encodes(monkeypatch, tmp_path) -> list[int]:
     """How many rows each call to the tokenizer is for; the cache is empty."""
     calls = []
-    original = tokenize.encode_chunk
-    monkeypatch.setattr(tokenize, "encode_chunk", lambda rows, *rest: calls.append(len(rows)) or original(rows, *rest))
+    original = tokenize.parse_chunk
+    monkeypatch.setattr(tokenize, "parse_chunk", lambda rows, *rest: calls.append(len(rows)) or original(rows, *rest))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     return calls
 
@@ -147,10 +147,11 @@ def test_the_same_data_tokenizer_and_options_are_not_tokenized_twice(tokenizer, 
     rows = [{"chosen": "a", "rejected": "b", "id": i, "margin": i / 2} for i in range(3)]
     once = tokenize_comparisons(datasets.Dataset.from_list(rows), tokenizer, CONFIG)
     # another object, in other pieces, with another column that is not read
-    pieces = [datasets.Dataset.from_list([row | {"note": "new"}]) for row in rows]
+    pieces = [datasets.Dataset.from_list([row | {"note": 7}]) for row in rows]
     again = tokenize_comparisons(datasets.concatenate_datasets(pieces), tokenizer, CONFIG)
     assert encodes == [3]
     assert same(once[0], again[0])
+    assert (once[1].pop("columns_not_read"), again[1].pop("columns_not_read")) == (["id"], ["id", "note"])
     assert once[1] == again[1]
 
 

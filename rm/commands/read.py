@@ -116,7 +116,7 @@ def _read_source(
 
     def read(path: str) -> tuple[TokenizedComparisons, dict[str, Any]]:
         where = {"config_name": source.config_name, "revision": source.revision, "streaming": args.streaming}
-        rows = load_comparisons(path, split=split, **where)
+        rows = load_comparisons(path, split=split, lines=True, invalid=args.invalid, **where)
         if args.streaming and args.shuffle:
             rows = rows.shuffle(seed=args.seed, buffer_size=_SHUFFLE_BUFFER)  # pyright: ignore[reportCallIssue]
         return tokenize_comparisons(rows, tokenizer, config, source=path, **options)  # pyright: ignore[reportArgumentType]

@@ -156,6 +156,8 @@ def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
     """
     if pad_token_id is None:
         return len(ids) - 1
+    if len(ids) and ids[-1] != pad_token_id:  # nearly always
+        return len(ids) - 1
     real = np.flatnonzero(ids != pad_token_id)
     return int(real[-1]) if len(real) else 0
 
@@ -163,8 +165,11 @@ def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
 def common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
     """Tokens that all sequences begin with, at least one short of the shortest."""
     shortest = min(map(len, arrays))
-    equal = np.logical_and.reduce([side[:shortest] == arrays[0][:shortest] for side in arrays])
-    return min(shortest - 1, shortest if equal.all() else int(equal.argmin()))
+    differ = np.zeros(shortest, bool)
+    for side in arrays[1:]:
+        differ |= side[:shortest] != arrays[0][:shortest]
+    first = int(differ.argmax()) if shortest else 0
+    return min(shortest - 1, first if differ.any() else shortest)
 
 
 def _key(ids: Int32[np.ndarray, "N"]) -> int:

@@ -2,21 +2,35 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int32
 
 from ..config import LlamaConfig
 from ..errors import DataError
 from .comparisons import TokenizedComparisons, common_prefix, flatten
-from .formats import Example, Ranking, parse_row
+from .formats import Example, Ranking, parse_row, unread
+from .left_out import count_fields
 from .render import Row, RowError
+from .row_files import LINE
+from .segments import encode_segments
 from .tokenizer import Tokenizer
 
+Ids = Int32[np.ndarray, "_"]
+Counts = Counter[tuple[str, str]]
 Truncation = Literal["drop", "truncate-left-prompt", "truncate-right"]
 Invalid = Literal["raise", "drop"]
-REASONS = ("over_length", "identical", "identical_after_truncation", "empty_response", "tied", "below_min_score_margin")
+REASONS = (
+    "over_length",
+    "identical",
+    "identical_as_rendered",
+    "identical_after_truncation",
+    "empty_response",
+    "tied",
+    "below_min_score_margin",
+)
 REASONS += ("missing_column", "malformed", "not_needed")
 
 
@@ -39,48 +53,77 @@ class Chunk:
     """The comparisons of some rows (`None` where none is kept) and how many there were of what."""
 
     comparisons: TokenizedComparisons | None
-    counts: Counter[tuple[str, str]]
+    counts: Counts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """The examples of a chunk of rows by their numbers, and what was counted so far."""
+
+    examples: dict[int, Example]
+    names: dict[int, str]  # what errors call a row
+    counts: Counts
+
+
+def parse_chunk(
+    rows: Sequence[Row], first: int, has_margin: bool, tokenizer: Tokenizer, options: EncodeOptions, source: str
+) -> Parsed:
+    """Rows to texts; `first` is the number of the first one, `has_margin` whether each must have a margin.
+
+    **Raises:** `DataError`, naming the row and the field, unless such rows are to be dropped.
+    """
+    parsed = Parsed(examples={}, names={}, counts=Counter({("rows", "read"): len(rows)}))
+    for number, row in enumerate(rows, first):
+        parsed.names[number] = row.get(LINE) or f"{source}: row {number}"
+        parsed.counts.update(("text_unread" if isinstance(row[name], str) else "unread", name) for name in unread(row))
+        try:
+            parsed.examples[number] = example = _parse(row, tokenizer, options, has_margin)
+            parsed.counts["rows", "begin_differently"] += not example.same_beginning
+        except RowError as error:
+            _refuse(parsed, number, error, options)
+    parsed.counts.update(count_fields(rows, parsed.examples, first, tokenizer))
+    return parsed
+
+
+def _refuse(parsed: Parsed, number: int, error: RowError, options: EncodeOptions) -> None:
+    if options.invalid == "raise":
+        raise DataError(f"{parsed.names[number]}: {error}") from None
+    parsed.counts["dropped", error.reason] += 1
 
 
 def encode_chunk(
-    rows: Sequence[Row],
-    first: int,
-    has_margin: bool,
+    parsed: Parsed,
+    encoded: Mapping[int, Sequence[Ids]],
     tokenizer: Tokenizer,
     config: LlamaConfig,
     options: EncodeOptions,
     source: str,
 ) -> Chunk:
-    """Tokenizes rows; `first` is the number of the first one, `has_margin` whether each must have a margin.
+    """The comparisons of parsed rows, of which `encoded` has the token ids.
 
     **Raises:** `DataError`, naming the row and the field, unless such rows are to be dropped.
     """
-    counts: Counter[tuple[str, str]] = Counter({("rows", "read"): len(rows)})
-
-    def refuse(number: int, error: RowError) -> None:
-        if options.invalid == "raise":
-            raise DataError(f"{source}: row {number}: {error}") from None
-        counts["dropped", error.reason] += 1
-
-    examples: dict[int, Example] = {}
-    for number, row in enumerate(rows, first):
-        try:
-            examples[number] = _parse(row, tokenizer, options, has_margin)
-        except RowError as error:
-            refuse(number, error)
-    encoded = _encode(examples, tokenizer, counts)
+    counts, bos = parsed.counts, tokenizer.token_id(tokenizer.bos_token)
     pairs, margins, numbers = [], [], []
-    for number, example in examples.items():
+    for number, example in parsed.examples.items():
+        sequences = (
+            [without_double_bos(ids, bos) for ids in encoded[number]] if example.kind != "ids" else encoded[number]
+        )
+        counts["kept", "double_bos_removed"] += sum(
+            len(once) < len(ids) for once, ids in zip(sequences, encoded[number], strict=True)
+        )
         try:
-            _check_ids(example, encoded[number], config)
+            _check_ids(example, sequences, config)
             counts["format", example.format] += 1
         except RowError as error:
-            refuse(number, error)
+            _refuse(parsed, number, error, options)
             continue
         for ranking in example.rankings:
-            sides = [encoded[number][k] for k in ranking.order]
+            sides = [sequences[k] for k in ranking.order]
             empty = any(example.empty[k] for k in ranking.order)
-            kept, reason = _keep(sides, ranking, empty, tokenizer, options)
+            kept, reason = _keep(sides, ranking, empty, bos, options)
+            if reason == "identical" and not all(example.responses[k] == example.responses[0] for k in ranking.order):
+                reason = "identical_as_rendered"
             if reason:
                 counts["dropped", reason] += 1
                 continue
@@ -97,7 +140,7 @@ def encode_chunk(
 
 
 def _parse(row: Row, tokenizer: Tokenizer, options: EncodeOptions, has_margin: bool) -> Example:
-    if ("margin" in row) != has_margin:
+    if (row.get("margin") is not None) != has_margin:
         raise RowError("field 'margin': expected in every row or in none, found in some")
     use_scores = options.margin_from_scores or options.min_score_margin is not None
     example = parse_row(row, tokenizer, expand_pairs=options.expand_pairs, use_scores=use_scores)
@@ -106,23 +149,25 @@ def _parse(row: Row, tokenizer: Tokenizer, options: EncodeOptions, has_margin: b
     return example
 
 
-def _encode(
-    examples: dict[int, Example], tokenizer: Tokenizer, counts: Counter[tuple[str, str]]
-) -> dict[int, list[list[int]]]:
-    """The token ids of every sequence; whatever the template and the tokenizer add, none begins with two BOS."""
-    encoded = {number: list(example.sequences) for number, example in examples.items()}
-    bos = tokenizer.token_id(tokenizer.bos_token)
+def encode_examples(examples: Mapping[int, Example], tokenizer: Tokenizer) -> dict[int, list[Ids]]:
+    """The token ids of every sequence, as the tokenizer gives them."""
+    encoded: dict[int, list[Ids]] = {
+        number: [np.asarray(ids, np.int32) for ids in example.sequences] if example.kind == "ids" else []
+        for number, example in examples.items()
+    }
     for kind in ("text", "chat"):
-        where = [(n, k) for n, example in examples.items() if example.kind == kind for k in range(len(encoded[n]))]
-        batch = tokenizer.encode_batch([encoded[n][k] for n, k in where], add_special_tokens=kind == "text")
-        for (n, k), ids in zip(where, batch, strict=True):
-            once = without_double_bos(ids, bos)
-            counts["kept", "double_bos_removed"] += len(once) < len(ids)
-            encoded[n][k] = once
+        where = [(n, text) for n, example in examples.items() if example.kind == kind for text in example.sequences]
+        texts = [text for _, text in where]
+        if kind == "chat":
+            found = encode_segments(tokenizer, texts)
+        else:
+            found = [np.array(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
+        for (n, _), ids in zip(where, found, strict=True):
+            encoded[n].append(ids)
     return encoded
 
 
-def without_double_bos(ids: list[int], bos: int | None) -> list[int]:
+def without_double_bos(ids: Any, bos: int | None) -> Any:
     """The ids with one beginning-of-sequence token where they began with several."""
     extra = 0
     while extra + 1 < len(ids) and ids[extra] == ids[extra + 1] == bos:
@@ -130,9 +175,9 @@ def without_double_bos(ids: list[int], bos: int | None) -> list[int]:
     return ids[extra:]
 
 
-def _check_ids(example: Example, sequences: Sequence[Sequence[int]], config: LlamaConfig) -> None:
+def _check_ids(example: Example, sequences: Sequence[Ids], config: LlamaConfig) -> None:
     for k, ids in enumerate(sequences):
-        if not ids:
+        if not len(ids):
             raise RowError(f"response {k} has no tokens; expected at least one")
         if example.kind == "ids" and max(ids) >= config.vocab_size:
             raise RowError(
@@ -141,35 +186,38 @@ def _check_ids(example: Example, sequences: Sequence[Sequence[int]], config: Lla
 
 
 def _keep(
-    sides: list[list[int]], ranking: Ranking, empty: bool, tokenizer: Tokenizer, options: EncodeOptions
-) -> tuple[list[list[int]], str | None]:
+    sides: list[Ids], ranking: Ranking, empty: bool, bos: int | None, options: EncodeOptions
+) -> tuple[list[Ids], str | None]:
     """The sequences of a comparison as they are trained on, or the reason to drop it."""
     if ranking.tied:
         return sides, "tied"
-    if all(side == sides[0] for side in sides):
+    if _identical(sides):
         return sides, "identical"
     if empty and options.drop_empty:
         return sides, "empty_response"
     if options.min_score_margin is not None and (ranking.difference or 0.0) < options.min_score_margin:
         return sides, "below_min_score_margin"
-    cut = truncate(sides, options.max_length, options.truncation, bos=tokenizer.token_id(tokenizer.bos_token))
+    cut = truncate(sides, options.max_length, options.truncation, bos=bos)
     if cut is None:
         return sides, "over_length"
-    return cut, "identical_after_truncation" if all(side == cut[0] for side in cut) else None
+    return cut, "identical_after_truncation" if cut is not sides and _identical(cut) else None
 
 
-def truncate(
-    sides: list[list[int]], max_length: int, how: Truncation, *, bos: int | None = None
-) -> list[list[int]] | None:
+def _identical(sides: Sequence[Ids]) -> bool:
+    return all(np.array_equal(side, sides[0]) for side in sides[1:])
+
+
+def truncate(sides: list[Ids], max_length: int, how: Truncation, *, bos: int | None = None) -> list[Ids] | None:
     """The sides within `max_length` tokens, `None` where they cannot be.
 
     `truncate-left-prompt` takes the beginning of the shared prefix away, but for BOS, from every side alike, so that
     the end of the prompt and the responses stay whole; `truncate-right` takes the ends of over-long sides away.
 
-    >>> truncate([[1, 5, 6, 7, 8], [1, 5, 6, 9]], 4, "truncate-left-prompt", bos=1)
-    [[1, 6, 7, 8], [1, 6, 9]]
-    >>> truncate([[1, 5, 6, 7, 8], [1, 5, 6, 9]], 4, "truncate-right")
-    [[1, 5, 6, 7], [1, 5, 6, 9]]
+    >>> sides = [np.array([1, 5, 6, 7, 8]), np.array([1, 5, 6, 9])]
+    >>> truncate(sides, 4, "truncate-left-prompt", bos=1)
+    [array([1, 6, 7, 8]), array([1, 6, 9])]
+    >>> truncate(sides, 4, "truncate-right")
+    [array([1, 5, 6, 7]), array([1, 5, 6, 9])]
     """
     excess = max(map(len, sides)) - max_length
     if excess <= 0:
@@ -177,9 +225,9 @@ def truncate(
     if how == "truncate-right":
         return [side[:max_length] for side in sides]
     start = int(sides[0][0] == bos)
-    if how == "drop" or start + excess > common_prefix([np.asarray(side) for side in sides]):
+    if how == "drop" or start + excess > common_prefix(sides):
         return None
-    return [side[:start] + side[start + excess :] for side in sides]
+    return [np.concatenate([side[:start], side[start + excess :]]) for side in sides]
 
 
 def check_same_number(numbers: Sequence[int], source: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .render import Row, RowError, is_sharegpt, render_response, shorten
+from .row_files import LINE, UNREADABLE
 from .tokenizer import Tokenizer
 
 # token ids of chosen and rejected, and their attention masks: TRL's columns, now and before, and EasyDeL's
@@ -14,8 +15,17 @@ _IDS = (
     ("chosen_input_ids", "rejected_input_ids", "chosen_attention_mask", "rejected_attention_mask"),
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
 )
+# Columns of a user's question, when there is no `prompt`: its first part, the rest of it, and whose form it is.
+_QUESTIONS = (
+    ("instruction", "input", "instruction (LLaMA-Factory)"),
+    ("question", "", "question (orca pairs)"),
+    ("input", "", "input (Axolotl)"),
+)
+# Columns that hold a prompt in forms that are not read.
+_PROMPTS = ("query", "context", "messages", "history", "inputs", "question", "instruction", "input", "system")
 COLUMNS = {"prompt", "conversations", "chosen", "rejected", "responses", "scores", "ranks", "margin", "score_chosen"}
 COLUMNS |= {"score_rejected", "tools", "chat_template_kwargs", *itertools.chain(*_IDS)} - {""}
+COLUMNS |= {LINE, UNREADABLE, *_PROMPTS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +46,8 @@ class Example:
     kind: str  # text, chat (rendered) or ids
     sequences: list[Any]  # texts, or lists of token ids
     empty: list[bool]  # the responses without content
+    responses: list[Any]  # as they stand in the row
+    same_beginning: bool = True  # whether texts without a prompt of their own begin alike
     rankings: list[Ranking]
 
 
@@ -47,7 +59,14 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
 
     **Raises:** `RowError`, naming the field.
     """
-    row = {name: value for name, value in row.items() if value is not None or name in ("chosen", "rejected", "margin")}
+    if isinstance(row.get(UNREADABLE), str):
+        raise RowError(row[UNREADABLE])
+    row = {
+        name: _as_list(value)
+        for name, value in row.items()
+        if value is not None or name in ("chosen", "rejected", "margin")
+    }
+    row, form = _with_prompt(row)
     ids = next((names for names in _IDS if names[0] in row or names[1] in row), None)
     if ids:
         _require(row, ids[:2])
@@ -57,6 +76,7 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
             kind="ids",
             sequences=sequences,
             empty=[False, False],
+            responses=[row[ids[0]], row[ids[1]]],
             rankings=[_pair(row, use_scores)],
         )
     if "responses" in row:
@@ -74,12 +94,74 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
         raise RowError(f"{fields[0]} and {fields[1]} must both be texts or both be messages")
     (kind,) = kinds
     return Example(
-        format=_format_name(row, responses, kind),
+        format=form or _format_name(row, responses, kind),
         kind=kind,
         sequences=[text for text, _, _ in rendered],
         empty=[empty for _, _, empty in rendered],
+        responses=responses,
+        same_beginning="prompt" in row or "conversations" in row or _begin_alike(responses),
         rankings=rankings,
     )
+
+
+def _begin_alike(responses: Sequence[Any]) -> bool:
+    return all(response[:1] == responses[0][:1] for response in responses if isinstance(response, str | list))
+
+
+def unread(row: Row) -> list[str]:
+    """The columns of a row that nothing is read from, such as `system` beside a prompt.
+
+    >>> unread({"prompt": "a", "chosen": "b", "rejected": "c", "system": "d", "id": "e"})
+    ['system', 'id']
+    """
+    read = COLUMNS - set(_PROMPTS) if {"prompt", "conversations"} & row.keys() else COLUMNS
+    return [name for name, value in row.items() if name not in read and value is not None]
+
+
+def _with_prompt(row: Row) -> tuple[Row, str | None]:
+    """The row with the columns of its question as `prompt`, and the name of that form where it has one."""
+    if "prompt" in row or "conversations" in row or not ("chosen" in row or "responses" in row):
+        return row, None
+    for first, second, form in _QUESTIONS:
+        if first in row and not (set(row) & set(_PROMPTS)) - {first, second, "system", "history"}:
+            return {**row, "prompt": _conversation(row, first, second)}, form
+    unread = [name for name in _PROMPTS if row.get(name) not in (None, "", [])]
+    if unread:
+        raise RowError(
+            f"column {unread[0]!r} looks like a prompt, and no form that is read has it; found {', '.join(row)}; "
+            "rename it to 'prompt', or take it out"
+        )
+    return row, None
+
+
+def _conversation(row: Row, first: str, second: str) -> list[dict[str, Any]]:
+    """The messages of a question: system, earlier turns, and what the user asks, in one or two parts."""
+    texts = {name: row.get(name) or "" for name in ("system", first, second)}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise RowError(f"field {name!r}: expected text, found {shorten(text)}")
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise RowError(f"field 'history': expected pairs of question and answer, found {shorten(history)}")
+    system = [{"role": "system", "content": texts["system"]}] if texts["system"] else []
+    turns = [
+        {"role": role, "content": text}
+        for turn in history
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    asked = "\n".join(text for text in (texts[first], texts[second]) if text)
+    return [*system, *turns, {"role": "user", "content": asked}]
+
+
+def _as_list(value: Any) -> Any:
+    """A conversation that `datasets` 2 and 3 saved, an object of lists, as the list of messages that it was."""
+    if not isinstance(value, dict) or not ({"role", "from"} & value.keys()):
+        return value
+    lists = list(value.values())
+    if not all(isinstance(items, list) and len(items) == len(lists[0]) for items in lists):
+        return value
+    messages = [dict(zip(value, items, strict=True)) for items in zip(*lists, strict=True)]
+    return [{name: item for name, item in message.items() if item is not None} for message in messages]
 
 
 def _format_name(row: Row, responses: Sequence[Any], kind: str) -> str:

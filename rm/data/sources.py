@@ -4,19 +4,19 @@ import dataclasses
 import glob
 import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, first_line
-from .jsonl import check_json, read_json
+from .encode import Invalid
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
-# no number, date or missing value is to be guessed from the texts
-_CSV_IS_TEXT = {"converters": dict.fromkeys(("prompt", "chosen", "rejected"), str)}
-_CSV_IS_TEXT |= {"keep_default_na": False, "na_values": [""]}
+_ROWS = ("json", "csv")  # read row by row
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(:(?P<config_name>[^@]+))?(@(?P<revision>.+))?")
 
 
@@ -84,101 +84,169 @@ def load_comparisons(
     config_name: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
+    lines: bool = False,
+    invalid: Invalid = "raise",
 ) -> "Dataset":
     """The rows of local files, a directory that `datasets` saved, or a data set of the hub.
+
+    Rows of JSON and CSV files are read one by one, and no value depends on those of other rows. A column of texts,
+    numbers or truth values has that type; any other is JSON, whose values are what the file holds.
 
     **Arguments:** `path_or_hub_id`, a `.json`, `.jsonl`, `.csv` (each also `.gz`), `.parquet` or `.arrow` file, a
     pattern for several (`data/*.jsonl`; a slice of the split is taken of each), a directory, or a hub id; `split`, the
     split to read, slices such as `train[:5%]` or `train[10:20]+test` included (a file is one split, `train`);
     `config_name` and `revision`, of a hub data set; `streaming`, rows one by one instead of all on the disk (an
-    `IterableDataset`, whole splits only).
+    `IterableDataset`, whole splits only); `lines`, whether JSON and CSV files get a column `__line__`, file and line of
+    each row, which errors of `tokenize_comparisons` then name; `invalid`, whether a line that is no JSON ends it all or
+    is left for `tokenize_comparisons(…, invalid="drop")` to count.
 
-    **Raises:** `DataError`, naming the file and, in a JSON-lines file, the line.
+    **Raises:** `DataError`, naming the file and the line.
 
     Any preprocessing is `load_comparisons(…).map(f)`: `f` gets a row and returns the columns of one of the forms.
     """
     from datasets import concatenate_datasets
 
+    options = {"streaming": streaming, "lines": lines, "skip_unreadable": invalid == "drop"}
     files = expand(str(path_or_hub_id))
-    options = {"split": split, "config_name": config_name, "revision": revision, "streaming": streaming}
-    parts = [_load_one(file, **options) for file in files]  # pyright: ignore[reportArgumentType]
-    try:
-        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    except ValueError as error:
-        raise DataError(
-            f"{path_or_hub_id}: the files' columns differ in type ({first_line(error.__cause__ or error)})"
-        ) from None
-
-
-def _load_one(name: str, *, split: str, config_name: str | None, revision: str | None, streaming: bool) -> "Dataset":
-    path = Path(name)
-    if path.is_file():
-        dataset = _load_file(path, split, streaming)
-    elif path.is_dir():
-        dataset = _load_directory(path, split, config_name, streaming)
-    elif is_file_name(name):
-        raise DataError(f"{path}: no such file; check the path")
+    if all(Path(file).is_file() for file in files):
+        parts = _load_files([Path(file) for file in files], split, **options)
     else:
-        source = name + (f":{config_name}" if config_name else "") + (f"@{revision}" if revision else "")
-        options = {"revision": revision, "split": split, "streaming": streaming}
-        dataset = _load(name, config_name=config_name, source=source, **options)
-    if not streaming and not len(dataset):
-        raise DataError(f"{name}: no rows; expected at least one comparison")
-    return dataset
+        parts = [_load_named(file, split, config_name, revision, **options) for file in files]
+    try:
+        rows = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    except ValueError as error:
+        found = first_line(error.__cause__ or error)
+        raise DataError(f"{path_or_hub_id}: the files' columns differ in type ({found})") from None
+    if not streaming and not len(rows):
+        raise DataError(f"{path_or_hub_id}: no rows; expected at least one comparison")
+    return rows
 
 
-def _load_file(path: Path, split: str, streaming: bool) -> "Dataset":
+def _load_files(files: list[Path], split: str, *, streaming: bool, **options: bool) -> "list[Dataset]":
+    """Local files, of one kind or of several."""
+    readers = [_reader(file) for file in files]
+    if streaming and split != "train":
+        raise DataError(f"{files[0]}: no split {split!r} to stream; a file is one split, train, without slices")
+    parts: list[Dataset] = []
+    for reader in dict.fromkeys(readers):
+        same = [file for file, its in zip(files, readers, strict=True) if its == reader]
+        parts += _read_files(reader, same, streaming=streaming, **options)
+    return parts if streaming else [_slice({"train": part}, split, str(files[0])) for part in parts]
+
+
+def _read_files(reader: str, files: list[Path], *, streaming: bool, **options: bool) -> "list[Dataset]":
+    from .arrow_files import load_parquet_files, load_row_files, stream_row_files
+
+    if reader in _ROWS and streaming:
+        return [stream_row_files(files, **options)]  # pyright: ignore[reportReturnType]
+    if reader in _ROWS:
+        return load_row_files(files, **options)
+    if reader == "parquet":
+        parts = load_parquet_files(files)
+        return [part.to_iterable_dataset() for part in parts] if streaming else parts  # pyright: ignore[reportReturnType]
+    return [_load(reader, data_files=str(file), split="train", source=str(file), streaming=streaming) for file in files]
+
+
+def _reader(path: Path) -> str:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in _READERS:
         raise DataError(f"{path}: expected a file that ends in {', '.join(_READERS)} (or .gz), found {path.suffix!r}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; expected at least one comparison")
-    if suffix == ".jsonl" and not streaming:  # first, for `datasets` reads on over what is wrong in a line
-        check_json(path)
-    options: dict[str, Any] = _CSV_IS_TEXT if suffix == ".csv" else {}
-    dataset = _load(
-        _READERS[suffix], data_files=str(path), split=split, source=str(path), streaming=streaming, **options
-    )
-    if not streaming and suffix in (".json", ".jsonl") and "timestamp" in str(dataset.features):
-        from datasets import Dataset
-
-        # texts that look like dates were taken for such
-        return _slice({"train": Dataset.from_list([row for _, row in read_json(path)])}, split)
-    return dataset
+    return _READERS[suffix]
 
 
-def _load_directory(path: Path, split: str, config_name: str | None, streaming: bool) -> "Dataset":
+def _load_named(
+    name: str, split: str, config_name: str | None, revision: str | None, *, streaming: bool, **options: bool
+) -> "Dataset":
+    """A directory or a data set of the hub."""
+    path = Path(name)
+    if path.is_dir() and any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        return _load_saved(path, split, streaming)
+    if not path.exists() and is_file_name(name):
+        raise DataError(f"{path}: no such file; check the path")
+    source = name if path.is_dir() else name + (f":{config_name}" if config_name else "")
+    source += f"@{revision}" if revision and not path.is_dir() else ""
+    where = {"config_name": config_name, "source": source}
+    if not path.is_dir():
+        where["revision"] = revision
+    found = _find_files(name, **where)
+    if found is None:
+        return _load(name, split=split, streaming=streaming, **where)
+    reader, files = found
+    from datasets import concatenate_datasets
+
+    def load(part: str) -> Dataset:
+        return concatenate_datasets(_read_files(reader, files(part), streaming=streaming, **options))
+
+    if streaming:
+        return load(split)
+    names = dict.fromkeys(re.match(r"\w*", part)[0] for part in split.split("+"))  # pyright: ignore[reportOptionalSubscript]
+    return _slice({part: load(part) for part in names}, split, source)
+
+
+def _find_files(
+    name: str, *, source: str, config_name: str | None, **where: Any
+) -> tuple[str, Callable[[str], list[Path]]] | None:
+    """How the files of a directory or a repository are read and which a split has, where they are read here."""
     import datasets
 
-    if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return _load(str(path), config_name=config_name, split=split, source=str(path), streaming=streaming)
-    try:
+    with _quietly(source):
+        builder = datasets.load_dataset_builder(name, config_name, **where)
+    reader = type(builder).__name__.lower()
+    data_files = builder.config.data_files
+    if reader not in (*_ROWS, "parquet") or not isinstance(data_files, dict):
+        return None
+
+    def files(split: str) -> list[Path]:
+        if split not in data_files:
+            raise DataError(f"{source}: no split {split!r}; found {', '.join(map(str, data_files))}")
+        with _quietly(source):
+            return [Path(datasets.DownloadManager().download(file)) for file in data_files[split]]  # pyright: ignore
+
+    return reader, files
+
+
+def _load_saved(path: Path, split: str, streaming: bool) -> "Dataset":
+    import datasets
+
+    with _quietly(str(path)):
         saved = datasets.load_from_disk(str(path))
-        chosen = _slice(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
+        chosen = _slice(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split, str(path))
         return chosen.to_iterable_dataset() if streaming else chosen  # pyright: ignore[reportReturnType]
-    except Exception as error:  # every reader raises its own kind
-        raise DataError(f"{path}: {first_line(error.__cause__ or error)}") from None
 
 
-def _slice(splits: Any, split: str) -> "Dataset":
+def _slice(splits: Any, split: str, source: str) -> "Dataset":
     """What `split` names of data sets that are here already."""
     from datasets import ReadInstruction, concatenate_datasets
 
-    parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
-    return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
+    with _quietly(source):
+        parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
+        if [(part.splitname, part.from_, part.to) for part in parts] == [("train", 0, len(splits["train"]))]:
+            return splits["train"]
+        return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 
 def _load(path: str, *, source: str, config_name: str | None = None, **options: Any) -> "Dataset":
     import datasets
 
+    with _quietly(source):
+        return datasets.load_dataset(path, config_name, **options)  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def _quietly(source: str) -> Iterator[None]:
+    """One kind of error, in one line, for what `datasets` raises and logs besides."""
+    import datasets
+
     datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises besides
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        return datasets.load_dataset(path, config_name, **options)  # pyright: ignore[reportReturnType]
+        yield
+    except DataError:
+        raise
     except Exception as error:  # every reader raises its own kind
-        if Path(source).is_file() and {".json", ".jsonl"} & set(Path(source).suffixes):
-            check_json(Path(source), same_kinds=True)
         advice = "check the name and the connection" if not Path(source).exists() else "check what is in it"
         raise DataError(
             f"{source}: cannot be read ({first_line(error.__cause__ or error).rstrip('.')}); {advice}"

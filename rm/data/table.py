@@ -29,6 +29,13 @@ def data_table(comparisons: TokenizedComparisons, counts: Counter[tuple[str, str
         "empty_responses": counts["kept", "empty_response"],
         "truncated": counts["kept", "truncated"],
         "double_bos_removed": counts["kept", "double_bos_removed"],
+        "columns_not_read": sorted({name for kind, name in counts if kind in ("unread", "text_unread")}),
+        "without_prompt": counts["rows", "begin_differently"] if _has_unread_texts(counts) else 0,
+        "fields_not_rendered": {
+            name: count
+            for (kind, name), count in sorted(counts.items())
+            if kind == "field" and not counts["field_rendered", name]
+        },
         "tokens": tokens,
         "tokens_stored": len(comparisons.tokens),
         "saved_by_shared_prefix": 1 - len(comparisons.tokens) / tokens,
@@ -36,6 +43,10 @@ def data_table(comparisons: TokenizedComparisons, counts: Counter[tuple[str, str
         "prefix_length": _percentiles(lengths[:, 0]),
         "chosen_longer": float((sequences[:, 0] > sequences[:, 1]).mean()) if sequences.shape[1] > 1 else None,
     }
+
+
+def _has_unread_texts(counts: Counter[tuple[str, str]]) -> bool:
+    return any(kind == "text_unread" for kind, _ in counts)
 
 
 def _percentiles(lengths: np.ndarray) -> dict[str, int]:
@@ -58,9 +69,22 @@ def describe_table(name: str, table: Mapping[str, Any]) -> str:
         ("comparisons", f"{table['comparisons']}, of which {table['kept']} kept{taken}"),
         ("dropped", ", ".join(dropped) or "none"),
         ("among the kept", ", ".join(notes)),
+        ("columns not read", ", ".join(table["columns_not_read"])),
+        ("no prompt", _without_prompt(table["without_prompt"])),
+        ("not rendered", _not_rendered(table["fields_not_rendered"])),
         ("tokens", f"{table['tokens']}, {table['saved_by_shared_prefix']:.0%} saved by shared prefixes"),
         ("sequence length", length),
         ("prefix length", prefix),
         ("chosen is longer", "" if table["chosen_longer"] is None else f"{table['chosen_longer']:.1%}"),
     ]
     return "\n".join([f"{name}:", *(f"  {label:<17} {text}" for label, text in lines if text)])
+
+
+def _without_prompt(rows: int) -> str:
+    expected = "and their responses begin differently; if a column that is not read is the prompt, name it 'prompt'"
+    return f"{rows} rows have none, {expected}" if rows else ""
+
+
+def _not_rendered(fields: Mapping[str, int]) -> str:
+    """The fields of messages that the chat template leaves out."""
+    return ", ".join(f"{name!r} of messages in {count} rows" for name, count in fields.items())

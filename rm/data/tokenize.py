@@ -4,13 +4,13 @@ import dataclasses
 import os
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import date
 from itertools import islice
 from multiprocessing import get_context
-from typing import IO, TYPE_CHECKING, Any, TypeGuard
+from typing import IO, TYPE_CHECKING, Any, TypeGuard, Union
 
 import numpy as np
 
@@ -18,7 +18,18 @@ from ..config import LlamaConfig
 from ..errors import DataError, RmError, first_line
 from .cache import ARRAYS, Result, cache_entry, load_entry, save_entry
 from .comparisons import TokenizedComparisons
-from .encode import Chunk, EncodeOptions, Invalid, Truncation, check_same_number, encode_chunk
+from .encode import (
+    Chunk,
+    Counts,
+    EncodeOptions,
+    Invalid,
+    Parsed,
+    Truncation,
+    check_same_number,
+    encode_chunk,
+    encode_examples,
+    parse_chunk,
+)
 from .formats import COLUMNS
 from .pad_token import check_vocabulary
 from .render import Row
@@ -26,9 +37,14 @@ from .table import data_table
 from .tokenizer import Tokenizer, tokenizer_from_files
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
+Rows = Union[list[Row], "pa.Table"]
+Job = tuple[Rows, int, bool]  # rows, the number of the first one, whether they have margins
+
 _CHUNK = 1024  # rows whose texts are in memory at a time
+_SIDES = ("chosen", "rejected")
 _NO_TOKENS = np.zeros(0, np.int32)
 _tokenizer: Tokenizer  # of a worker process
 
@@ -93,16 +109,16 @@ def tokenize_comparisons(
         drop_empty=drop_empty,
         invalid=invalid,
     )
-    rows = _known_columns(rows)
+    rows, unread = _known_columns(rows)
     entry = cache_entry(rows, tokenizer, config, options) if cache and limit is None and _is_dataset(rows) else None
     found = load_entry(entry) if entry else None
     if found is None:
-        chunks = _encode_all(_jobs(_read(rows, source)), tokenizer, config, options, num_proc, source)
+        chunks = _encode_all(_jobs(_read(rows, source)), tokenizer, config, options, num_proc, source, limit is None)
         with tempfile.TemporaryFile() as file:
             found = _collect(chunks, file, limit, options, source)
             if entry:
                 save_entry(entry, file, *found)
-    comparisons, counts = found
+    comparisons, counts = found[0], found[1] + unread
     comparisons = dataclasses.replace(comparisons, sources=(source,))  # a cached result may have had another name
     return comparisons, data_table(comparisons, counts)
 
@@ -111,22 +127,28 @@ def _is_dataset(rows: Any) -> TypeGuard["Dataset"]:
     return hasattr(rows, "select_columns") and hasattr(rows, "__len__")
 
 
-def _known_columns(rows: Any) -> Any:
-    """A `Dataset` without the columns that are not read, so that they are not decoded."""
-    known = [name for name in rows.column_names if name in COLUMNS] if _is_dataset(rows) else []
-    return rows.select_columns(known) if len(known) > 1 else rows
+def _known_columns(rows: Any) -> tuple[Any, Counts]:
+    """A `Dataset` without the columns that are not read, so that they are not decoded, and which these are."""
+    if not _is_dataset(rows):
+        return rows, Counter()
+    empty = {name for name in rows.column_names if rows.data.column(name).null_count == len(rows.data) > 0}
+    known = [name for name in rows.column_names if name in COLUMNS and (name not in empty or name in _SIDES)]
+    if len(known) < 2:
+        return rows, Counter()
+    left = [name for name in rows.column_names if name not in COLUMNS and name not in empty]
+    texts = {name for name in left if "string" in str(rows.data.column(name).type)}
+    counts = Counter({("text_unread" if name in texts else "unread", name): len(rows) for name in left})
+    return rows.select_columns(known), counts
 
 
-def _read(rows: Any, source: str) -> Iterator[list[Row]]:
+def _read(rows: Any, source: str) -> Iterator[Rows]:
     """The rows in chunks; what a reader raises in the middle of them says where."""
     number = 0
     try:
         if _is_dataset(rows):
-            columns: dict[str, list[Any]]
-            for columns in rows.iter(_CHUNK):  # pyright: ignore[reportAssignmentType]
-                chunk: list[Row] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-                number += len(chunk)
-                yield chunk
+            for table in rows.with_format("arrow").iter(_CHUNK):
+                number += len(table)
+                yield table  # pyright: ignore[reportReturnType]
         else:
             rows = iter(rows)
             while chunk := list(islice(rows, _CHUNK)):
@@ -139,26 +161,35 @@ def _read(rows: Any, source: str) -> Iterator[list[Row]]:
         raise DataError(f"{source}: after row {number}: cannot be read ({reason})") from None
 
 
-def _jobs(rows: Iterator[list[Row]]) -> Iterator[tuple[list[Row], int, bool]]:
-    """Every chunk with the number of its first row, and whether the rows have margins (as the very first has)."""
+def _as_rows(chunk: Rows) -> Sequence[Row]:
+    from .columns import to_rows
+
+    return chunk if isinstance(chunk, list) else to_rows(chunk)
+
+
+def _jobs(chunks: Iterator[Rows]) -> Iterator[Job]:
+    """Every chunk with the number of its first row, and whether rows have margins (as one of the first chunk has)."""
     first, has_margin = 0, None
-    for chunk in rows:
-        has_margin = "margin" in chunk[0] if has_margin is None else has_margin
+    for chunk in chunks:
+        if has_margin is None:
+            has_margin = any(row.get("margin") is not None for row in _as_rows(chunk))
         yield chunk, first, has_margin
         first += len(chunk)
 
 
 def _encode_all(
-    jobs: Iterator[tuple[list[Row], int, bool]],
+    jobs: Iterator[Job],
     tokenizer: Tokenizer,
     config: LlamaConfig,
     options: EncodeOptions,
     num_proc: int,
     source: str,
+    ahead: bool,
 ) -> Iterator[Chunk]:
-    """The chunks encoded, in the order of the rows."""
+    """The chunks encoded, in the order of the rows, which are read `ahead` of the encoding or only when asked for."""
     if num_proc == 1:
-        yield from (encode_chunk(*job, tokenizer, config, options, source) for job in jobs)
+        one = _encode_in_thread if ahead else _encode_in_turn
+        yield from one(jobs, tokenizer, config, options, source)
         return
     # spawned and not forked, for JAX's threads do not survive a fork
     pool = ProcessPoolExecutor(
@@ -167,7 +198,7 @@ def _encode_all(
     pending: deque[Future[Chunk]] = deque()
     try:
         for job in jobs:
-            pending.append(pool.submit(_work, *job, config, options, source))
+            pending.append(pool.submit(_work, job, config, options, source))
             if len(pending) > 2 * num_proc:
                 yield pending.popleft().result()
         while pending:
@@ -178,16 +209,43 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
+def _encode_in_turn(
+    jobs: Iterator[Job], tokenizer: Tokenizer, config: LlamaConfig, options: EncodeOptions, source: str
+) -> Iterator[Chunk]:
+    for chunk, first, has_margin in jobs:
+        parsed = parse_chunk(_as_rows(chunk), first, has_margin, tokenizer, options, source)
+        yield encode_chunk(parsed, encode_examples(parsed.examples, tokenizer), tokenizer, config, options, source)
+
+
+def _encode_in_thread(
+    jobs: Iterator[Job], tokenizer: Tokenizer, config: LlamaConfig, options: EncodeOptions, source: str
+) -> Iterator[Chunk]:
+    """A thread tokenizes a chunk while the next one is parsed and rendered."""
+    waiting: deque[tuple[Parsed, Future[Any]]] = deque()
+
+    def finish(keep: int) -> Iterator[Chunk]:
+        while len(waiting) > keep:
+            parsed, encoded = waiting.popleft()
+            yield encode_chunk(parsed, encoded.result(), tokenizer, config, options, source)
+
+    with ThreadPoolExecutor(1) as thread:
+        for chunk, first, has_margin in jobs:
+            parsed = parse_chunk(_as_rows(chunk), first, has_margin, tokenizer, options, source)
+            waiting.append((parsed, thread.submit(encode_examples, parsed.examples, tokenizer)))
+            yield from finish(1)
+        yield from finish(0)
+
+
 def _start_worker(files: Mapping[str, bytes], today: date) -> None:
     global _tokenizer  # a process has one, built once
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _tokenizer = dataclasses.replace(tokenizer_from_files(files), today=today)
 
 
-def _work(
-    rows: list[Row], first: int, has_margin: bool, config: LlamaConfig, options: EncodeOptions, source: str
-) -> Chunk:
-    return encode_chunk(rows, first, has_margin, _tokenizer, config, options, source)
+def _work(chunk: Rows, first: int, has_margin: bool, config: LlamaConfig, options: EncodeOptions, source: str) -> Chunk:
+    parsed = parse_chunk(_as_rows(chunk), first, has_margin, _tokenizer, options, source)
+    encoded = encode_examples(parsed.examples, _tokenizer)
+    return encode_chunk(parsed, encoded, _tokenizer, config, options, source)
 
 
 def _collect(

@@ -1,0 +1,146 @@
+"""JSON, CSV and Parquet files as data sets: Arrow files in the cache of `datasets`, made once and mapped from there."""
+
+import atexit
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ..errors import DataError, OutputError, first_line
+from ..output import new_directory
+from .columns import features_of, find_kinds, plain_type, to_columns
+from .row_files import LINE, UNREADABLE, read_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+_BATCH = 1000  # rows that are in memory at a time
+
+Write = Callable[[Path], None]
+
+
+def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool) -> "list[Dataset]":
+    """A data set for each JSON or CSV file, all with the same columns.
+
+    A column of texts, of numbers or of truth values has that type, any other is JSON. The type is that of all rows of
+    all files, and reading changes no value.
+
+    **Arguments:** `lines`, whether the column `__line__` says where each row stands; `skip_unreadable`, whether a row
+    that cannot be read is kept as one that says why in the column `__unreadable__`, rather than ending it all.
+
+    **Raises:** `DataError`, naming the file and the line.
+    """
+
+    def write(directory: Path) -> None:
+        kinds = find_kinds(row for file in files for row in _rows(file, lines, skip_unreadable))
+        schema = features_of(kinds).arrow_schema
+        for number, file in enumerate(files):
+            rows = _rows(file, lines, skip_unreadable)
+            batches = (to_columns(batch, kinds, schema) for batch in iter(lambda: list(islice(rows, _BATCH)), []))  # noqa: B023
+            _write_stream(directory / f"{number}.arrow", schema, batches)
+
+    return _converted(files, [lines, skip_unreadable], write)
+
+
+def stream_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool) -> "IterableDataset":
+    """The rows of JSON or CSV files one by one, as they stand there."""
+    from datasets import IterableDataset
+
+    options = {"lines": lines, "skip_unreadable": skip_unreadable}
+    return IterableDataset.from_generator(_stream, gen_kwargs={"files": list(files), **options})  # pyright: ignore[reportReturnType]
+
+
+def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
+    """A data set for each Parquet file, all with the same columns; columns that no data set can hold are left out.
+
+    **Raises:** `DataError`, naming the file.
+    """
+    from datasets import Features
+    from pyarrow import parquet
+
+    schemas = []
+    for file in files:
+        try:
+            schemas.append(_plain_schema(parquet.read_schema(file)))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file}: cannot be read ({first_line(error)}); check what is in it") from None
+    try:
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{files[0]}: the files' columns differ in type ({first_line(error)})") from None
+    schema = Features.from_arrow_schema(schema).arrow_schema
+
+    def write(directory: Path) -> None:
+        for number, file in enumerate(files):
+            batches = parquet.ParquetFile(file).iter_batches(_BATCH)
+            tables = (_cast(pa.Table.from_batches([batch]), schema) for batch in batches)
+            try:
+                _write_stream(directory / f"{number}.arrow", schema, tables)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{file}: cannot be read ({first_line(error)}); check what is in it") from None
+
+    return _converted(files, [], write)
+
+
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    plain = [(field.name, plain_type(field.type)) for field in schema]
+    return pa.schema([(name, kind) for name, kind in plain if kind is not None])
+
+
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema; those that this file lacks are null."""
+    columns = {
+        field.name: table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _rows(file: Path, lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
+    for where, row in read_rows(file):
+        line = {LINE: f"{file}: {where}"} if lines else {}
+        if not isinstance(row, DataError):
+            yield {**row, **line} if lines else row
+        elif skip_unreadable:
+            yield {UNREADABLE: str(row).removeprefix(f"{file}: {where}: "), **line}
+        else:
+            raise row
+
+
+def _stream(files: list[Path], lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
+    for file in files:
+        yield from _rows(file, lines, skip_unreadable)
+
+
+def _write_stream(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def _converted(files: Sequence[Path], options: list[Any], write: Write) -> "list[Dataset]":
+    """The Arrow files that `write` makes of these files, from the cache where they have been made before."""
+    from datasets import Dataset, config
+
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    digest = hashlib.sha256(json.dumps([*options, *facts]).encode() + b"".join(code)).hexdigest()
+    entry = Path(config.HF_DATASETS_CACHE) / "rm-rows" / digest
+    if not entry.is_dir():
+        try:
+            with new_directory(entry) as draft:
+                write(draft)
+        except OutputError:
+            if not entry.is_dir():  # it cannot be written, and no other process has just done so
+                entry = Path(tempfile.mkdtemp(prefix="rm-rows-"))
+                atexit.register(shutil.rmtree, entry, ignore_errors=True)
+                write(entry)
+    return [Dataset.from_file(str(entry / f"{number}.arrow")) for number in range(len(files))]

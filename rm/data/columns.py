@@ -1,0 +1,137 @@
+"""Rows as Arrow columns and back, with every value as it was."""
+
+import decimal
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from .render import without_nulls
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+_INTEGERS = 2**53  # beyond it a float would change a whole number
+_KINDS: dict[type, str] = {bool: "bool", int: "int64", float: "float64", str: "string"}
+JSON = "json"  # the kind of a column that holds lists, objects or values of several kinds
+
+
+def kind_of(value: Any) -> str | None:
+    """The kind of column that holds a JSON value as it stands: a type of Arrow, `json`, or `None` for null.
+
+    >>> kind_of("a"), kind_of(0.5), kind_of([{"role": "user"}]), kind_of(None)
+    ('string', 'float64', 'json', None)
+    """
+    if value is None:
+        return None
+    kind = _KINDS.get(type(value), JSON)
+    if (kind == "string" and not _is_unicode(value)) or (kind == "int64" and abs(value) > _INTEGERS):
+        return JSON
+    return kind
+
+
+def merge_kinds(first: str | None, second: str | None) -> str | None:
+    """The kind of a column with values of both kinds.
+
+    >>> merge_kinds("int64", "float64"), merge_kinds("string", "json"), merge_kinds(None, "bool")
+    ('float64', 'json', 'bool')
+    """
+    if first == second or first is None or second is None:
+        return first or second
+    return "float64" if {first, second} == {"int64", "float64"} else JSON
+
+
+def find_kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The kind of every column, over all rows; columns that are null in all of them are left out."""
+    kinds: dict[str, str | None] = {}
+    for row in rows:
+        for name, value in row.items():
+            before = kinds.get(name)
+            if before != JSON:
+                kinds[name] = merge_kinds(before, kind_of(value))
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def features_of(kinds: Mapping[str, str]) -> "Features":
+    """The features of a `datasets.Dataset` whose columns have these kinds."""
+    from datasets import Features, Json, Value
+
+    return Features({name: Json() if kind == JSON else Value(kind) for name, kind in kinds.items()})
+
+
+def to_columns(rows: list[dict[str, Any]], kinds: Mapping[str, str], schema: pa.Schema) -> pa.Table:
+    """Rows as a table; what is not a text or a number is kept as JSON."""
+    columns = {name: [row.get(name) for row in rows] for name in kinds}
+    for name, kind in kinds.items():
+        if kind == JSON:
+            columns[name] = [None if value is None else _to_json(value) for value in columns[name]]
+    stored = pa.schema([(name, pa.string() if kind == JSON else kind) for name, kind in kinds.items()])
+    return pa.table(columns, schema=stored).cast(schema)
+
+
+def to_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table.
+
+    A columnar file gives every struct the keys that any row has, as nulls; these are left out, nulls of JSON are kept.
+    """
+    columns = {name: list(_values(column)) for name, column in zip(table.column_names, table.columns, strict=True)}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> Iterator[Any]:
+    if isinstance(column.type, pa.JsonType):
+        texts = (text for chunk in column.chunks for text in chunk.storage.to_pylist())
+        return (None if text is None else json.loads(text) for text in texts)
+    if pa.types.is_nested(column.type):
+        return (without_nulls(value) for value in column.to_pylist())
+    return (float(value) if isinstance(value, decimal.Decimal) else value for value in column.to_pylist())
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character, which Arrow cannot hold
+        return False
+    return True
+
+
+def _to_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if _is_unicode(text) else json.dumps(value)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType | None:
+    """The type that a column of a Parquet file is read as, `None` where a data set cannot hold it.
+
+    Dictionaries, large types, views and lists of a fixed size become their values, decimals numbers.
+    """
+    if isinstance(kind, pa.JsonType):
+        return kind
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_decimal(kind):
+        return pa.float64()
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_map(kind):
+        return None
+    if isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType | pa.ListViewType | pa.LargeListViewType):
+        item = plain_type(kind.value_type)
+        return None if item is None else pa.list_(item)
+    if pa.types.is_struct(kind):
+        fields = [(field.name, plain_type(field.type)) for field in kind]
+        return None if any(item is None for _, item in fields) else pa.struct(fields)
+    return kind if _has_feature(kind) else None
+
+
+def _has_feature(kind: pa.DataType) -> bool:
+    from datasets import Features
+
+    try:
+        Features.from_arrow_schema(pa.schema([("column", kind)]))
+    except (ValueError, NotImplementedError, TypeError):
+        return False
+    return True

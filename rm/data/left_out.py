@@ -1,0 +1,56 @@
+"""Fields of messages that a chat template leaves out, found by rendering rows without them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .formats import Example, parse_row
+from .render import Row, RowError
+from .tokenizer import Tokenizer
+
+_USUAL = {"role", "content", "from", "value"}
+_TRIED = 8  # rows of a chunk that are rendered without a field
+
+
+def count_fields(
+    rows: Sequence[Row], examples: Mapping[int, Example], first: int, tokenizer: Tokenizer
+) -> Counter[tuple[str, str]]:
+    """How many rows have each further field of messages, and for how many of those tried it changes the text."""
+    counts: Counter[tuple[str, str]] = Counter()
+    tried: Counter[str] = Counter()
+    for number, example in examples.items():
+        row = rows[number - first] if example.kind == "chat" else {}
+        for field in sorted(set(_fields(row))):
+            counts["field", field] += 1
+            if tried[field] < _TRIED:
+                tried[field] += 1
+                counts["field_rendered", field] += _is_rendered(row, field, example, tokenizer)
+    return counts
+
+
+def _fields(row: Row) -> Iterator[str]:
+    for message in _messages(row):
+        yield from (name for name, value in message.items() if name not in _USUAL and value is not None)
+
+
+def _messages(row: Row) -> Iterator[Mapping[str, Any]]:
+    for value in row.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping) and ({"role", "from"} & item.keys()):
+                yield item
+
+
+def _is_rendered(row: Row, field: str, example: Example, tokenizer: Tokenizer) -> bool:
+    try:
+        rendered = parse_row({name: _without(value, field) for name, value in row.items()}, tokenizer)
+    except RowError:  # the template or the form needs it
+        return True
+    return rendered.sequences != example.sequences
+
+
+def _without(value: Any, field: str) -> Any:
+    if isinstance(value, list):
+        return [_without(item, field) for item in value]
+    if isinstance(value, Mapping) and ({"role", "from"} & value.keys()):
+        return {name: item for name, item in value.items() if name != field}
+    return value

@@ -1,0 +1,126 @@
+"""JSON and CSV files, row by row: every value as it stands in the file, every error with its line."""
+
+import codecs
+import csv
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import DataError
+
+Row = dict[str, Any]
+Numbered = Iterator[tuple[str, Row | DataError]]
+
+LINE, UNREADABLE = "__line__", "__unreadable__"  # columns: where a row stands, and why it cannot be read
+_NUMBERS = ("margin", "score_chosen", "score_rejected")  # columns of a CSV file that are no texts
+
+
+def read_rows(path: Path) -> Numbered:
+    """Rows of a `.jsonl`, `.json` or `.csv` file (also `.gz`), each with its place: `line 3`, or `row 2` of a list.
+
+    A row that cannot be read is given as a `DataError`, and reading goes on after it.
+
+    **Raises:** `DataError` where the file as a whole cannot be read.
+    """
+    where = "the beginning"
+    with _errors(path, lambda: where), _open(path) as file:
+        if ".csv" in path.suffixes[-2:]:
+            rows = _csv_rows(path, file)
+        elif file.peek(64).lstrip().startswith(b"["):  # pyright: ignore[reportAttributeAccessIssue]
+            rows = _document_rows(path, file)
+        else:
+            rows = _line_rows(path, file)
+        for where, row in rows:
+            yield where, row
+
+
+def checked_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """`read_rows`, which ends at the first row that cannot be read.
+
+    **Raises:** `DataError`, naming the file and the line.
+    """
+    for where, row in read_rows(path):
+        if isinstance(row, DataError):
+            raise row
+        yield where, row
+
+
+def _line_rows(path: Path, file: IO[bytes]) -> Numbered:
+    for number, line in enumerate(file, 1):
+        if not line.isspace():
+            yield f"line {number}", _parse(line, f"{path}: line {number}")
+
+
+def _document_rows(path: Path, file: IO[bytes]) -> Numbered:
+    document = _parse(file.read(), f"{path}: document", kind=list)
+    if isinstance(document, DataError):
+        raise document
+    for number, row in enumerate(document):
+        yield f"row {number}", row if isinstance(row, dict) else _not_an_object(f"{path}: row {number}", row)
+
+
+def _csv_rows(path: Path, file: IO[bytes]) -> Numbered:
+    csv.field_size_limit(sys.maxsize)  # the library's own limit is shorter than long responses are
+    reader = csv.DictReader(codecs.iterdecode(file, "utf-8-sig"))
+    while True:
+        where = f"line {reader.line_num + 1}"  # where the row begins; texts may have several lines
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}: {where}: not valid CSV ({error})") from None
+        if None in row or None in row.values():
+            found = len(reader.fieldnames or ()) + (len(row[None]) if None in row else -list(row.values()).count(None))
+            columns = f"expected {len(reader.fieldnames or ())} values as in the first line, found {found}"
+            yield where, DataError(f"{path}: {where}: {columns}")
+        else:
+            yield where, {name: _csv_value(name, text) for name, text in row.items()}
+
+
+def _csv_value(name: str, text: str) -> Any:
+    if not text:
+        return None
+    try:
+        return float(text) if name in _NUMBERS else text
+    except ValueError:
+        return text  # refused with its name where it is needed
+
+
+def _parse(text: bytes, where: str, kind: type = dict) -> Any:
+    """The JSON value of a row or a document, or a `DataError`."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno} column {error.colno}"
+        return DataError(f"{where}: not valid JSON ({error.msg}, {at.removeprefix('line 1 ')})")
+    except UnicodeDecodeError as error:
+        return DataError(f"{where}: not valid UTF-8 ({error.reason})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+        return DataError(f"{where}: cannot be read ({error})")
+    return value if isinstance(value, kind) else _not_an_object(where, value)
+
+
+def _not_an_object(where: str, value: Any) -> DataError:
+    return DataError(f"{where}: expected a JSON object, found {type(value).__name__}")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def _errors(path: Path, where: Callable[[], str]) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: after {where()}: not valid UTF-8 ({error.reason})") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: after {where()}: the gzip file is cut short or damaged ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None

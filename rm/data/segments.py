@@ -1,0 +1,48 @@
+"""Rendered conversations to token ids, every part between special tokens once.
+
+A tokenizer splits a text at its special tokens first and encodes what lies between on its own. The prompt of a
+comparison and the turns that a template repeats are therefore encoded once, with the same ids.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int32
+
+from .tokenizer import Tokenizer
+
+
+def encode_segments(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+    """The ids of texts without added special tokens, as `tokenizer.encode_batch` gives them."""
+    pattern = split_pattern(tokenizer.backend)
+    parts = [[part for part in pattern.split(text) if part] if pattern and text else [text] for text in texts]
+    unique = {part: number for number, part in enumerate(dict.fromkeys(part for row in parts for part in row))}
+    ids = [np.array(found, np.int32) for found in tokenizer.encode_batch(list(unique), add_special_tokens=False)]
+    return [np.concatenate([ids[unique[part]] for part in row]) for row in parts]
+
+
+def split_pattern(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
+    """Matches the places before special tokens at which a text may be cut, `None` where it may not be cut at all.
+
+    A token qualifies if it is found before any normalization, takes no text to its left, and if no other token can
+    begin before it and reach into it.
+    """
+    added = list(backend.get_added_tokens_decoder().values())
+    if backend.encode_special_tokens:
+        return None
+    contents = [token.content for token in added]
+    plain = [
+        token.content
+        for token in added
+        if token.special and not (token.normalized or token.lstrip or token.single_word) and len(token.content) > 1
+    ]
+    cuts = [text for text in plain if not any(_reaches_into(other, text) for other in contents)]
+    return re.compile("(?=" + "|".join(map(re.escape, sorted(cuts))) + ")") if cuts else None
+
+
+def _reaches_into(other: str, token: str) -> bool:
+    """Whether `other` can begin before `token` and end inside or after it."""
+    tails = (other[start:] for start in range(1, len(other)))
+    return any(token.startswith(tail) or tail.startswith(token) for tail in tails)
