@@ -121,7 +121,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
         with _writing(path):
             draft.mkdir(parents=True)
             yield draft
-            for file in draft.iterdir():
+            for file in filter(Path.is_file, draft.rglob("*")):
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
             draft.rename(path)

@@ -68,6 +68,7 @@ def write_tokenizer(
     directory.mkdir(exist_ok=True)
     for name, content in {"tokenizer.json": tokenizer, "tokenizer_config.json": config, **(files or {})}.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=1)
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(text, encoding="utf-8")
     return directory
 
