@@ -9,7 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from ..calibration import normalize, require_calibration
-from ..data.jsonl import read_rows
+from ..data.row_files import checked_rows
 from ..data.sources import parse_source
 from ..errors import DataError, OutputError
 from ..evaluate import encode_inputs, score_sequences
@@ -47,19 +47,19 @@ def score(args: ScoreArguments) -> None:
     if args.output.exists():
         raise OutputError(f"{args.output}: exists already; choose another --output or remove it")
     check_file(args.output)
-    numbered = list(read_rows(args.input)) if args.input.exists() else []
+    numbered = list(checked_rows(args.input)) if args.input.exists() else []
     if not numbered:
         raise DataError(
             f"{args.input}: {'the file is empty' if args.input.exists() else 'no such file'}; expected rows"
         )
-    numbers, rows = zip(*numbered, strict=True)
-    for number, row in numbered:
+    places, rows = zip(*numbered, strict=True)
+    for place, row in numbered:
         if "reward" in row:
-            raise DataError(f"{args.input}: line {number}: has a field 'reward' already; rename it")
+            raise DataError(f"{args.input}: {place}: has a field 'reward' already; rename it")
     source = parse_source(args.model)
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
     model, tokenizer = load(args.model)
-    names = [f"{args.input}: line {number}" for number in numbers]
+    names = [f"{args.input}: {place}" for place in places]
     counts: Counter[str] = Counter()
     sequences = encode_inputs(rows, tokenizer, model.config, names=names, counts=counts)
     rewards = score_sequences(
