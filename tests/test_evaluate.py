@@ -278,6 +278,21 @@ def test_rows_of_four_of_five_and_of_two_responses_are_evaluated_together(models
     assert (tmp_path / "out/scores.jsonl").read_text(encoding="utf-8") == whole
 
 
+def test_a_malformed_row_is_named_by_its_line_among_rows_of_several_sizes(models, tmp_path, capsys):
+    """Rows of each size are read together: the number among those would send people to the wrong line."""
+    rows = mixed_rows(9)
+    rows[4]["scores"][0] = "much"
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ["--model", models / "a/model", "--dataset", path]
+    assert run(*command, "--output", tmp_path / "out") == 2
+    assert "mixed.jsonl: line 5: field 'scores': expected a finite number" in capsys.readouterr().err
+    assert run(*command, "--output", tmp_path / "out", "--invalid", "drop") == 0
+    evaluation, lines = read(tmp_path / "out")
+    assert evaluation["data"]["a"]["dropped"] == {"malformed": 1}
+    assert [line["row"] for line in lines] == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
 def test_where_no_row_of_a_size_is_left_the_others_are_evaluated(models, tmp_path, capsys):
     """One row that is too long would end the evaluation of all others."""
     long = {"prompt": "a ", "responses": ["b " * 30, "c", "d", "c d", "d c"], "scores": [1, 2, 3, 4, 5]}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..checksum import checksums
 from ..data.encode import Invalid
 from ..data.render import Row
+from ..data.row_files import LINE, UNREADABLE
 from ..data.sources import load_comparisons, parse_source
 from ..data.table import describe_table
 from ..data.tokenizer import Tokenizer
@@ -82,7 +83,8 @@ def evaluate_command(args: EvaluateArguments) -> None:
         if not is_checkpoint(source.path):
             load_config(source.path, revision=source.revision)
     source = parse_source(args.dataset)
-    rows = load_comparisons(source.path, split=args.split, config_name=source.config_name, revision=source.revision)
+    where: Any = {"split": args.split, "config_name": source.config_name, "revision": source.revision}
+    rows = load_comparisons(source.path, lines=True, invalid=args.invalid, **where)
     subsets = read_subsets(rows, args.by, source.path)
     check_sections(args, sections, subsets)
     names = model_names(args.model)
@@ -195,7 +197,8 @@ def read_subsets(rows: "Dataset", by: str | None, source: str) -> list[str] | No
     if by is None:
         return None
     if by not in rows.column_names:
-        raise DataError(f"{source}: no column {by!r} for --by; found {', '.join(rows.column_names)}")
+        found = ", ".join(name for name in rows.column_names if name not in (LINE, UNREADABLE))
+        raise DataError(f"{source}: no column {by!r} for --by; found {found}")
     return ["" if value is None else str(value) for value in rows[by]]
 
 
