@@ -176,3 +176,64 @@ def test_the_metrics_of_trl_are_there(tmp_path, llama_directory):
     trainer.evaluate()
     logged = {name for entry in trainer.state.log_history for name in entry}
     assert sorted(named("Metrics")) == sorted(logged)
+
+
+@pytest.fixture
+def six_pairs(llama_directory, tmp_path):
+    """A reward model on disk and six pairs: it ranks all but the fifth rightly."""
+    model = rm.load_reward_model(llama_directory, key=jax.random.key(3), head_std=1.0)
+    model, tokenizer = rm.match_tokenizer(model, rm.load_tokenizer(llama_directory))
+    rm.save_reward_model(tmp_path / "start", model, tokenizer)
+    pairs = []
+    for number, row in enumerate(ROWS[:6]):
+        inputs = [{"prompt": row["prompt"], "response": row[side]} for side in ("chosen", "rejected")]
+        chosen, rejected = rm.score(model, tokenizer, inputs)
+        turned = (chosen < rejected) == (number != 4)
+        sides = {"chosen": row["rejected"], "rejected": row["chosen"]} if turned else {}
+        pairs.append(row | sides | {"difference": (chosen - rejected) * (-1 if turned else 1)})
+    return tmp_path / "start", pairs
+
+
+def written(rows, path):
+    """The pairs as a file, without what the test knows of them."""
+    kept = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return kept
+
+
+def test_trl_weighs_a_short_last_micro_batch_like_a_full_one_and_we_every_pair_alike(six_pairs, tmp_path):
+    """The page would name a difference that is not there. Six pairs as 4 + 2: the mean of two means, and of six."""
+    start, pairs = six_pairs
+    rows = written(pairs, tmp_path / "pairs.jsonl")
+    config = trl.RewardConfig(
+        output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, per_device_train_batch_size=4, max_steps=1,
+        gradient_accumulation_steps=2, logging_steps=1, save_strategy="no", train_sampling_strategy="sequential",
+    )  # fmt: skip
+    trainer = trl.RewardTrainer(str(start), args=config, train_dataset=datasets.Dataset.from_list(rows))
+    trainer.train()
+    theirs = trainer.state.log_history[0]["loss"]
+    flags = ["--batch-size=6", "--max-steps=1", "--log-every=1", "--center-rewards-coefficient=0", "--no-shuffle"]
+    paths = ["--model", str(start), "--dataset", str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "rm")]
+    assert main(["train", *paths, *flags]) == 0
+    ours = json.loads((tmp_path / "rm/metrics.jsonl").read_text().splitlines()[0])["loss"]
+    losses = np.logaddexp(0, [-row["difference"] for row in pairs])
+    print(f"TRL {theirs:.4f}, rm {ours:.4f}")
+    assert theirs == pytest.approx((losses[:4].mean() + losses[4:].mean()) / 2, abs=1e-4)
+    assert ours == pytest.approx(losses.mean(), abs=1e-4)
+    assert abs(theirs - ours) > 0.01
+
+
+def test_trls_accuracy_is_the_mean_of_batches_and_ours_of_pairs(six_pairs, tmp_path):
+    """The page would name a difference that is not there: four of five right are 0.5 there in batches of 4."""
+    start, pairs = six_pairs
+    rows = datasets.Dataset.from_list(written(pairs[:5], tmp_path / "pairs.jsonl"))
+    config = trl.RewardConfig(
+        output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, per_device_eval_batch_size=4, save_strategy="no"
+    )
+    theirs = trl.RewardTrainer(str(start), args=config, train_dataset=rows, eval_dataset=rows).evaluate()
+    model, tokenizer = rm.load_reward_model(start), rm.load_tokenizer(start)
+    comparisons, _ = rm.tokenize_comparisons(rows, tokenizer, model.config)
+    ours = rm.evaluate(model, comparisons, batch_size=4)
+    print(f"TRL {theirs['eval_accuracy']}, rm {ours['accuracy']}")
+    assert theirs["eval_accuracy"] == 0.5
+    assert ours["accuracy"] == 0.8
