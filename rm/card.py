@@ -1,5 +1,6 @@
 """The model card of an exported reward model."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +16,21 @@ responses to the same prompt mean something.
 _USE = """## Use
 
 ```python
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{place}")
-model = AutoModelForSequenceClassification.from_pretrained("{place}")
-messages = [{{"role": "user", "content": "…"}}, {{"role": "assistant", "content": "…"}}]
-text = tokenizer.apply_chat_template(messages, tokenize=False)  # trained on plain texts: prompt + response + EOS
-inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")  # plain texts: leave add_special_tokens out
-reward = model(**inputs).logits[0, 0]
+model = AutoModelForSequenceClassification.from_pretrained("{place}", dtype="float32")
+
+
+def reward(text, **options):
+    inputs = tokenizer(text, return_tensors="pt", **options)
+    with torch.no_grad():
+        return model(**inputs).logits[0, 0].item()
+
+{chat}
+text = "2 + 2 = " + "4"  # prompt + response
+print(reward({ended}))
 ```
 
 In JAX:
@@ -31,11 +39,36 @@ In JAX:
 import rm
 
 model, tokenizer = rm.load_reward_model("{place}"), rm.load_tokenizer("{place}")
-rewards = rm.score(model, tokenizer, [{{"messages": messages}}, {{"prompt": "2 + 2 = ", "response": "4"}}])
+rewards = rm.score(model, tokenizer, [{rows}])
 ```
 
 The reward is read at the rightmost token whose id is not `pad_token_id` ({pad}). `rm.json` records where the
 model comes from.
+
+How texts were built in training, and are to be built for the same rewards:
+
+- A prompt and a response that are texts are joined as they are, with nothing between them. {eos}The tokenizer then adds
+  the special tokens that its `tokenizer.json` says.
+- Messages are rendered by the chat template, without a generation prompt, and tokenized with
+  `add_special_tokens=False`: the template has written the special tokens.
+- `dtype="float32"`: version 5 of transformers otherwise computes in the type of the weights on disk, the score too.
+- TRL's `GRPOTrainer`, given this model as a reward function, joins prompts and completions that are texts with neither
+  a token at the beginning nor one at the end, which gives other rewards than these. Messages it renders as above.
+{date}"""
+
+_CHAT = """
+messages = [{"role": "user", "content": "2 + 2 = "}, {"role": "assistant", "content": "4"}]
+chat = tokenizer.apply_chat_template(messages, tokenize=False)
+print(reward(chat, add_special_tokens=False))
+"""
+
+_DATE_IS_WRITTEN = """- In training the chat template was told that today is {date}. That date is written in the
+  template here, so that rewards do not change with the calendar.
+"""
+
+_DATE_IS_OPEN = """- In training the chat template was told that today is {date}. It asks for the date in a way
+  that could not be replaced, and transformers tells it the present one: there, rewards of messages change with the
+  calendar. Where `rm` computes them, they do not.
 """
 
 _LIMITS = """## Limits
@@ -47,18 +80,42 @@ _LIMITS = """## Limits
 """
 
 
-def model_card(name: str, record: Mapping[str, Any]) -> str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+    """How a tokenizer builds texts; `date` is what its chat templates were told, where they ask."""
+
+    chat: bool = False
+    eos_token: str | None = None
+    date: str | None = None
+    date_is_written: bool = True
+
+
+def model_card(name: str, record: Mapping[str, Any], texts: Texts = Texts()) -> str:
     """The text of `README.md`: what the model is, its data and figures as far as the record has them, how to use it.
 
-    **Arguments:** `record`, what `rm.json` says.
+    **Arguments:** `record`, what `rm.json` says; `texts`, what to say of the way texts are built.
     """
     name = (record.get("repository") or name).rpartition("/")[2]
     base = f" on `{_name(record['base_model'])}`" if record.get("base_model") else ""
     about = _ABOUT.format(name=name, base=base, version=record["rm_version"])
-    place = record.get("repository") or "PATH_OR_HUB_ID"
-    use = _USE.format(place=place, pad=record["pooling"]["pad_token_id"])
+    use = _use(record, texts)
     sections = (about, _evaluation(record), _data(record), _training(record), use, _LIMITS + _more_limits(record))
     return f"---\n{_front_matter(name, record)}\n---\n\n" + "\n".join(section for section in sections if section)
+
+
+def _use(record: Mapping[str, Any], texts: Texts) -> str:
+    """How to score with the model, and how its texts are built."""
+    date = _DATE_IS_WRITTEN if texts.date_is_written else _DATE_IS_OPEN
+    rows = '{"messages": messages}, ' if texts.chat else ""
+    return _USE.format(
+        place=record.get("repository") or "PATH_OR_HUB_ID",
+        chat=_CHAT if texts.chat else "",
+        ended="text + tokenizer.eos_token" if texts.eos_token else "text",
+        rows=f'{rows}{{"prompt": "2 + 2 = ", "response": "4"}}',
+        pad=record["pooling"]["pad_token_id"],
+        eos=f"`{texts.eos_token}` follows, unless the response ends in it. " if texts.eos_token else "",
+        date=date.format(date=texts.date) if texts.date else "",
+    )
 
 
 def _front_matter(name: str, record: Mapping[str, Any]) -> str:

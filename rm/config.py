@@ -93,7 +93,7 @@ class LlamaConfig:
             rope=_rope(hf, source),
             bos_token_id=hf.get("bos_token_id"),
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-            pad_token_id=hf.get("pad_token_id"),
+            pad_token_id=None if (pad := hf.get("pad_token_id")) == -1 else pad,  # -1 is no token
         )
         _check_numbers(fields, source)
         fields |= {name: float(fields[name]) for name in ("rms_norm_eps", "initializer_range") if name in fields}
@@ -114,6 +114,7 @@ class LlamaConfig:
             "architectures": ["LlamaForSequenceClassification"],
             "model_type": "llama",
             "num_labels": 1,
+            "problem_type": "regression",  # else pipelines and servers put a sigmoid over the reward
             "id2label": {"0": "reward"},
             "label2id": {"reward": 0},
             "hidden_act": "silu",

@@ -87,8 +87,7 @@ def write_llama(directory: Path, texts: list[str]) -> None:
         eos_token_id=1,
         pad_token_id=0,
     )
-    causal_lm = {
-        name: value for name, value in llama.to_hf().items() if name not in ("num_labels", "id2label", "label2id")
-    }
+    of_classifiers = ("num_labels", "problem_type", "id2label", "label2id")
+    causal_lm = {name: value for name, value in llama.to_hf().items() if name not in of_classifiers}
     write_json(directory / "config.json", causal_lm | {"architectures": ["LlamaForCausalLM"], "dtype": "float32"})
     write_model(directory, init_reward_model(llama, key=jax.random.key(0)), max_shard_bytes=10**9, head=False)

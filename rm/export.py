@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .card import model_card
+from .card import Texts, model_card
+from .data.portable import portable_files, with_date
 from .data.tokenizer import Tokenizer
 from .distributed import fetch, leads
 from .errors import WeightsError
-from .hf import leaf_name, match_tokenizer, tensor_names
+from .hf import match_tokenizer
 from .hub import RECORD, sha256_of
 from .model import RewardModel
 from .output import new_directory
+from .tensor_names import leaf_name, tensor_names
 from .version import __version__
 from .weights import write_json, write_tensors
 
@@ -32,8 +34,9 @@ def save_reward_model(
 ) -> None:
     """Writes the directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
 
-    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files as they came (with a
-    pad token that no sequence ends in, see `match_tokenizer`), a model card and `rm.json`. All of it appears at once.
+    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files (as they came, but for
+    what `portable_files` changes and a pad token that no sequence ends in, see `match_tokenizer`), a model card and
+    `rm.json`. All of it appears at once.
 
     **Arguments:** `dtype`, of the weights on disk, the parameters' own when `None` (the head is always float32);
     `provenance`, what `rm.json` and the card say of the run.
@@ -52,12 +55,25 @@ def save_reward_model(
         record["tensors"] = write_model(directory, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
         stored = jnp.dtype(model.norm.dtype if dtype is None else dtype).name
         write_json(directory / "config.json", model.config.to_hf() | {"dtype": stored})
-        for name, content in tokenizer.files.items():
+        files = portable_files(tokenizer)
+        for name, content in files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(content)
-        names = ("config.json", *tokenizer.files)
-        record["sha256"] = {name: sha256_of(directory / name) for name in names}
+        record["sha256"] = {name: sha256_of(directory / name) for name in ("config.json", *files)}
         write_json(directory / RECORD, record)
-        (directory / "README.md").write_text(model_card(Path(path).name, record), encoding="utf-8")
+        card = model_card(Path(path).name, record, _texts(tokenizer))
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def _texts(tokenizer: Tokenizer) -> Texts:
+    templates = "\n".join(filter(None, (tokenizer.chat_template, *tokenizer.named_templates.values())))
+    asks = "strftime_now(" in templates
+    return Texts(
+        chat=bool(templates),
+        eos_token=tokenizer.eos_token,
+        date=tokenizer.today.isoformat() if asks else None,
+        date_is_written="strftime_now(" not in with_date(templates, tokenizer.today),
+    )
 
 
 def write_model(

@@ -1,6 +1,5 @@
-"""Reward models from Hugging Face directories: one table of tensor names, safetensors, no torch."""
+"""Reward models from Hugging Face directories: safetensors, no torch."""
 
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,40 +19,11 @@ from .errors import ConfigError, WeightsError
 from .hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
 from .model import RewardModel, init_reward_model, init_score_head
 from .sharding import check_mesh, partition_specs, shardings
+from .tensor_names import check_names, leaf_name, tensor_names
 from .weights import INDEX, TensorFiles
 
 _THREADS = 4  # that read weights
 _PATTERNS = ("config.json", RECORD, "model.safetensors", "model-*-of-*.safetensors", INDEX)
-
-# Our leaf -> Hugging Face's tensor; `{}` is the layer number.
-_TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight", "score": "score.weight"}
-_BLOCK = {
-    "input_layernorm": "model.layers.{}.input_layernorm.weight",
-    "post_attention_layernorm": "model.layers.{}.post_attention_layernorm.weight",
-    **{
-        f"{name}_proj.{kind}": f"model.layers.{{}}.{part}.{name}_proj.{kind}"
-        for part, names in {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}.items()
-        for name in names
-        for kind in ("weight", "bias")
-    },
-}
-# What a causal LM's files hold besides: its own head, and rotary tables that old versions stored.
-_IGNORED = re.compile(r"lm_head\.weight|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-
-
-def tensor_names(leaf: str, config: LlamaConfig) -> list[str]:
-    """The Hugging Face tensors that make up a leaf of `RewardModel`: one, or one for each stacked layer.
-
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=3,
-    ...                      num_attention_heads=2)
-    >>> tensor_names("blocks.q_proj.weight", config)
-    ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.self_attn.q_proj.weight']
-    >>> tensor_names("last_block.input_layernorm", config)
-    ['model.layers.2.input_layernorm.weight']
-    """
-    head, _, rest = leaf.partition(".")
-    layers = {"blocks": range(config.num_hidden_layers - 1), "last_block": [config.num_hidden_layers - 1]}
-    return [_BLOCK[rest].format(layer) for layer in layers[head]] if head in layers else [_TOP[leaf]]
 
 
 def load_reward_model(
@@ -68,7 +38,8 @@ def load_reward_model(
     """The reward model of a directory or a hub repository with safetensors weights.
 
     A `LlamaForSequenceClassification` brings its head, and its `pad_token_id` is the pooling rule. A causal LM gets a
-    head drawn from `N(0, head_std²)` and no pooling rule yet (`match_tokenizer` sets it).
+    head drawn from `N(0, head_std²)`. Any other architecture has no pooling rule yet (`match_tokenizer` sets it), also
+    one that brings a head: OpenRLHF's `RewardModel` pads with the token that it reads at.
 
     **Arguments:** `dtype`, of the parameters, whatever the files hold (the head is always float32); `key`, draws the
     head of a causal LM; `head_std`, `initializer_range` when `None`; `revision`, a branch, tag or commit of a hub
@@ -84,16 +55,15 @@ def load_reward_model(
     files = TensorFiles(directory, recorded if isinstance(recorded, dict) else None)
     if config.num_hidden_layers > len(files.names):  # before the layers are gone through
         found = f"{directory / 'config.json'} says {config.num_hidden_layers} layers"
-        raise WeightsError(f"{directory}: {found}, the weights have {len(files.names)} tensors in all")
+        found += f", the weights have {len(files.names)} tensors in all"
+        raise WeightsError(f"{directory}: {found}; use the config.json that belongs to the weights")
     has_head = classifier or "score.weight" in files.names
-    if not has_head:
-        config = replace(config, pad_token_id=None)
 
     template = jax.eval_shape(lambda: init_reward_model(config, key=jax.random.key(0), dtype=dtype))
     stored = template if has_head else replace(template, score=None)
     leaves, structure = jax.tree_util.tree_flatten_with_path(stored)
     wanted = [(leaf_name(path), leaf) for path, leaf in leaves]
-    _check_names(files, [name for leaf, _ in wanted for name in tensor_names(leaf, config)])
+    check_names(files, [name for leaf, _ in wanted for name in tensor_names(leaf, config)])
     if key is None and not has_head:
         advice = "so this is no reward model yet; train it, or give a key to draw a head"
         raise WeightsError(f"{directory}: no tensor 'score.weight', {advice}")
@@ -138,19 +108,18 @@ def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> L
     **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels.
     """
     directory = resolve_directory(path_or_hub_id, ("config.json", RECORD), revision=revision)
-    config, classifier = _read_config(directory / "config.json")
-    return config if classifier else replace(config, pad_token_id=None)
+    return _read_config(directory / "config.json")[0]
 
 
 def _read_config(source: Path) -> tuple[LlamaConfig, bool]:
-    """The configuration, and whether the model is a sequence classifier."""
+    """The configuration, and whether the model is a sequence classifier: only its pad token is a pooling rule."""
     hf = read_json(own_file(source))
     classifier = "ForSequenceClassification" in str(hf.get("architectures"))
     config = LlamaConfig.from_hf(hf, source=str(source))
     if classifier:
         _check_labels(hf, source)
     check_unchanged(source.parent, [source.name])
-    return config, classifier
+    return config if classifier else replace(config, pad_token_id=None), classifier
 
 
 def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardModel, Tokenizer]:
@@ -171,29 +140,8 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
     return replace(model, embed_tokens=embedding, config=config), tokenizer
 
 
-def leaf_name(path: tuple) -> str:
-    """The name of a leaf, as `tensor_names` takes it."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
 def _check_labels(hf: Mapping[str, Any], source: Path) -> None:
     names = hf.get("id2label")
     labels = hf.get("num_labels", len(names) if names and isinstance(names, dict | list) else None)
     if labels not in (None, 1):
         raise ConfigError(f"{source}: num_labels must be 1 for a reward model, found {labels}")
-
-
-def _check_names(files: TensorFiles, names: list[str]) -> None:
-    expected = set(names)
-    missing = sorted(expected - files.names)
-    if missing:
-        found = f"missing tensor {missing[0]!r}{_and_more(missing)}, which config.json asks for"
-        raise WeightsError(f"{files.directory}: {found}; download the weights again")
-    extra = sorted(name for name in files.names - expected if not _IGNORED.fullmatch(name))
-    if extra:
-        found = f"extra tensor {extra[0]!r}{_and_more(extra)} that config.json does not allow"
-        raise WeightsError(f"{files.directory}: {found}; use the config.json that belongs to the weights")
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,6 +1,7 @@
 """Reading and writing the tensors of a directory of safetensors files."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from .hub import own_file, read_json
 INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 _PLAIN_NAME = re.compile(r"[\w.-]+\.safetensors")
+_POINTER = b"version https://git-lfs"
+_BACKBONE = ("embed_tokens.", "layers.", "norm.", "rotary_emb.")  # how the names of a bare backbone begin
 _PIECE = 2**18  # elements that are read, converted and checked at once, while they are in the processor's cache
 
 
@@ -46,8 +49,7 @@ class TensorFiles:
         self._stored: dict[str, _Stored] = {}
         for path in _weight_files(directory):
             for stored_name, stored in _read_header(path).items():
-                whole = stored_name.startswith(("model.", "score.", "lm_head."))
-                name = stored_name if whole else f"model.{stored_name}"
+                name = f"model.{stored_name}" if stored_name.startswith(_BACKBONE) else stored_name
                 if name in self._stored:
                     raise WeightsError(
                         f"{path}: duplicate tensor {name!r}, already in {self._stored[name].path.name}; take one out"
@@ -79,11 +81,13 @@ class TensorFiles:
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
         path, kind, shape, _ = self._stored[name]
         if shape != expected:
-            raise WeightsError(
-                f"{path}: tensor {name!r} has shape {list(shape)}, expected {list(expected)} by config.json"
-            )
+            found = f"tensor {name!r} has shape {list(shape)}, expected {list(expected)} by config.json"
+            raise WeightsError(f"{path}: {found}; use the config.json that belongs to the weights")
         if kind not in _DTYPES:
-            raise WeightsError(f"{path}: tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}")
+            found = f"tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}"
+            raise WeightsError(
+                f"{path}: {found}; use the weights before they were quantized, or save them as one of these"
+            )
 
     def _read_into(self, arrays: list[np.ndarray], parts: list[Part], name: str) -> None:
         path, kind, shape, offset = self._stored[name]
@@ -103,11 +107,14 @@ class TensorFiles:
                     ]
                     if not _fill(targets, file, dtype, (stop - start, width), read):
                         found = f"tensor {name!r} holds NaN or infinite values (as {arrays[0].dtype})"
-                        raise WeightsError(f"{path}: {found}; it is damaged, download it again")
+                        narrow = arrays[0].dtype == np.float16 != dtype  # what is finite on disk may overflow
+                        advice = "load it as float32" if narrow else "the file is damaged or its training diverged"
+                        raise WeightsError(f"{path}: {found}; {advice}")
         except OSError as error:
-            raise WeightsError(f"{path}: cannot be read ({error.strerror}); download it again") from None
+            raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
         if read is not None and self._checksums[name] != read.hexdigest():
-            raise WeightsError(f"{path}: tensor {name!r} is not what was exported (see rm.json); copy it again")
+            advice = "copy the file again, or take 'tensors' out of rm.json where the change is meant"
+            raise WeightsError(f"{path}: tensor {name!r} is not what was exported (see rm.json); {advice}")
 
 
 def _fill(
@@ -147,11 +154,17 @@ def _all_finite(values: np.ndarray) -> bool:
 
 
 def _weight_files(directory: Path) -> list[Path]:
+    """The single file where there is one, as `transformers` does, else the shards of the index."""
     single, index = own_file(directory / "model.safetensors"), own_file(directory / INDEX)
-    if not index.is_file():
-        if not single.is_file():
-            raise WeightsError(f"{single}: no such file, nor {INDEX}; only safetensors weights are read")
+    if single.is_file():
+        if index.is_file():
+            found = f"{single.name} and {index.name} are both there; {single.name} is read, as transformers does"
+            logging.getLogger("rm").warning(f"{directory}: {found}; take out the one that is stale")
         return [single]
+    if not index.is_file():
+        others = sorted(path.name for path in directory.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        found = f" (found {others[0]})" if others else ""
+        raise WeightsError(f"{single}: no such file, nor {INDEX}; only safetensors weights are read{found}")
     names = read_json(index).get("weight_map")
     if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise WeightsError(f"{index}: expected a 'weight_map' of tensor names to file names")
@@ -166,12 +179,19 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np"), path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size), object_pairs_hook=_without_repetition)
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise WeightsError(f"{path}: is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
+            file.seek(0)
+            with safe_open(path, framework="np"):
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size), object_pairs_hook=_without_repetition)
     except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file, but the index names it; download it again") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        advice = "put it there, or use the index that belongs to the shards"
+        raise WeightsError(f"{path}: no such file, but the index names it; {advice}") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
     header.pop("__metadata__", None)
     return {

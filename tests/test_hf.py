@@ -178,16 +178,20 @@ def test_a_loaded_model_may_be_donated(export):
 
 
 def test_the_export_holds_what_others_need_and_nothing_else(tmp_path, export):
-    """The tokenizer's files byte for byte, weights, configuration, card and record, all readable by everyone."""
+    """The tokenizer as it came but for its class, weights, configuration, card and record, all readable by everyone."""
     before = {path.name: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()}
     after = {path.name: path.read_bytes() for path in export.iterdir()}
-    assert {name: after[name] for name in before} == before
+    portable = json.loads(before["tokenizer_config.json"]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    assert json.loads(after["tokenizer_config.json"]) == portable
+    same = before.keys() - {"tokenizer_config.json"}
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
     assert set(after) - set(before) == {"config.json", "model.safetensors", "rm.json", "README.md"}
     assert {path.name: path.stat().st_mode & 0o444 for path in export.iterdir()} == dict.fromkeys(after, 0o444)
     assert export.stat().st_mode & 0o555 == 0o555
     config = json.loads(after["config.json"])
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert (config["num_labels"], config["pad_token_id"], config["dtype"]) == (1, 0, "float32")
+    assert config["problem_type"] == "regression", "else pipelines and servers put a sigmoid over rewards"
 
 
 def test_the_record_states_version_pooling_rule_and_provenance(tmp_path, tokenizer):
@@ -354,7 +358,8 @@ def test_a_reward_models_own_pooling_rule_is_kept_even_when_it_pads_with_eos(tmp
     for file in ("tokenizer_config.json", "special_tokens_map.json") if pad else ("tokenizer_config.json",):
         assert json.loads((tmp_path / "out" / file).read_bytes())["pad_token"] == name
     kept = json.loads((tmp_path / "out/tokenizer_config.json").read_bytes())
-    assert {key: value for key, value in kept.items() if key != "pad_token"} == NAMED | {"added_tokens_decoder": {}}
+    portable = {"added_tokens_decoder": {}, "tokenizer_class": "PreTrainedTokenizerFast"}
+    assert {key: value for key, value in kept.items() if key != "pad_token"} == NAMED | portable
 
 
 # Directories that others wrote.

@@ -16,7 +16,7 @@ from rm.data.comparisons import flatten
 from rm.data.fit_shapes import fit_row_shapes
 from rm.data.packing import pack
 from rm.evaluate import score_sequences
-from rm.hf import tensor_names
+from rm.tensor_names import tensor_names
 
 from ..conftest import shared
 from .conftest import fast_tokenizer
