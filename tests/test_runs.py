@@ -154,6 +154,43 @@ def test_the_same_command_on_a_finished_run_says_so(command, whole, capsys):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--model", "./none"], "the run has --model .*, found ./none; resume with the same"),
+        (["--learning-rate", "1e-2"], "the run has --learning-rate 0.001, found 0.01; resume with the same"),
+        (["--dataset", "{own}"], "the run has --dataset .*; resume with the same"),
+    ],
+)
+def test_a_finished_run_is_resumed_with_what_made_it_or_not_at_all(command, whole, tmp_path, capsys, flags, error):
+    """Another model or other data would be said to be trained already, with exit code 0."""
+    flags = [flag.format(own=tmp_path / "own.jsonl") for flag in flags]
+    assert main([*command, *flags, "--output", str(whole), "--resume", "auto"]) == 2
+    assert re.fullmatch(f"rm: {whole}: {error}\n", capsys.readouterr().err)
+
+
+def test_a_finished_run_whose_data_or_model_have_changed_since_is_not_over(command, tmp_path, pairs_file, capsys):
+    """The same names with something else behind them would be said to be trained already."""
+    own, llama = tmp_path / "own.jsonl", tmp_path / "llama"
+    shutil.copyfile(pairs_file, own)
+    shutil.copytree(command[command.index("--model") + 1], llama)
+    place = {str(pairs_file): str(own), command[command.index("--model") + 1]: str(llama)}
+    command = [place.get(argument, argument) for argument in [*command, "--output", str(tmp_path / "run")]]
+    assert main(command) == 0
+    own.write_text("".join(own.read_text().splitlines(keepends=True)[:6]))
+    capsys.readouterr()
+    assert main([*command, "--resume", "auto"]) == 2
+    assert re.fullmatch(
+        r"rm: .*/run: the run began with data of hash [0-9a-f]+, found [0-9a-f]+; .*\n", capsys.readouterr().err
+    )
+    shutil.copyfile(pairs_file, own)
+    assert main([*command, "--resume", "auto"]) == 0
+    assert capsys.readouterr().out.startswith("the run is over: ")
+    shutil.rmtree(llama)
+    assert main([*command, "--resume", "auto"]) == 2
+    assert f"{llama}" in capsys.readouterr().err
+
+
 def test_the_newest_checkpoints_stay(command, tmp_path):
     output = tmp_path / "kept"
     flags = ["--keep", "1", "--eval-split", "train", "--eval-every", "2", "--keep-best", "eval_pairs_loss"]

@@ -2,20 +2,23 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ..config import LlamaConfig
 from ..data.batches import BatchPlan
 from ..data.comparisons import TokenizedComparisons
+from ..data.pad_token import match_config
 from ..data.sources import parse_source
 from ..data.tokenizer import Tokenizer
 from ..distributed import leads
 from ..errors import ConfigError
 from ..evaluate import METRICS
-from ..hf import load_reward_model, match_tokenizer
+from ..hf import load_config, load_reward_model, match_tokenizer
 from ..hub import check_push
 from ..lowering import Inputs, choose_attention
 from ..model import RewardModel
@@ -43,7 +46,7 @@ class Prepared(NamedTuple):
     @property
     def hashes(self) -> list[str]:
         """Of all comparisons, to know them again by."""
-        return [each.fingerprint for each in (self.comparisons, *self.held_out.values())]
+        return _hashes(self.comparisons, self.held_out)
 
 
 def prepare(args: TrainArguments) -> Prepared:
@@ -66,15 +69,7 @@ def prepare(args: TrainArguments) -> Prepared:
         mesh=mesh,
     )
     model, tokenizer = match_tokenizer(model, read_tokenizer(args))
-
-    comparisons, read = read_comparisons(args.dataset, args.split, tokenizer, model.config, args)
-    tables = {"train" if len(read) == 1 else f"train_{name}": table for name, table in read.items()}
-    held_out: dict[str, TokenizedComparisons] = {}
-    for dataset, split in _evaluation_sets(args):
-        name = dataset_name(parse_source(dataset).path, list(held_out))
-        whole = dataclasses.replace(args, streaming=False)
-        held_out[name], read = read_comparisons([dataset], split, tokenizer, model.config, whole)
-        tables |= {f"eval_{name}": table for table in read.values()}
+    comparisons, held_out, tables = _read_data(args, tokenizer, model.config)
     known = [f"eval_{name}_{metric}" for name in held_out for metric in METRICS]
     if args.keep_best is not None and args.keep_best not in known:
         raise ConfigError(
@@ -89,6 +84,37 @@ def prepare(args: TrainArguments) -> Prepared:
     if args.resume != "never":
         check_same_data(args.output, prepared.hashes)
     return prepared
+
+
+def check_finished(args: TrainArguments) -> None:
+    """Refuses a finished run where the arguments or the data now are not those that made it, as a resumed one would be.
+
+    **Raises:** `RmError`.
+    """
+    check_same_arguments(args.output, dataclasses.asdict(args))
+    source = parse_source(args.model)
+    config, tokenizer = match_config(load_config(source.path, revision=source.revision), read_tokenizer(args))
+    comparisons, held_out, _ = _read_data(args, tokenizer, config)
+    check_same_data(args.output, _hashes(comparisons, held_out))
+
+
+def _read_data(
+    args: TrainArguments, tokenizer: Tokenizer, config: LlamaConfig
+) -> tuple[TokenizedComparisons, dict[str, TokenizedComparisons], dict[str, dict[str, Any]]]:
+    """The comparisons to train on, those to evaluate on by name, and the tables of all."""
+    comparisons, read = read_comparisons(args.dataset, args.split, tokenizer, config, args)
+    tables = {"train" if len(read) == 1 else f"train_{name}": table for name, table in read.items()}
+    held_out: dict[str, TokenizedComparisons] = {}
+    for dataset, split in _evaluation_sets(args):
+        name = dataset_name(parse_source(dataset).path, list(held_out))
+        whole = dataclasses.replace(args, streaming=False)
+        held_out[name], read = read_comparisons([dataset], split, tokenizer, config, whole)
+        tables |= {f"eval_{name}": table for table in read.values()}
+    return comparisons, held_out, tables
+
+
+def _hashes(comparisons: TokenizedComparisons, held_out: Mapping[str, TokenizedComparisons]) -> list[str]:
+    return [each.fingerprint for each in (comparisons, *held_out.values())]
 
 
 def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:

@@ -27,7 +27,7 @@ from ..update import TrainState, init_state, jit_update
 from .arguments import TrainArguments
 from .finish import evaluate_all, finish
 from .log import TrainingLog
-from .prepare import Prepared, facts, hold, prepare
+from .prepare import Prepared, check_finished, facts, hold, prepare
 from .progress import Reporter, print_once, warn
 from .provenance import describe_run
 from .read import describe_plan
@@ -42,6 +42,7 @@ def train(args: TrainArguments, *, track: Track | None = None) -> int:
     >>> train(TrainArguments(…), track=lambda step, values: print(step, values.get("loss")))  # doctest: +SKIP
     """
     if args.resume == "auto" and (args.output / "model").is_dir():
+        check_finished(args)
         print_once(f"the run is over: the reward model is in {args.output / 'model'}", quiet=args.quiet)
         return 0
     if args.distributed:
