@@ -15,7 +15,7 @@ import pyarrow as pa
 from ..errors import DataError, OutputError, first_line
 from ..output import new_directory
 from .columns import features_of, find_kinds, plain_type, to_columns
-from .row_files import LINE, UNREADABLE, read_rows
+from .row_files import LINE, UNREADABLE, Fields, read_fields, read_rows, to_json
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -38,10 +38,10 @@ def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool)
     """
 
     def write(directory: Path) -> None:
-        kinds = find_kinds(row for file in files for row in _rows(file, lines, skip_unreadable))
+        kinds = find_kinds(row for file in files for row in _fields(file, lines, skip_unreadable))
         schema = features_of(kinds).arrow_schema
         for number, file in enumerate(files):
-            rows = _rows(file, lines, skip_unreadable)
+            rows = _fields(file, lines, skip_unreadable)
             batches = (to_columns(batch, kinds, schema) for batch in iter(lambda: list(islice(rows, _BATCH)), []))  # noqa: B023
             _write_stream(directory / f"{number}.arrow", schema, batches)
 
@@ -104,20 +104,27 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _rows(file: Path, lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
-    for where, row in read_rows(file):
-        line = {LINE: f"{file}: {where}"} if lines else {}
-        if not isinstance(row, DataError):
-            yield {**row, **line} if lines else row
-        elif skip_unreadable:
-            yield {UNREADABLE: str(row).removeprefix(f"{file}: {where}: "), **line}
-        else:
-            raise row
+def _fields(file: Path, lines: bool, skip_unreadable: bool) -> Iterator[Fields]:
+    for where, row in read_fields(file):
+        if isinstance(row, DataError):
+            row = {UNREADABLE: to_json(_reason(row, file, where, skip_unreadable))}
+        if lines:
+            row[LINE] = to_json(f"{file}: {where}")
+        yield row
+
+
+def _reason(error: DataError, file: Path, where: str, skip_unreadable: bool) -> str:
+    if not skip_unreadable:
+        raise error
+    return str(error).removeprefix(f"{file}: {where}: ")
 
 
 def _stream(files: list[Path], lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
     for file in files:
-        yield from _rows(file, lines, skip_unreadable)
+        for where, row in read_rows(file):
+            if isinstance(row, DataError):
+                row = {UNREADABLE: _reason(row, file, where, skip_unreadable)}
+            yield {**row, LINE: f"{file}: {where}"} if lines else row
 
 
 def _write_stream(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:

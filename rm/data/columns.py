@@ -5,30 +5,35 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pyarrow as pa
 
 from .render import without_nulls
+from .row_files import Fields
 
 if TYPE_CHECKING:
     from datasets import Features
 
 _INTEGERS = 2**53  # beyond it a float would change a whole number
-_KINDS: dict[type, str] = {bool: "bool", int: "int64", float: "float64", str: "string"}
 JSON = "json"  # the kind of a column that holds lists, objects or values of several kinds
 
 
-def kind_of(value: Any) -> str | None:
+def kind_of(text: bytes) -> str | None:
     """The kind of column that holds a JSON value as it stands: a type of Arrow, `json`, or `None` for null.
 
-    >>> kind_of("a"), kind_of(0.5), kind_of([{"role": "user"}]), kind_of(None)
-    ('string', 'float64', 'json', None)
+    >>> [kind_of(text) for text in (b'"a"', b"0.5", b"7", b"true", b'[{"role": "user"}]', b"null")]
+    ['string', 'float64', 'int64', 'bool', 'json', None]
     """
-    if value is None:
-        return None
-    kind = _KINDS.get(type(value), JSON)
-    if (kind == "string" and not _is_unicode(value)) or (kind == "int64" and abs(value) > _INTEGERS):
+    first = text[:1]
+    if first == b'"':
+        return "string" if b"\\u" not in text or _is_unicode(json.loads(text)) else JSON
+    if first in b"[{":
         return JSON
-    return kind
+    if first in b"tfn":
+        return None if first == b"n" else "bool"
+    if text.lstrip(b"-").isdigit():
+        return "int64" if abs(int(text)) <= _INTEGERS else JSON
+    return "float64"
 
 
 def merge_kinds(first: str | None, second: str | None) -> str | None:
@@ -42,14 +47,14 @@ def merge_kinds(first: str | None, second: str | None) -> str | None:
     return "float64" if {first, second} == {"int64", "float64"} else JSON
 
 
-def find_kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def find_kinds(rows: Iterable[Fields]) -> dict[str, str]:
     """The kind of every column, over all rows; columns that are null in all of them are left out."""
     kinds: dict[str, str | None] = {}
     for row in rows:
-        for name, value in row.items():
+        for name, text in row.items():
             before = kinds.get(name)
             if before != JSON:
-                kinds[name] = merge_kinds(before, kind_of(value))
+                kinds[name] = merge_kinds(before, kind_of(text))
     return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
@@ -60,14 +65,26 @@ def features_of(kinds: Mapping[str, str]) -> "Features":
     return Features({name: Json() if kind == JSON else Value(kind) for name, kind in kinds.items()})
 
 
-def to_columns(rows: list[dict[str, Any]], kinds: Mapping[str, str], schema: pa.Schema) -> pa.Table:
-    """Rows as a table; what is not a text or a number is kept as JSON."""
-    columns = {name: [row.get(name) for row in rows] for name in kinds}
-    for name, kind in kinds.items():
-        if kind == JSON:
-            columns[name] = [None if value is None else _to_json(value) for value in columns[name]]
+def to_columns(rows: list[Fields], kinds: Mapping[str, str], schema: pa.Schema) -> pa.Table:
+    """Rows as a table; what is not a text, a number or a truth value is kept as JSON."""
+
+    def value(text: bytes, kind: str) -> Any:
+        return text.decode() if kind == JSON else parse_json(text)
+
+    columns = {
+        name: [None if text == b"null" else value(text, kind) for text in (row.get(name, b"null") for row in rows)]
+        for name, kind in kinds.items()
+    }
     stored = pa.schema([(name, pa.string() if kind == JSON else kind) for name, kind in kinds.items()])
     return pa.table(columns, schema=stored).cast(schema)
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value of a JSON text, as the standard library reads it."""
+    try:
+        return msgspec.json.decode(text)  # several times as fast, and of one mind with it on what it does not refuse
+    except (msgspec.MsgspecError, RecursionError):  # NaN, half characters
+        return json.loads(text)
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -82,7 +99,7 @@ def to_rows(table: pa.Table) -> list[dict[str, Any]]:
 def _values(column: pa.ChunkedArray) -> Iterator[Any]:
     if isinstance(column.type, pa.JsonType):
         texts = (text for chunk in column.chunks for text in chunk.storage.to_pylist())
-        return (None if text is None else json.loads(text) for text in texts)
+        return (None if text is None else parse_json(text) for text in texts)
     if pa.types.is_nested(column.type):
         return (without_nulls(value) for value in column.to_pylist())
     return (float(value) if isinstance(value, decimal.Decimal) else value for value in column.to_pylist())
@@ -96,11 +113,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:  # half a character, which Arrow cannot hold
         return False
     return True
-
-
-def _to_json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if _is_unicode(text) else json.dumps(value)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType | None:

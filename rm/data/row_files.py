@@ -11,12 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from ..errors import DataError
 
 Row = dict[str, Any]
+Fields = dict[str, bytes]  # the JSON text of every value
 Numbered = Iterator[tuple[str, Row | DataError]]
 
 LINE, UNREADABLE = "__line__", "__unreadable__"  # columns: where a row stands, and why it cannot be read
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NUMBERS = ("margin", "score_chosen", "score_rejected")  # columns of a CSV file that are no texts
 
 
@@ -27,6 +31,10 @@ def read_rows(path: Path) -> Numbered:
 
     **Raises:** `DataError` where the file as a whole cannot be read.
     """
+    return _read(path, as_text=False)
+
+
+def _read(path: Path, *, as_text: bool) -> Numbered:
     where = "the beginning"
     with _errors(path, lambda: where), _open(path) as file:
         if ".csv" in path.suffixes[-2:]:
@@ -34,9 +42,26 @@ def read_rows(path: Path) -> Numbered:
         elif file.peek(64).lstrip().startswith(b"["):  # pyright: ignore[reportAttributeAccessIssue]
             rows = _document_rows(path, file)
         else:
-            rows = _line_rows(path, file)
+            rows = _line_rows(path, file, _parse_fields if as_text else _parse)
         for where, row in rows:
             yield where, row
+
+
+def read_fields(path: Path) -> Iterator[tuple[str, Fields | DataError]]:
+    """`read_rows` with every value as JSON text: that of the file, where it is a file of JSON lines."""
+    for where, row in _read(path, as_text=True):
+        if isinstance(row, DataError):
+            yield where, row
+        else:
+            yield where, {name: value if isinstance(value, bytes) else to_json(value) for name, value in row.items()}
+
+
+def to_json(value: Any) -> bytes:
+    """The JSON text of a value, in UTF-8, half characters escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
 
 
 def checked_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -50,10 +75,10 @@ def checked_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield where, row
 
 
-def _line_rows(path: Path, file: IO[bytes]) -> Numbered:
+def _line_rows(path: Path, file: IO[bytes], parse: Callable[[bytes, str], Any]) -> Numbered:
     for number, line in enumerate(file, 1):
         if not line.isspace():
-            yield f"line {number}", _parse(line, f"{path}: line {number}")
+            yield f"line {number}", parse(line, f"{path}: line {number}")
 
 
 def _document_rows(path: Path, file: IO[bytes]) -> Numbered:
@@ -90,6 +115,15 @@ def _csv_value(name: str, text: str) -> Any:
         return float(text) if name in _NUMBERS else text
     except ValueError:
         return text  # refused with its name where it is needed
+
+
+def _parse_fields(line: bytes, where: str) -> Any:
+    """The fields of a row as they stand in the line, found by a parser that builds no objects of them."""
+    try:
+        # decoded first, because it does not check UTF-8 where it builds nothing
+        return {name: bytes(text) for name, text in _FIELDS.decode(line.decode()).items()}
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):  # what it refuses may still be read
+        return _parse(line, where)
 
 
 def _parse(text: bytes, where: str, kind: type = dict) -> Any:
