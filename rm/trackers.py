@@ -20,6 +20,7 @@ Track = Callable[[int, Mapping[str, float]], None]
 PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboardX", "trackio": "trackio"}
 _SECONDS = 60  # that wandb may take to begin, and again to end
 _LOGIN_SECONDS = 30  # that it waits at a terminal for somebody to log in
+_FLUSH = "x_transaction_log_flush_interval"  # a setting of wandb 0.31, whose 15 seconds a killed run would lose
 _SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")  # what variables that hold one end in
 
 
@@ -83,6 +84,9 @@ def wandb_tracker(
 ) -> Iterator[Track]:
     """Sends to Weights & Biases; with `WANDB_MODE=offline` it only writes below `directory`.
 
+    Of a process that is killed the file there lacks the last step, which wandb holds back until the next begins, and
+    the last second; with versions of wandb that cannot be told how often to write, up to 32 KiB, which may be all.
+
     **Arguments:** `about`, the configuration of the run; `run_id`, the run that is begun or gone on with.
 
     **Raises:** what wandb raises, such as without a login or a network, after a minute at the latest.
@@ -90,8 +94,9 @@ def wandb_tracker(
     import wandb  # pyright: ignore
 
     wandb.setup(wandb.Settings(login_timeout=_LOGIN_SECONDS, silent=quiet))
+    often: dict[str, Any] = {_FLUSH: 1.0} if _FLUSH in wandb.Settings.model_fields else {}
     settings = wandb.Settings(
-        init_timeout=_SECONDS, finish_timeout=_SECONDS, console="off", save_code=False, silent=quiet
+        init_timeout=_SECONDS, finish_timeout=_SECONDS, console="off", save_code=False, silent=quiet, **often
     )
     place: dict[str, Any] = {"project": project, "id": run_id, "resume": "allow", "name": name, "dir": str(directory)}
     with wandb.init(**place, config=dict(about), allow_val_change=True, settings=settings) as run:
@@ -106,6 +111,8 @@ def wandb_tracker(
 @contextmanager
 def trackio_tracker(project: str, about: Mapping[str, Any], *, name: str, quiet: bool = False) -> Iterator[Track]:
     """Writes to trackio's own place on this machine, or to the Space that `TRACKIO_SPACE_ID` names.
+
+    Its thread writes every half second, which is what a process that is killed loses.
 
     **Arguments:** `about`, the configuration of the run; `name`, the run that is begun or gone on with.
     """

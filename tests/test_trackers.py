@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -130,6 +131,69 @@ def test_wandb_offline_goes_on_in_the_same_run(command, tmp_path, untracked):
     runs = [path for path in (output / "wandb").iterdir() if path.name.startswith("offline-run-")]
     assert len(runs) == 2
     assert all((path / f"run-{run_id}.wandb").is_file() for path in runs)
+
+
+# Logs three lines, waits for as long as an update of a small run takes, and is killed with all that it started.
+KILLED = """
+import os, signal, time
+from pathlib import Path
+from rm.trackers import open_trackers
+flags = {flags}
+(tracker,) = open_trackers(Path({output!r}), {{}}, step=0, run_id="abc", quiet=True, **flags).values()
+with tracker as track:
+    for step in (1, 2, 3):
+        track(step, {{"loss": step + 0.0625}})
+    time.sleep(3)
+    os.killpg(0, signal.SIGKILL)
+"""
+
+
+def killed(output: Path, flags: dict, **environment: str) -> None:
+    """A process that logged three lines three seconds before it was killed."""
+    output.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "TRACKIO", "HF_TOKEN"))}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED.format(flags=flags, output=str(output))],
+        env=kept | environment,
+        start_new_session=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_what_wandb_got_offline_survives_a_kill(tmp_path):
+    """Of a run that the scheduler kills nothing could be synced: wandb 0.31 writes every 15 seconds by itself.
+
+    It holds the last step back, because more may be logged of it.
+    """
+    wandb = pytest.importorskip("wandb", reason="needs the package wandb")
+    if "x_transaction_log_flush_interval" not in wandb.Settings.model_fields:
+        pytest.skip("this version of wandb cannot be told how often to write")
+    killed(tmp_path / "run", {"wandb": "project"}, WANDB_MODE="offline")
+    (file,) = (tmp_path / "run/wandb").glob("offline-run-*/run-abc.wandb")
+    assert [text in file.read_bytes() for text in (b"1.0625", b"2.0625", b"3.0625")] == [True, True, False]
+
+
+def test_what_tensorboard_got_survives_a_kill(tmp_path):
+    """The curve of a run that the scheduler kills would end early."""
+    needs("tensorboardX")
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard, of the extra `dev`"
+    )
+    killed(tmp_path / "run", {"tensorboard": True})
+    events = reader.EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0625), (2, 2.0625), (3, 3.0625)]
+
+
+def test_what_trackio_got_survives_a_kill(tmp_path):
+    """The curve of a run that the scheduler kills would end early."""
+    needs("trackio")
+    environment = {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    killed(tmp_path / "run", {"trackio": "project"}, **environment)
+    with sqlite3.connect(tmp_path / "trackio/project.db") as database:
+        rows = database.execute("select step, metrics from metrics order by step").fetchall()
+    assert [(step, json.loads(text)["loss"]) for step, text in rows] == [(1, 1.0625), (2, 2.0625), (3, 3.0625)]
 
 
 def test_wandb_without_a_login_costs_a_line(command, tmp_path, untracked):
