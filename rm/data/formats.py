@@ -61,11 +61,7 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
     """
     if isinstance(row.get(UNREADABLE), str):
         raise RowError(row[UNREADABLE])
-    row = {
-        name: _as_list(value)
-        for name, value in row.items()
-        if value is not None or name in ("chosen", "rejected", "margin")
-    }
+    row = {name: _as_list(value) for name, value in row.items() if value is not None or name in ("chosen", "rejected")}
     row, form = _with_prompt(row)
     ids = next((names for names in _IDS if names[0] in row or names[1] in row), None)
     if ids:

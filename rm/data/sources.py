@@ -176,13 +176,13 @@ def _load_named(
     reader, files = found
     from datasets import concatenate_datasets
 
-    def load(part: str) -> Dataset:
-        return concatenate_datasets(_read_files(reader, files(part), streaming=streaming, **options))
-
     if streaming:
-        return load(split)
+        return concatenate_datasets(_read_files(reader, files(split), streaming=True, **options))
     names = dict.fromkeys(re.match(r"\w*", part)[0] for part in split.split("+"))  # pyright: ignore[reportOptionalSubscript]
-    return _slice({part: load(part) for part in names}, split, source)
+    whole = {part: files(part) for part in names}
+    parts = iter(_read_files(reader, [file for each in whole.values() for file in each], streaming=False, **options))
+    splits = {part: concatenate_datasets([next(parts) for _ in each]) for part, each in whole.items()}
+    return _slice(splits, split, source)
 
 
 def _find_files(
@@ -193,14 +193,14 @@ def _find_files(
 
     with _quietly(source):
         builder = datasets.load_dataset_builder(name, config_name, **where)
-    reader = type(builder).__name__.lower()
-    data_files = builder.config.data_files
-    if reader not in (*_ROWS, "parquet") or not isinstance(data_files, dict):
+    reader, found = str(builder.name), builder.config.data_files
+    if reader not in (*_ROWS, "parquet") or not isinstance(found, dict):
         return None
+    data_files = {str(part): list(names) for part, names in found.items()}
 
     def files(split: str) -> list[Path]:
         if split not in data_files:
-            raise DataError(f"{source}: no split {split!r}; found {', '.join(map(str, data_files))}")
+            raise DataError(f"{source}: no split {split!r}; found {', '.join(data_files)}")
         with _quietly(source):
             return [Path(datasets.DownloadManager().download(file)) for file in data_files[split]]  # pyright: ignore
 
@@ -222,8 +222,8 @@ def _slice(splits: Any, split: str, source: str) -> "Dataset":
 
     with _quietly(source):
         parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
-        if [(part.splitname, part.from_, part.to) for part in parts] == [("train", 0, len(splits["train"]))]:
-            return splits["train"]
+        if [(part.from_, part.to) for part in parts] == [(0, len(splits[part.splitname])) for part in parts[:1]]:
+            return splits[parts[0].splitname]
         return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 

@@ -242,10 +242,8 @@ def _start_worker(files: Mapping[str, bytes], today: date) -> None:
     _tokenizer = dataclasses.replace(tokenizer_from_files(files), today=today)
 
 
-def _work(chunk: Rows, first: int, has_margin: bool, config: LlamaConfig, options: EncodeOptions, source: str) -> Chunk:
-    parsed = parse_chunk(_as_rows(chunk), first, has_margin, _tokenizer, options, source)
-    encoded = encode_examples(parsed.examples, _tokenizer)
-    return encode_chunk(parsed, encoded, _tokenizer, config, options, source)
+def _work(job: Job, config: LlamaConfig, options: EncodeOptions, source: str) -> Chunk:
+    return next(_encode_in_turn(iter([job]), _tokenizer, config, options, source))
 
 
 def _collect(
