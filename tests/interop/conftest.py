@@ -1,6 +1,5 @@
 """Comparisons with the live peers; each module skips where they are not installed."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,11 @@ torch.set_num_threads(2)
 torch.manual_seed(0)
 
 
+def auto_tokenizer(directory: Path):
+    """`transformers`' tokenizer as users load it: of the class that the directory names."""
+    return transformers.AutoTokenizer.from_pretrained(directory)
+
+
 def fast_tokenizer(directory: Path):
-    """`transformers`' tokenizer from `tokenizer.json` itself, never rebuilt from its class."""
-    config = json.loads((directory / "tokenizer_config.json").read_text())
-    known = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template", "add_bos_token", "add_eos_token")
-    kept = {name: config[name] for name in known if name in config}
-    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), **kept)
+    """`transformers`' tokenizer as `tokenizer.json` describes it, never rebuilt from the class that is named."""
+    return transformers.PreTrainedTokenizerFast.from_pretrained(directory)

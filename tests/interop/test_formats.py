@@ -19,13 +19,13 @@ trl = pytest.importorskip("trl", reason="needs the extra `interop`: torch, trans
 import datasets
 
 import rm
+from rm.data.special_tokens import CLASSES
 from rm.data.tokenize import tokenize_comparisons
-from rm.data.tokenizer_files import CLASSES
 
 from ..conftest import shared
 from ..test_tokenize import chat, sequences
 from ..tiny import CONFIG
-from .conftest import fast_tokenizer
+from .conftest import auto_tokenizer
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
 
@@ -129,7 +129,7 @@ VARIABLES = "{{ word | default('') }}{% for tool in tools or [] %}{{ tool | tojs
 @functools.cache
 def tokenizers(directory: str, extended: bool = False) -> tuple[rm.Tokenizer, Any]:
     """Ours and theirs; extended, of a template that writes the row's tools and arguments too."""
-    ours, theirs = rm.load_tokenizer(shared(directory)), fast_tokenizer(shared(directory))
+    ours, theirs = rm.load_tokenizer(shared(directory)), auto_tokenizer(shared(directory))
     if extended:
         theirs.chat_template = VARIABLES + theirs.chat_template
         ours = dataclasses.replace(ours, chat_template=theirs.chat_template)
@@ -173,6 +173,64 @@ def test_keys_that_a_row_lacks_stay_away(directory):
     ]
     ours, theirs = tokenizers(directory, extended=True)
     assert with_rm(rows, ours) == with_trl(rows, theirs, streamed=True)
+
+
+def calls(city: str | None, unit: str | None) -> Rows:
+    arguments = {"city": city, "unit": unit, "days": [1, None]}
+    function = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return [{"role": "assistant", "content": "", "tool_calls": [function]}]
+
+
+CALLS = "{% for m in messages %}{{ m.tool_calls | tojson if m.tool_calls else '' }}{% endfor %}{{ tools | tojson }}"
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_nulls_in_tool_calls_and_tools_are_what_they_are_in_trl(directory):
+    """Without them, the two responses of the second row are one."""
+    ours, theirs = tokenizers(directory)
+    theirs = copy.deepcopy(theirs)
+    theirs.chat_template = CALLS
+    ours = dataclasses.replace(ours, chat_template=CALLS)
+    rows = [
+        {"prompt": chat("How warm is it?"), "chosen": calls("Paris", None), "rejected": calls("Oslo", "F")},
+        {"prompt": chat("How warm is it?"), "chosen": calls("Paris", None), "rejected": calls("Paris", "C")},
+    ]
+    rows = [row | {"tools": [{"name": "weather", "default": None}]} for row in rows]
+    del rows[1]["chosen"][0]["tool_calls"][0]["function"]["arguments"]["unit"]
+    rows[1]["rejected"] = calls("Paris", None)
+    found = sequences(tokenize_comparisons(rows, ours, CONFIG, max_length=10**6)[0])
+    assert len(found) == 2
+    assert found == with_trl(rows, theirs, streamed=True)
+
+
+ARGUMENTS = [
+    {"chat_template": "{{ messages[-1].content }} again"},
+    {"add_generation_prompt": True},
+    {"add_generation_prompt": True, "continue_final_message": False},
+    {"documents": [{"title": "a", "text": "b"}], "word": None},
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=[" ".join(arguments) for arguments in ARGUMENTS])
+def test_arguments_that_transformers_names_are_taken_as_trl_takes_them(arguments):
+    template = "{% if add_generation_prompt %}go{% endif %}{{ word }}{{ documents | tojson }}"
+    ours, theirs = tokenizers("tokenizers/smollm2-135m-instruct")
+    theirs = copy.deepcopy(theirs)
+    theirs.chat_template = template + theirs.chat_template
+    ours = dataclasses.replace(ours, chat_template=theirs.chat_template)
+    rows = [row | {"chat_template_kwargs": arguments} for row in read("hh-rlhf/pairs", 20)]
+    found = sequences(tokenize_comparisons(rows, ours, CONFIG, max_length=10**6)[0])
+    assert found == with_trl(rows, theirs, streamed=True)
+
+
+@pytest.mark.parametrize("arguments", [{"tokenize": True}, {"return_dict": True}, {"conversation": []}])
+def test_arguments_that_trl_fails_on_are_refused(arguments):
+    ours, theirs = tokenizers("tokenizers/smollm2-135m-instruct")
+    rows = [row | {"chat_template_kwargs": arguments} for row in read("hh-rlhf/pairs", 1)]
+    with pytest.raises(TypeError, match="multiple values"):
+        with_trl(rows, theirs, streamed=True)
+    with pytest.raises(rm.DataError, match="is no variable of a chat template"):
+        tokenize_comparisons(rows, ours, CONFIG)
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
@@ -257,7 +315,8 @@ def test_the_pinned_date_is_what_transformers_says_on_that_day(monkeypatch):
 
 def test_the_classes_that_are_read_exist():
     assert all(
-        hasattr(transformers, name) or hasattr(transformers, f"{name}Tokenizer") for name in CLASSES - {"PreTrained"}
+        hasattr(transformers, name) or hasattr(transformers, f"{name}Tokenizer")
+        for name in CLASSES.keys() - {"PreTrained"}
     )
     assert hasattr(transformers, "PreTrainedTokenizerFast")
 

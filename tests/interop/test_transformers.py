@@ -19,7 +19,7 @@ from rm.evaluate import score_sequences
 from rm.tensor_names import tensor_names
 
 from ..conftest import shared
-from .conftest import fast_tokenizer
+from .conftest import auto_tokenizer, fast_tokenizer
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
 
@@ -199,10 +199,11 @@ def test_transformers_loads_our_export_and_scores_the_same(tmp_path, llama_direc
 TOKENIZERS = ["tokenizers/minueza-32m-ultrachat", "tokenizers/smollm2-135m-instruct", "models/stories260K"]
 
 
+@pytest.mark.parametrize("load", [auto_tokenizer, fast_tokenizer])
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_token_ids_and_chats_equal_those_of_transformers(name):
+def test_token_ids_and_chats_equal_those_of_transformers(name, load):
     directory = shared(name)
-    ours, theirs = rm.load_tokenizer(directory), fast_tokenizer(directory)
+    ours, theirs = rm.load_tokenizer(directory), load(directory)
     rows = rm.load_comparisons(shared("data/hh-rlhf/pairs.jsonl.gz"), split="train[:200]")
     for row in rows:
         messages = [*row["prompt"], *row["chosen"]]
