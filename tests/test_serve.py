@@ -196,7 +196,7 @@ def test_a_text_is_the_same_tokens_at_both_addresses(tmp_path):
 
 
 def test_openrlhf_queries_over_the_limit_are_cut_where_its_own_server_cuts(tmp_path):
-    """Its client would retry a refused query five times, then stop the run.
+    """Its client would send a refused query five times, then go on without its reward.
 
     openrlhf/cli/serve_rm.py of 0.11.2 gives `truncation=True` and `max_length` to a tokenizer whose `truncation_side`
     is "right" unless tokenizer_config.json says otherwise; it puts no end-of-sequence token in place of the last one.

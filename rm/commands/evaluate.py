@@ -142,15 +142,17 @@ def read_as_sections_ask(
     args: EvaluateArguments, name: str, rows: "Dataset", tokenizer: Tokenizer
 ) -> "Dataset | list[Row]":
     """The rows of a benchmark as its own tool reads them; says what it does."""
-    if args.sections != "rewardbench" or "responses" in rows.column_names:
+    if args.sections != "rewardbench" or not {"prompt", "chosen", "rejected"} <= set(rows.column_names):
         return rows
     if tokenizer.chat_template is None:
         print(f"{name}: no chat template, without which RewardBench's own tool refuses; texts are scored as texts")
         return rows
     found = rewardbench_rows(rows, tokenizer)
-    rendered = sum("chosen_ids" in row for row in found) if "chosen_ids" not in rows.column_names else 0
+    rendered = sum("prompt" not in row for row in found)
+    if not rendered:
+        return rows
     print(f"{name}: {rendered} rows of texts are rendered as chats, as RewardBench's own tool does (--sections)")
-    return found if rendered else rows
+    return found
 
 
 def check_sections(args: EvaluateArguments, sections: Sections | None, subsets: list[str] | None) -> None:

@@ -66,7 +66,7 @@ def tokenize_by_size(
     **Raises:** what `tokenize_comparisons` raises; `DataError` where no part has a comparison left.
     """
     sizes, parts, tables, nothing = _by_size(rows), [], {}, None
-    if len(sizes) < 2 or isinstance(rows, list):
+    if isinstance(rows, list) or len(sizes) < 2:
         part, table = tokenize_comparisons(rows, tokenizer, config, expand_pairs=False, source=source, **options)
         return [part], table
     for size, numbers in sizes.items():
