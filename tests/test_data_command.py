@@ -104,7 +104,8 @@ def test_the_template_and_its_date_go_from_training_to_scoring(tmp_path, run, ll
     template.write_text(DATED)
     flags = ["--dataset", str(write(tmp_path / "chats.jsonl", rows)), "--max-steps", "1"]
     output = run("run", *flags, "--chat-template", str(template), "--chat-template-date", "2025-03-04")
-    assert (output / "model/chat_template.jinja").read_text() == DATED
+    written = DATED.replace("strftime_now('%d %b %Y')", "'04 Mar 2025'")  # the same text everywhere, on any day
+    assert (output / "model/chat_template.jinja").read_text() == written
     assert json.loads((output / "model/rm.json").read_text())["chat_template_date"] == "2025-03-04"
     text = "04 Mar 2025<|user|>tree?<|assistant|>old"
     tokenizer = rm.load_tokenizer(output / "model")
