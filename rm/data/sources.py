@@ -4,19 +4,17 @@ import dataclasses
 import glob
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, first_line
 from .encode import Invalid
+from .repositories import find_files, quietly
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
-_ROWS = ("json", "csv")  # read row by row
+_READERS = {".json": "rows", ".jsonl": "rows", ".csv": "rows", ".parquet": "parquet", ".arrow": "arrow"}
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(:(?P<config_name>[^@]+))?(@(?P<revision>.+))?")
 
 
@@ -104,22 +102,26 @@ def load_comparisons(
 
     Any preprocessing is `load_comparisons(…).map(f)`: `f` gets a row and returns the columns of one of the forms.
     """
-    from datasets import concatenate_datasets
-
     options = {"streaming": streaming, "lines": lines, "skip_unreadable": invalid == "drop"}
     files = expand(str(path_or_hub_id))
     if all(Path(file).is_file() for file in files):
         parts = _load_files([Path(file) for file in files], split, **options)
     else:
         parts = [_load_named(file, split, config_name, revision, **options) for file in files]
-    try:
-        rows = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    except ValueError as error:
-        found = first_line(error.__cause__ or error)
-        raise DataError(f"{path_or_hub_id}: the files' columns differ in type ({found})") from None
+    rows = _joined(parts, str(path_or_hub_id))
     if not streaming and not len(rows):
         raise DataError(f"{path_or_hub_id}: no rows; expected at least one comparison")
     return rows
+
+
+def _joined(parts: "list[Dataset]", source: str) -> "Dataset":
+    from datasets import concatenate_datasets
+
+    try:
+        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    except ValueError as error:
+        found = first_line(error.__cause__ or error)
+        raise DataError(f"{source}: the files' columns differ in type ({found})") from None
 
 
 def _load_files(files: list[Path], split: str, *, streaming: bool, **options: bool) -> "list[Dataset]":
@@ -137,9 +139,9 @@ def _load_files(files: list[Path], split: str, *, streaming: bool, **options: bo
 def _read_files(reader: str, files: list[Path], *, streaming: bool, **options: bool) -> "list[Dataset]":
     from .arrow_files import load_parquet_files, load_row_files, stream_row_files
 
-    if reader in _ROWS and streaming:
+    if reader == "rows" and streaming:
         return [stream_row_files(files, **options)]  # pyright: ignore[reportReturnType]
-    if reader in _ROWS:
+    if reader == "rows":
         return load_row_files(files, **options)
     if reader == "parquet":
         parts = load_parquet_files(files)
@@ -170,14 +172,14 @@ def _load_named(
     where = {"config_name": config_name, "source": source}
     if not path.is_dir():
         where["revision"] = revision
-    found = _find_files(name, **where)
+    found = find_files(name, **where)
     if found is None:
         return _load(name, split=split, streaming=streaming, **where)
     reader, files = found
     from datasets import concatenate_datasets
 
     if streaming:
-        return concatenate_datasets(_read_files(reader, files(split), streaming=True, **options))
+        return _joined(_read_files(reader, files(split), streaming=True, **options), source)
     names = dict.fromkeys(re.match(r"\w*", part)[0] for part in split.split("+"))  # pyright: ignore[reportOptionalSubscript]
     whole = {part: files(part) for part in names}
     parts = iter(_read_files(reader, [file for each in whole.values() for file in each], streaming=False, **options))
@@ -185,32 +187,10 @@ def _load_named(
     return _slice(splits, split, source)
 
 
-def _find_files(
-    name: str, *, source: str, config_name: str | None, **where: Any
-) -> tuple[str, Callable[[str], list[Path]]] | None:
-    """How the files of a directory or a repository are read and which a split has, where they are read here."""
-    import datasets
-
-    with _quietly(source):
-        builder = datasets.load_dataset_builder(name, config_name, **where)
-    reader, found = str(builder.name), builder.config.data_files
-    if reader not in (*_ROWS, "parquet") or not isinstance(found, dict):
-        return None
-    data_files = {str(part): list(names) for part, names in found.items()}
-
-    def files(split: str) -> list[Path]:
-        if split not in data_files:
-            raise DataError(f"{source}: no split {split!r}; found {', '.join(data_files)}")
-        with _quietly(source):
-            return [Path(datasets.DownloadManager().download(file)) for file in data_files[split]]  # pyright: ignore
-
-    return reader, files
-
-
 def _load_saved(path: Path, split: str, streaming: bool) -> "Dataset":
     import datasets
 
-    with _quietly(str(path)):
+    with quietly(str(path)):
         saved = datasets.load_from_disk(str(path))
         chosen = _slice(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split, str(path))
         return chosen.to_iterable_dataset() if streaming else chosen  # pyright: ignore[reportReturnType]
@@ -220,7 +200,7 @@ def _slice(splits: Any, split: str, source: str) -> "Dataset":
     """What `split` names of data sets that are here already."""
     from datasets import ReadInstruction, concatenate_datasets
 
-    with _quietly(source):
+    with quietly(source):
         parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
         if [(part.from_, part.to) for part in parts] == [(0, len(splits[part.splitname])) for part in parts[:1]]:
             return splits[parts[0].splitname]
@@ -230,26 +210,5 @@ def _slice(splits: Any, split: str, source: str) -> "Dataset":
 def _load(path: str, *, source: str, config_name: str | None = None, **options: Any) -> "Dataset":
     import datasets
 
-    with _quietly(source):
+    with quietly(source):
         return datasets.load_dataset(path, config_name, **options)  # pyright: ignore[reportReturnType]
-
-
-@contextmanager
-def _quietly(source: str) -> Iterator[None]:
-    """One kind of error, in one line, for what `datasets` raises and logs besides."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # every reader raises its own kind
-        advice = "check the name and the connection" if not Path(source).exists() else "check what is in it"
-        raise DataError(
-            f"{source}: cannot be read ({first_line(error.__cause__ or error).rstrip('.')}); {advice}"
-        ) from None
-    finally:
-        datasets.logging.set_verbosity(verbosity)

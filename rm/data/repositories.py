@@ -1,0 +1,79 @@
+"""The files of a data set's directory or of its repository on the hub, split by split."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..errors import DataError, first_line
+
+Found = tuple[str, Callable[[str], list[Path]]]  # how files are read, and which belong to a split
+
+_BUILDERS = {"json": "rows", "csv": "rows", "parquet": "parquet"}  # of `datasets`, whose files are read here
+_ADVICE = "check the name and the connection"
+
+
+def find_files(name: str, *, source: str, config_name: str | None, **where: Any) -> Found | None:
+    """How the files of a directory or a repository are read and which a split has, `None` if they are not read here."""
+    import datasets
+    from datasets import config as settings
+
+    known = Path(settings.HF_DATASETS_CACHE) / "rm-rows" / "files" / quote(source, safe="")
+    try:
+        with quietly(source, ConnectionError):
+            builder = datasets.load_dataset_builder(name, config_name, **where)
+    except ConnectionError as error:
+        if not known.is_dir():
+            raise DataError(f"{source}: cannot be read ({first_line(error)}); {_ADVICE}") from None
+        return _known_files(source, known)
+    reader, found = _BUILDERS.get(str(builder.name)), builder.config.data_files
+    if reader is None or not isinstance(found, dict):
+        return None
+    data_files = {str(part): list(names) for part, names in found.items()}
+
+    def files(split: str) -> list[Path]:
+        if split not in data_files:
+            raise DataError(f"{source}: no split {split!r}; found {', '.join(data_files)}")
+        with quietly(source):
+            paths = [Path(datasets.DownloadManager().download(file)) for file in data_files[split]]  # pyright: ignore
+        if not Path(name).is_dir():
+            known.mkdir(parents=True, exist_ok=True)
+            (known / f"{split}.json").write_text(json.dumps([reader, *map(str, paths)]), encoding="utf-8")
+        return paths
+
+    return reader, files
+
+
+def _known_files(source: str, known: Path) -> Found:
+    """The files of a repository as they were fetched before, for when the hub is out of reach."""
+    splits = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in known.iterdir()}
+
+    def files(split: str) -> list[Path]:
+        if split not in splits:
+            raise DataError(f"{source}: the hub is out of reach, and split {split!r} was not fetched before")
+        return [Path(path) for path in splits[split][1:]]
+
+    return next(iter(splits.values()))[0], files
+
+
+@contextmanager
+def quietly(source: str, *passed: type[BaseException]) -> Iterator[None]:
+    """One kind of error, in one line, for what `datasets` raises and logs besides, but for what is `passed` on."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except (DataError, *passed):
+        raise
+    except Exception as error:  # every reader raises its own kind
+        advice = _ADVICE if not Path(source).exists() else "check what is in it"
+        raise DataError(
+            f"{source}: cannot be read ({first_line(error.__cause__ or error).rstrip('.')}); {advice}"
+        ) from None
+    finally:
+        datasets.logging.set_verbosity(verbosity)
