@@ -172,6 +172,29 @@ def shards(change: Callable[[dict, dict, dict], object]) -> Damage:
     return damage
 
 
+def renamed(change: Callable[[str], str]) -> Damage:
+    """Gives the tensors of the model other names."""
+
+    def damage(place: Path) -> None:
+        path = place / "llama/model.safetensors"
+        save_file({change(name): value for name, value in load_file(path).items()}, path)
+
+    return damage
+
+
+def index_alone(content: bytes) -> Damage:
+    """An index where no single file takes its place."""
+    return both(remove("llama/model.safetensors"), write(f"llama/{INDEX}", content))
+
+
+def one(old: None) -> np.ndarray:
+    return np.ones((1, 128), np.float32)
+
+
+def none(old: np.ndarray) -> None:
+    return None
+
+
 def nan(old: np.ndarray) -> np.ndarray:
     return np.where(np.arange(old.size).reshape(old.shape) == 7, np.float32(np.nan), old)
 
@@ -208,9 +231,37 @@ MODEL = {
     "shard lacks a tensor": (shards(lambda a, b, where: (a.pop(Q1, 0), b.pop(Q1, 0))), Q1, "missing"),
     "index leads outside": (shards(lambda a, b, where: where.update({Q1: "../x"})), INDEX, "'../x'"),
     "index names a directory": (shards(lambda a, b, where: where.update({Q1: ".."})), INDEX, "'..'"),
-    "index without a map": (write(f"llama/{INDEX}", b"{}"), INDEX, "weight_map"),
-    "index without tensors": (write(f"llama/{INDEX}", b'{"weight_map": {}}'), INDEX),
-    "index not JSON": (write(f"llama/{INDEX}", b'{"weight_map":\n {'), INDEX, "line 2"),
+    "index without a map": (index_alone(b"{}"), INDEX, "weight_map"),
+    "index without tensors": (index_alone(b'{"weight_map": {}}'), INDEX),
+    "index not JSON": (index_alone(b'{"weight_map":\n {'), INDEX, "line 2"),
+    "weights of torch": (
+        both(remove("llama/model.safetensors"), write("llama/pytorch_model.bin", b"x")),
+        "only safetensors",
+        "pytorch_model.bin",
+    ),
+    "pointer of Git LFS": (
+        write("llama/model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"),
+        "model.safetensors",
+        "git lfs pull",
+    ),
+    "prefix of DDP": (renamed(lambda name: f"module.{name}"), "'module.'", "DDP", "take it out"),
+    "prefix of torch.compile": (
+        renamed(lambda name: name.replace("model.", "model._orig_mod.")),
+        "'_orig_mod.'",
+        "compile",
+    ),
+    "prefix of FSDP": (
+        renamed(lambda name: name.replace(".self_attn.", "._fsdp_wrapped_module.self_attn.")),
+        "'_fsdp_wrapped_module.'",
+    ),
+    "prefix of nobody": (renamed(lambda name: f"llm.{name}"), "'llm.'", "take it out"),
+    "backbone with a prefix": (renamed(lambda name: name.replace("model.", "encoder.")), "'encoder.'"),
+    "adapter of LoRA": (
+        tensors({f"base_model.model.{Q1}".replace("weight", "lora_A.weight"): one, Q1: none}),
+        "LoRA",
+        "merge",
+    ),
+    "head of another form": (tensors({"v_head.summary.weight": one}), "'v_head.summary.weight'", "score.weight"),
     "no config": (remove("llama/config.json"), "config.json", "no such file"),
     "config not JSON": (write("llama/config.json", b'{\n "a" 1}'), "config.json", "line 2"),
     "config a list": (write("llama/config.json", b"[]"), "config.json", "list"),
@@ -230,7 +281,7 @@ MODEL = {
     "two labels": (classifier(num_labels=2), "config.json", "num_labels", "2"),
     "two names of labels": (classifier(id2label={"0": "a", "1": "b"}), "config.json", "num_labels", "2"),
     "pad id unknown": (classifier(pad_token_id=9999), "config.json", "pad_token_id", "9999"),
-    "pad id negative": (classifier(pad_token_id=-1), "config.json", "pad_token_id", "-1"),
+    "pad id negative": (classifier(pad_token_id=-2), "config.json", "pad_token_id", "-2"),
     "pad id a text": (classifier(pad_token_id="<pad>"), "config.json", "pad_token_id", "'<pad>'"),
     "no tokenizer": (remove("llama/tokenizer.json"), "tokenizer.json", "no such file"),
     "tokenizer cut": (cut("llama/tokenizer.json", 0.5), "tokenizer.json", "cannot be read"),

@@ -47,5 +47,6 @@ def test_train_score_and_transformers_on_hh_rlhf(tmp_path):
         expected = theirs(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
     np.testing.assert_allclose(rewards, expected, atol=1e-5)
 
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (run / "model" / name).read_bytes() == (model / name).read_bytes()
+    assert (run / "model/tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    before, after = (json.loads((place / "tokenizer_config.json").read_text()) for place in (model, run / "model"))
+    assert after == before | {"tokenizer_class": "PreTrainedTokenizerFast"}
