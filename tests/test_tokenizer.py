@@ -132,13 +132,17 @@ def test_where_the_chat_templates_lie(tmp_path, config, files, expected):
 
 def test_the_template_for_tools_is_taken_where_there_are_tools_or_it_is_asked_for(tmp_path):
     """With the default one the tools are lost."""
-    files = {"chat_template.jinja": "plain", "additional_chat_templates/tool_use.jinja": "{{ (tools or []) | length }} tools"}
+    files = {
+        "chat_template.jinja": "plain",
+        "additional_chat_templates/tool_use.jinja": "{{ (tools or []) | length }} tools",
+    }
     tokenizer = make_tokenizer(tmp_path, NAMED, files=files)
     assert tokenizer.apply_chat_template(CONVERSATION) == "plain"
     assert tokenizer.apply_chat_template(CONVERSATION, tools=[{"name": "f"}]) == "1 tools"
     assert tokenizer.apply_chat_template(CONVERSATION, tools=[]) == "0 tools"
     assert tokenizer.apply_chat_template(CONVERSATION, tools=[], chat_template="{{ 1 + 1 }}") == "2"
     assert tokenizer.apply_chat_template(CONVERSATION, chat_template="tool_use") == "0 tools"
+    assert tokenizer.apply_chat_template(CONVERSATION, tools=[], chat_template="default") == "plain"
 
 
 def test_named_templates_go_into_an_export_and_another_template_replaces_all(tmp_path):
@@ -305,7 +309,7 @@ def test_an_object_that_a_tool_returns_reaches_the_template_and_a_list_is_not_pr
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"chat_template": "{{ messages | length }}"}, "2"),
+        ({"chat_template": "default"}, "False"),
         ({"add_generation_prompt": True, "continue_final_message": False}, "True"),
         ({"documents": [{"title": "a"}]}, "False a"),
     ],
@@ -324,6 +328,10 @@ def test_arguments_of_a_row_are_taken_as_transformers_takes_them(tmp_path, argum
         ({"truncation": True}, "truncation: is no variable of a chat template; leave it out"),
         ({"tokenize": False}, "tokenize: is no variable of a chat template; leave it out"),
         ({"documents": "a"}, "documents: expected a list of objects, found str 'a'"),
+        (
+            {"chat_template": "{{ 1 }}"},
+            r"chat_template must name one of the tokenizer's \(default\), found str '{{ 1 }}'",
+        ),
         ({"messages": []}, "'chat_template_kwargs': expected an object without self, messages and tools"),
         ({"tools": []}, "'chat_template_kwargs': expected an object without self, messages and tools"),
     ],

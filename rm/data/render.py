@@ -88,6 +88,7 @@ def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> 
     arguments = row.get("chat_template_kwargs") or {}
     if not isinstance(arguments, dict) or not arguments.keys().isdisjoint(("self", "messages", "tools")):
         raise RowError("field 'chat_template_kwargs': expected an object without self, messages and tools")
+    _check_template(arguments.get("chat_template"), tokenizer)
     for message in messages:
         if not _is_complete(message):
             raise RowError(f"a message needs a role and a content (or tool_calls), found {shorten(message)}")
@@ -99,6 +100,16 @@ def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> 
         raise RowError(str(error)) from None
     except json.JSONDecodeError as error:
         raise RowError(f"field 'tools': not valid JSON ({error.msg})") from None
+
+
+def _check_template(asked: Any, tokenizer: Tokenizer) -> None:
+    """Refuses a template that a row or a request brings along: a template is a program."""
+    known = [*(["default"] if tokenizer.chat_template is not None else []), *tokenizer.named_templates]
+    if asked is not None and asked not in known:
+        raise RowError(
+            "field 'chat_template_kwargs': chat_template must name one of the tokenizer's "
+            f"({', '.join(known) or 'none'}), found {shorten(asked)}; another template is given with --chat-template"
+        )
 
 
 def _is_complete(message: Row) -> bool:

@@ -114,9 +114,9 @@ class Tokenizer:
 
     def _template(self, asked: str | None, tools: Any) -> str:
         """The template asked for, by name or as it stands; `tool_use` where there are tools; else the default one."""
-        if asked is not None:
+        if asked is not None and (asked != "default" or self.chat_template is None):
             return self.named_templates.get(asked, asked)
-        if tools is not None and "tool_use" in self.named_templates:
+        if asked is None and tools is not None and "tool_use" in self.named_templates:
             return self.named_templates["tool_use"]
         if self.chat_template is not None:
             return self.chat_template

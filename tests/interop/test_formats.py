@@ -204,7 +204,7 @@ def test_nulls_in_tool_calls_and_tools_are_what_they_are_in_trl(directory):
 
 
 ARGUMENTS = [
-    {"chat_template": "{{ messages[-1].content }} again"},
+    {"chat_template": None},
     {"add_generation_prompt": True},
     {"add_generation_prompt": True, "continue_final_message": False},
     {"documents": [{"title": "a", "text": "b"}], "word": None},
@@ -221,6 +221,15 @@ def test_arguments_that_transformers_names_are_taken_as_trl_takes_them(arguments
     rows = [row | {"chat_template_kwargs": arguments} for row in read("hh-rlhf/pairs", 20)]
     found = sequences(tokenize_comparisons(rows, ours, CONFIG, max_length=10**6)[0])
     assert found == with_trl(rows, theirs, streamed=True)
+
+
+def test_a_template_in_a_row_which_trl_renders_is_refused():
+    ours, theirs = tokenizers("tokenizers/smollm2-135m-instruct")
+    arguments = {"chat_template": "{{ messages[-1].content }}"}
+    rows = [row | {"chat_template_kwargs": arguments} for row in read("hh-rlhf/pairs", 1)]
+    assert with_trl(rows, theirs, streamed=True)[0][0] == ours.encode(rows[0]["chosen"][-1]["content"])
+    with pytest.raises(rm.DataError, match=r"chat_template must name one of the tokenizer's \(default\)"):
+        tokenize_comparisons(rows, ours, CONFIG)
 
 
 @pytest.mark.parametrize("arguments", [{"tokenize": True}, {"return_dict": True}, {"conversation": []}])

@@ -97,7 +97,7 @@ CONVERSATIONS: dict[str, tuple[list[dict], dict]] = {
     "reasoning in the text": ([ASK, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nYes."}, *AGAIN], {}),
     "no thinking": ([ASK, ANSWER], {"chat_template_kwargs": {"enable_thinking": False}}),
     "documents": ([ASK, ANSWER], {"chat_template_kwargs": {"documents": [{"title": "A", "text": "B"}]}}),
-    "another template": ([ASK, ANSWER], {"chat_template_kwargs": {"chat_template": "{{ messages | tojson }}"}}),
+    "more arguments": ([ASK, ANSWER], {"chat_template_kwargs": {"chat_template": None, "date_string": "1 May 2026"}}),
     "null keys": ([ASK | {"name": None}, ANSWER | {"tool_calls": None, "reasoning_content": None}], {}),
     "parts of the user": ([SYSTEM, ASK | {"content": parts("How warm is it in Paris?")}, ANSWER], {}),
     "several parts": ([ASK | {"content": parts("How warm is it ", "in <Paris>?")}, ANSWER], {}),
@@ -282,6 +282,7 @@ def test_the_template_that_is_taken_is_that_of_transformers(tmp_path, say):
         for tools, asked in itertools.product((None, [], [TOOL]), (None, "tool_use")):
             row = {"tools": tools, "chat_template_kwargs": {"chat_template": asked} if asked else {}}
             expected, text = their_text(theirs, [ASK], row), our_text(ours, [ASK], row)
+            expected = None if asked and expected == asked else expected  # no such name: they render it
             counts["different" if text != expected else "refused" if text is None else "equal"] += 1
             different += [] if text == expected else [f"{name}, {tools}, {asked}: {expected} | {text}"]
     say("templates by name", counts, different)
