@@ -5,6 +5,10 @@ import decimal
 import gzip
 import json
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -308,3 +312,11 @@ def test_fields_of_messages_that_the_template_leaves_out_are_counted(tokenizer):
     _, table = tokenize_comparisons(rows, tokenizer, CONFIG)
     assert table["fields_not_rendered"] == {"name": 1, "reasoning_content": 1}
     assert table["dropped"] == {"identical": 1, "identical_as_rendered": 1}
+
+
+@pytest.mark.long
+def test_the_benchmark_of_reading_runs(llama_directory, pairs_file):
+    root = Path(rm.__file__).parents[1]
+    command = [sys.executable, root / "benchmarks/read.py", "--before", root, "--model", llama_directory]
+    done = subprocess.run([*command, "--data", pairs_file, "--rows", "30"], capture_output=True, text=True, check=True)
+    assert re.search(r"round 0: \d+\.\d+ times the rows per second, \d+\.\d+ times the peak memory", done.stdout)
