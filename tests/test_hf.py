@@ -419,6 +419,31 @@ def test_a_head_is_read_and_never_drawn_where_there_is_one(rewrite):
     assert_equal(rm.load_reward_model(directory, key=jax.random.key(7)), make_model())
 
 
+@pytest.mark.parametrize("architectures", [["RewardModel"], ["LlamaForCausalLM"], None])
+def test_the_pad_token_is_a_pooling_rule_of_classifiers_alone(rewrite, architectures):
+    """One reader of the configuration would see another rule than the other, and rewards would be read elsewhere."""
+    directory = rewrite(str, architectures=architectures, value_head_prefix="score", num_labels=2)
+    assert (
+        rm.hf.load_config(directory) == rm.load_reward_model(directory).config == make_model(pad_token_id=None).config
+    )
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", None])
+def test_what_problem_others_named_changes_nothing(rewrite, problem_type):
+    assert_equal(rm.load_reward_model(rewrite(str, problem_type=problem_type)), make_model())
+
+
+def test_a_pad_token_of_minus_one_is_none(rewrite):
+    """`transformers` compares ids with it, and no id is -1."""
+    assert_equal(rm.load_reward_model(rewrite(str, pad_token_id=-1)), make_model(pad_token_id=None))
+
+
+def test_a_number_that_is_too_large_for_float16_is_not_called_damage(rewrite):
+    directory = rewrite(str, {"score.weight": np.ones((1, 8), np.float32), "model.norm.weight": np.full(8, 1e6, "f")})
+    with pytest.raises(rm.WeightsError, match=r"norm\.weight.*\(as float16\); load it as float32$"):
+        rm.load_reward_model(directory, dtype=jnp.float16)
+
+
 def test_a_directory_of_links_loads(tmp_path, export):
     """As the hub's cache has them."""
     links = tmp_path / "snapshots" / "rev"

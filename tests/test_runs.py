@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import rm
 from rm.__main__ import main
@@ -189,6 +189,31 @@ def test_a_finished_run_whose_data_or_model_have_changed_since_is_not_over(comma
     shutil.rmtree(llama)
     assert main([*command, "--resume", "auto"]) == 2
     assert f"{llama}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", ["RewardModel", "LlamaForCausalLM", "LlamaForSequenceClassification", None])
+def test_a_checkpoint_and_the_export_of_a_run_score_alike(
+    command, llama_directory, pairs_file, tmp_path, capsys, architecture
+):
+    """OpenRLHF's directories have a head and pad with the token that texts end in: is that where rewards are read?"""
+    base, rows, found = tmp_path / "base", tmp_path / "rows.jsonl", {}
+    shutil.copytree(llama_directory, base)
+    stored, config = load_file(base / "model.safetensors"), json.loads((base / "config.json").read_text())
+    head = np.random.default_rng(0).normal(size=(1, 128)).astype(np.float32)
+    save_file(stored | {"score.weight": head}, base / "model.safetensors", metadata={"format": "pt"})
+    config |= {"architectures": [architecture] if architecture else None, "pad_token_id": config["eos_token_id"]}
+    (base / "config.json").write_text(json.dumps(config | {"value_head_prefix": "score"}))
+    pairs = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    rows.write_text("".join(json.dumps({"prompt": "", "response": pair["chosen"]}) + "\n" for pair in pairs))
+    flags = ["--model", str(base), "--max-steps", "2", "--output", str(tmp_path / "run")]
+    assert main([*command, *flags]) == 0
+    for name in ("checkpoints/2", "model"):
+        out = tmp_path / f"{Path(name).name}.jsonl"
+        assert main(["score", "--model", str(tmp_path / "run" / name), "--input", str(rows), "--output", str(out)]) == 0
+        found[name] = [json.loads(line)["reward"] for line in out.read_text().splitlines()]
+    np.testing.assert_allclose(found["checkpoints/2"], found["model"], atol=1e-5)
+    pad = json.loads((tmp_path / "run/model/config.json").read_text())["pad_token_id"]
+    assert (pad == config["eos_token_id"]) == (architecture == "LlamaForSequenceClassification")
 
 
 def test_the_newest_checkpoints_stay(command, tmp_path):

@@ -172,6 +172,24 @@ def test_a_causal_lm_of_any_type_and_sharding_loads(tmp_path, dtype, max_shard_s
             np.testing.assert_array_equal(values, lm.state_dict()[hf_name].float().numpy(), err_msg=hf_name)
 
 
+@pytest.mark.parametrize(("first", "then"), [("10GB", "40KB"), ("40KB", "10GB")], ids=["old file", "old index"])
+def test_of_weights_saved_twice_those_are_read_that_transformers_reads(tmp_path, caplog, first, then):
+    """It takes a single file wherever there is one, also an old one beside new shards."""
+    for size, seed in ((first, 1), (then, 2)):
+        torch.manual_seed(seed)
+        config = transformers.LlamaConfig(**BASE, num_labels=1)
+        transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / size, max_shard_size=size)
+    shutil.copytree(tmp_path / then, tmp_path / first, dirs_exist_ok=True)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / first).eval()
+    ids = sequences()
+    with torch.no_grad():
+        expected = hf_rewards(theirs, ids)
+    np.testing.assert_allclose(score_sequences(rm.load_reward_model(tmp_path / first), ids), expected, atol=1e-5)
+    both = "model.safetensors and model.safetensors.index.json are both there; model.safetensors is read"
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path / first}: {both}")
+
+
 @pytest.mark.parametrize("changes", [{}, CONFIGS["llama 3.2"], CONFIGS["both biases, mqa"]], ids=["gqa", "3.2", "bias"])
 @pytest.mark.parametrize("max_shard_bytes", [5_000_000_000, 40_000])
 def test_transformers_loads_our_export_and_scores_the_same(tmp_path, llama_directory, changes, max_shard_bytes):
