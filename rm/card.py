@@ -49,6 +49,7 @@ How texts were built in training, and are to be built for the same rewards:
 
 - A prompt and a response that are texts are joined as they are, with nothing between them. {eos}The tokenizer then adds
   the special tokens that its `tokenizer.json` says.
+- A text that begins with the beginning-of-sequence token gets no second one: take it away before `tokenizer(text)`.
 - Messages are rendered by the chat template, without a generation prompt, and tokenized with
   `add_special_tokens=False`: the template has written the special tokens.
 - `dtype="float32"`: version 5 of transformers otherwise computes in the type of the weights on disk, the score too.
