@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 import rm
-from rm.data.jsonl import read_json
 from rm.data.pad_token import match_config
+from rm.data.row_files import checked_rows
 from rm.data.tokenize import tokenize_comparisons
 from rm.weights import INDEX
 
@@ -139,84 +139,6 @@ def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + values
 
 
-ATOMS = ("messages", "messages[0].content", "'ab'", "3", "10**9", "ns.x", "i", "none", "bos_token", "tools", "[1, 2]")
-ATOMS += (
-    "''.__class__.__mro__",
-    "cycler.__init__.__globals__",
-    "range(100000)",
-    "{'a': 1}",
-    "1.5",
-    "loop.index",
-    "'\\ud800'",
-)
-OPERATORS = ("+", "*", "**", "~", "%", "//", "-", "==", "in", "<", "and", "or")
-ENDINGS = (
-    "|center(10**9)",
-    "|tojson(indent=9**9)",
-    "|list",
-    "|join('ab')",
-    "|string",
-    "|length",
-    "|sum",
-    "|sort",
-    "|upper",
-)
-ENDINGS += (
-    ".ljust(10**9)",
-    ".replace('a', ns.x)",
-    ".split('a')",
-    ".format('a')",
-    "|format(10**9)",
-    "[1:]",
-    "|indent(10**8)",
-)
-ENDINGS += (
-    "|map('upper')|list",
-    "|batch(10**9)",
-    ".items()",
-    " is string",
-    "|round(10**9)",
-    "|int(base=16)",
-    "|default('a')",
-)
-ENDINGS += (
-    ".__class__",
-    "|attr('__class__')",
-    "|replace('', 'ab')",
-    "|urlencode",
-    ".encode('utf-16')",
-    ".rfind('ab' * 999)",
-)
-
-
-def expression(rng: random.Random, depth: int = 3) -> str:
-    """A jinja expression, often one that asks for too much."""
-    if depth == 0 or rng.random() < 0.2:
-        return rng.choice(ATOMS)
-    if rng.random() < 0.5:
-        return f"({expression(rng, depth - 1)} {rng.choice(OPERATORS)} {expression(rng, depth - 1)})"
-    return f"({expression(rng, depth - 1)}){rng.choice(ENDINGS)}"
-
-
-def template(rng: random.Random, depth: int = 3) -> str:
-    """A chat template, often one that would run or grow without end."""
-    inner, value = template(rng, depth - 1) if depth else "{{ i }}", expression(rng)
-    return rng.choice(
-        (
-            f"{{{{ {value} }}}}{inner}",
-            f"{{% for i in {value} %}}{inner}{{% endfor %}}",
-            f"{{% for i in range(100000) %}}{inner}{{% endfor %}}",
-            f"{{% for i in range(60) %}}{{% set ns.x = [ns.x, ns.x] %}}{{% endfor %}}{inner}",
-            f"{{% for i in range(60) %}}{{% set ns.x = ns.x ~ ns.x %}}{{% endfor %}}{inner}",
-            f"{{% set ns.x = {value} %}}{inner}",
-            f"{{% if {value} %}}{inner}{{% endif %}}",
-            f"{{% macro f(i) %}}{inner}{{{{ f(i) }}}}{{% endmacro %}}{{{{ f({value}) }}}}",
-            f"{{% set x %}}{inner}{inner}{{% endset %}}{{{{ x ~ x }}}}",
-            f"{inner}{{% for i in messages recursive %}}{{{{ loop(messages) }}}}{{% endfor %}}",
-        )
-    )
-
-
 def _changed(directory: Path, name: str, content: bytes, read: Callable[[], object]) -> None:
     path = directory / name
     before = path.read_bytes() if path.exists() else None
@@ -279,15 +201,13 @@ def tokenizer_config(base: Path, rng: random.Random) -> None:
 
 
 def chat_template(base: Path, rng: random.Random) -> None:
-    """A template of this file's own making, or the usual one with bytes changed."""
-    text = "{% set ns = namespace(x='ab') %}" + template(rng)
-    if rng.random() < 0.3:
-        text = mutate_bytes(rng, TEMPLATE.encode()).decode("utf-8", "replace")
+    """A template with bytes changed, compiled and rendered."""
+    text = mutate_bytes(rng, TEMPLATE.encode()).decode("utf-8", "replace")
     _changed(base / "single", "chat_template.jinja", text.encode("utf-8", "replace"), lambda: _use(base / "single"))
 
 
 def _rows(path: Path, tokenizer: rm.Tokenizer) -> None:
-    tokenize_comparisons([row for _, row in read_json(path)], tokenizer, CONFIG, cache=False)
+    tokenize_comparisons([row for _, row in checked_rows(path)], tokenizer, CONFIG, cache=False)
 
 
 def rows(base: Path, rng: random.Random) -> None:

@@ -1,6 +1,7 @@
 """The files of a tokenizer: templates, special tokens, what surrounds a text; with literal texts and ids."""
 
 import json
+from fnmatch import fnmatch
 
 import jax
 import pytest
@@ -155,6 +156,25 @@ def test_named_templates_go_into_an_export_and_another_template_replaces_all(tmp
     replaced = rm.load_tokenizer(tmp_path / "model", chat_template=tmp_path / "mine.jinja")
     assert (replaced.chat_template, replaced.named_templates) == ("mine", {})
     assert [name for name in replaced.files if "tool_use" in name] == []
+
+
+def test_named_templates_are_fetched_from_the_hub_whose_cache_holds_links(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    write_tokenizer(snapshot, NAMED | {"chat_template": "plain"})
+    (tmp_path / "models--org--name" / "blobs").mkdir()
+    (tmp_path / "models--org--name" / "blobs" / "hash").write_text("tools")
+    (snapshot / "additional_chat_templates").mkdir()
+    (snapshot / "additional_chat_templates" / "tool_use.jinja").symlink_to("../../../blobs/hash")
+    asked = []
+
+    def fetch(name, *, allow_patterns, **options):
+        asked.extend(allow_patterns)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert rm.load_tokenizer("org/name").named_templates == {"tool_use": "tools"}
+    assert any(fnmatch("additional_chat_templates/tool_use.jinja", pattern) for pattern in asked)
 
 
 FLAGS = [

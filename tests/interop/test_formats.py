@@ -226,8 +226,9 @@ def test_arguments_that_transformers_names_are_taken_as_trl_takes_them(arguments
 def test_a_template_in_a_row_which_trl_renders_is_refused():
     ours, theirs = tokenizers("tokenizers/smollm2-135m-instruct")
     arguments = {"chat_template": "{{ messages[-1].content }}"}
-    rows = [row | {"chat_template_kwargs": arguments} for row in read("hh-rlhf/pairs", 1)]
-    assert with_trl(rows, theirs, streamed=True)[0][0] == ours.encode(rows[0]["chosen"][-1]["content"])
+    (row,) = read("hh-rlhf/pairs", 1)
+    rows = [row | {"chat_template_kwargs": arguments}]
+    assert with_trl(rows, theirs, streamed=True)[0][0] == ours.encode(row["chosen"][-1]["content"])
     with pytest.raises(rm.DataError, match=r"chat_template must name one of the tokenizer's \(default\)"):
         tokenize_comparisons(rows, ours, CONFIG)
 

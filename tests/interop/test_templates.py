@@ -222,12 +222,12 @@ def test_texts_and_ids_of_every_template_and_conversation_are_those_of_transform
     directory = write_bytes_tokenizer(tmp_path, {"tokenizer_class": "PreTrainedTokenizerFast"} | config, files)
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     loaded = rm.load_tokenizer(directory, today=date.today())
-    counts, different = Counter(), []
+    counts, different, kinds = Counter(), [], []
     turn = list(VARIANTS).index(variant)
     for number, (name, template) in enumerate(TEMPLATES.items()):
         theirs.chat_template = template
         ours = dataclasses.replace(loaded, chat_template=template)
-        kinds = list(CONVERSATIONS)[(number + turn) % 3 :: 3] if turn else CONVERSATIONS
+        kinds = list(CONVERSATIONS)[(number + turn) % 3 :: 3] if turn else list(CONVERSATIONS)
         for kind in kinds:
             messages, row = CONVERSATIONS[kind]
             expected, text = expected_text(theirs, messages, row), our_text(ours, messages, row)
