@@ -81,7 +81,7 @@ def tokenize_rows(rows, seen: list) -> None:
     """The rows as `parse_row` gets them."""
     from rm.data import tokenize
 
-    for chunk in tokenize._read(rows, "data"):
+    for chunk in tokenize._read(rows, getattr(rows, "column_names", []), "data"):
         seen += [
             {name: value for name, value in row.items() if value is not None or name == "extra"}
             for row in tokenize._as_rows(chunk)
@@ -122,10 +122,12 @@ def test_slices_of_the_splits_of_a_directory(tmp_path):
 def test_texts_numbers_and_truth_values_are_columns_of_their_types(tmp_path):
     """So that users sort and filter by them, and `map` sees what the file holds."""
     rows = [{**TEXT, "margin": 0.5, "votes": 3, "checked": True, "tags": ["x"], "empty": None}, {**TEXT, "margin": 1}]
+    rows[0]["scores"], rows[1]["scores"] = [1, 2], [0.12345678901234, 7.8e-12]  # JSON columns lose digits in `map`
     read = rm.load_comparisons(write(tmp_path / "rows.jsonl", rows))
     kinds = {name: str(feature) for name, feature in read.features.items()}
-    assert kinds.pop("tags") == "Json(decode=True)"
     assert kinds == {
+        "tags": "Json(decode=True)",
+        "scores": "List(Value('float64'))",
         "chosen": "Value('string')",
         "rejected": "Value('string')",
         "margin": "Value('float64')",
@@ -133,6 +135,7 @@ def test_texts_numbers_and_truth_values_are_columns_of_their_types(tmp_path):
         "checked": "Value('bool')",
     }
     assert read.map(lambda row: {"prompt": row["chosen"] + "!"})["prompt"] == ["a b!", "a b!"]
+    assert read.map(lambda row: {"prompt": "a"})["scores"][1] == rows[1]["scores"]
     assert read.filter(lambda row: row["margin"] < 1)["votes"] == [3]
 
 

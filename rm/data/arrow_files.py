@@ -28,8 +28,8 @@ Write = Callable[[Path], None]
 def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool) -> "list[Dataset]":
     """A data set for each JSON or CSV file, all with the same columns.
 
-    A column of texts, of numbers or of truth values has that type, any other is JSON. The type is that of all rows of
-    all files, and reading changes no value.
+    A column of texts, of numbers, of lists of numbers or of truth values has that type, any other is JSON. The type is
+    that of all rows of all files, and reading changes no value.
 
     **Arguments:** `lines`, whether the column `__line__` says where each row stands; `skip_unreadable`, whether a row
     that cannot be read is kept as one that says why in the column `__unreadable__`, rather than ending it all.
@@ -91,6 +91,27 @@ def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
 def _plain_schema(schema: pa.Schema) -> pa.Schema:
     plain = [(field.name, plain_type(field.type)) for field in schema]
     return pa.schema([(name, kind) for name, kind in plain if kind is not None])
+
+
+def source_files(rows: "Dataset") -> list[str] | None:
+    """The Arrow files whose rows these are, all of them in order; `None` where rows were selected or changed."""
+    blocks = getattr(rows.data, "blocks", [[rows.data]])
+    if getattr(rows, "_indices", rows) is not None:  # no public property tells a data set that was shuffled
+        return None
+    whole = all(len(line) == 1 and getattr(line[0], "replays", True) in (None, []) for line in blocks)
+    return [line[0].path for line in blocks] if whole else None
+
+
+def read_tables(rows: "Dataset", columns: Sequence[str], size: int) -> Iterator[pa.Table]:
+    """The rows in tables of about `size`; whole files are read through, so that they take no memory of the process."""
+    files = source_files(rows)
+    if files is None:
+        yield from rows.select_columns(list(columns)).with_format("arrow").iter(size)  # pyright: ignore[reportReturnType]
+        return
+    for file in files:
+        with pa.OSFile(file) as source, pa.ipc.open_stream(source) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch]).select(list(columns))
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ..errors import OutputError
 from ..output import new_directory
 from .comparisons import TokenizedComparisons
 from .encode import EncodeOptions
+from .row_files import LINE
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ _HASHED_ROWS = 10_000
 Result = tuple[TokenizedComparisons, Counter[tuple[str, str]]]
 
 
-def cache_entry(rows: "Dataset", tokenizer: Tokenizer, config: LlamaConfig, options: EncodeOptions) -> Path:
+def cache_entry(
+    rows: "Dataset", columns: Sequence[str], tokenizer: Tokenizer, config: LlamaConfig, options: EncodeOptions
+) -> Path:
     """Where the result lies, or would: a directory named by the contents of data, tokenizer and options.
 
     It is in the cache of `datasets`, so `HF_HOME` moves it along.
@@ -36,22 +40,24 @@ def cache_entry(rows: "Dataset", tokenizer: Tokenizer, config: LlamaConfig, opti
 
     digest = hashlib.sha256()
     pooling = [config.pad_token_id, config.vocab_size, config.rope.type, config.max_position_embeddings]
-    facts = [tokenizers.__version__, tokenizer.today, pooling, dataclasses.asdict(options), rows.features]
+    facts = [tokenizers.__version__, tokenizer.today, pooling, dataclasses.asdict(options)]
     digest.update(json.dumps(facts, default=str, sort_keys=True).encode())
     code = {
         path.name: path.read_bytes() for path in Path(__file__).parent.glob("*.py")
     }  # another version, another result
     for name, content in sorted({**code, **tokenizer.files}.items()):
         digest.update(f"{name}:{len(content)}:".encode() + content)
-    _hash_rows(rows, digest)
+    _hash_rows(rows, [name for name in columns if name != LINE], digest)
     return Path(settings.HF_DATASETS_CACHE) / "rm-tokenized" / digest.hexdigest()
 
 
-def _hash_rows(rows: "Dataset", digest: Any) -> None:
-    """The rows' values, however they are chunked in memory and wherever they come from."""
+def _hash_rows(rows: "Dataset", columns: Sequence[str], digest: Any) -> None:
+    """The rows' values, however they are chunked in memory."""
     import pyarrow as pa
 
-    for table in rows.with_format("arrow").iter(_HASHED_ROWS):
+    from .arrow_files import read_tables
+
+    for table in read_tables(rows, columns, _HASHED_ROWS):
         sink = pa.BufferOutputStream()
         table = table.combine_chunks().replace_schema_metadata(None)  # pyright: ignore[reportAttributeAccessIssue]
         with pa.ipc.new_stream(sink, table.schema) as writer:

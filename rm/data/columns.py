@@ -2,6 +2,7 @@
 
 import decimal
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +16,21 @@ if TYPE_CHECKING:
     from datasets import Features
 
 _INTEGERS = 2**53  # beyond it a float would change a whole number
-JSON = "json"  # the kind of a column that holds lists, objects or values of several kinds
+_NUMBERS = re.compile(rb"\[\s*-?\d[\d\s,.eE+-]*\]")
+JSON = "json"  # the kind of a column of objects, of lists that are not all numbers, or of values of several kinds
 
 
 def kind_of(text: bytes) -> str | None:
     """The kind of column that holds a JSON value as it stands: a type of Arrow, `json`, or `None` for null.
 
-    >>> [kind_of(text) for text in (b'"a"', b"0.5", b"7", b"true", b'[{"role": "user"}]', b"null")]
-    ['string', 'float64', 'int64', 'bool', 'json', None]
+    >>> [kind_of(text) for text in (b'"a"', b"0.5", b"7", b"true", b"[1, 2]", b'[{"role": "user"}]', b"null")]
+    ['string', 'float64', 'int64', 'bool', 'list<int64>', 'json', None]
     """
     first = text[:1]
     if first == b'"':
         return "string" if b"\\u" not in text or _is_unicode(json.loads(text)) else JSON
     if first in b"[{":
-        return JSON
+        return _kind_of_list(text) if _NUMBERS.fullmatch(text) else JSON
     if first in b"tfn":
         return None if first == b"n" else "bool"
     if text.lstrip(b"-").isdigit():
@@ -39,12 +41,20 @@ def kind_of(text: bytes) -> str | None:
 def merge_kinds(first: str | None, second: str | None) -> str | None:
     """The kind of a column with values of both kinds.
 
-    >>> merge_kinds("int64", "float64"), merge_kinds("string", "json"), merge_kinds(None, "bool")
-    ('float64', 'json', 'bool')
+    >>> merge_kinds("list<int64>", "list<float64>"), merge_kinds("string", "json"), merge_kinds(None, "bool")
+    ('list<float64>', 'json', 'bool')
     """
     if first == second or first is None or second is None:
         return first or second
-    return "float64" if {first, second} == {"int64", "float64"} else JSON
+    for number in ("{}", "list<{}>"):
+        if {first, second} == {number.format("int64"), number.format("float64")}:
+            return number.format("float64")
+    return JSON
+
+
+def _kind_of_list(text: bytes) -> str:
+    kinds = {kind_of(item.strip()) for item in text[1:-1].split(b",")}
+    return JSON if JSON in kinds else f"list<{'float64' if 'float64' in kinds else 'int64'}>"
 
 
 def find_kinds(rows: Iterable[Fields]) -> dict[str, str]:
@@ -60,13 +70,17 @@ def find_kinds(rows: Iterable[Fields]) -> dict[str, str]:
 
 def features_of(kinds: Mapping[str, str]) -> "Features":
     """The features of a `datasets.Dataset` whose columns have these kinds."""
-    from datasets import Features, Json, Value
+    from datasets import Features, Json, List, Value
 
-    return Features({name: Json() if kind == JSON else Value(kind) for name, kind in kinds.items()})
+    def feature(kind: str) -> Any:
+        item = kind.removeprefix("list<").removesuffix(">")
+        return Json() if kind == JSON else Value(item) if item == kind else List(Value(item))
+
+    return Features({name: feature(kind) for name, kind in kinds.items()})
 
 
 def to_columns(rows: list[Fields], kinds: Mapping[str, str], schema: pa.Schema) -> pa.Table:
-    """Rows as a table; what is not a text, a number or a truth value is kept as JSON."""
+    """Rows as a table of this schema, which is that of the kinds."""
 
     def value(text: bytes, kind: str) -> Any:
         return text.decode() if kind == JSON else parse_json(text)
@@ -75,7 +89,9 @@ def to_columns(rows: list[Fields], kinds: Mapping[str, str], schema: pa.Schema) 
         name: [None if text == b"null" else value(text, kind) for text in (row.get(name, b"null") for row in rows)]
         for name, kind in kinds.items()
     }
-    stored = pa.schema([(name, pa.string() if kind == JSON else kind) for name, kind in kinds.items()])
+    stored = pa.schema(
+        [(name, pa.string() if kind == JSON else schema.field(name).type) for name, kind in kinds.items()]
+    )
     return pa.table(columns, schema=stored).cast(schema)
 
 
@@ -100,6 +116,8 @@ def _values(column: pa.ChunkedArray) -> Iterator[Any]:
     if isinstance(column.type, pa.JsonType):
         texts = (text for chunk in column.chunks for text in chunk.storage.to_pylist())
         return (None if text is None else parse_json(text) for text in texts)
+    if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
+        return iter(column.to_pylist())
     if pa.types.is_nested(column.type):
         return (without_nulls(value) for value in column.to_pylist())
     return (float(value) if isinstance(value, decimal.Decimal) else value for value in column.to_pylist())

@@ -109,11 +109,13 @@ def tokenize_comparisons(
         drop_empty=drop_empty,
         invalid=invalid,
     )
-    rows, unread = _known_columns(rows)
-    entry = cache_entry(rows, tokenizer, config, options) if cache and limit is None and _is_dataset(rows) else None
+    columns, unread = _split_columns(rows) if _is_dataset(rows) else ([], Counter())
+    cached = cache and limit is None
+    entry = cache_entry(rows, columns, tokenizer, config, options) if cached and _is_dataset(rows) else None
     found = load_entry(entry) if entry else None
     if found is None:
-        chunks = _encode_all(_jobs(_read(rows, source)), tokenizer, config, options, num_proc, source, limit is None)
+        jobs = _jobs(_read(rows, columns, source))
+        chunks = _encode_all(jobs, tokenizer, config, options, num_proc, source, limit is None)
         with tempfile.TemporaryFile() as file:
             found = _collect(chunks, file, limit, options, source)
             if entry:
@@ -127,38 +129,39 @@ def _is_dataset(rows: Any) -> TypeGuard["Dataset"]:
     return hasattr(rows, "select_columns") and hasattr(rows, "__len__")
 
 
-def _known_columns(rows: Any) -> tuple[Any, Counts]:
-    """A `Dataset` without the columns that are not read, so that they are not decoded, and which these are."""
-    if not _is_dataset(rows):
-        return rows, Counter()
+def _split_columns(rows: "Dataset") -> tuple[list[str], Counts]:
+    """The columns that are read, and a count of those that are not; a column that is null everywhere is neither."""
     empty = {name for name in rows.column_names if rows.data.column(name).null_count == len(rows.data) > 0}
     known = [name for name in rows.column_names if name in COLUMNS and (name not in empty or name in _SIDES)]
-    if len(known) < 2:
-        return rows, Counter()
     left = [name for name in rows.column_names if name not in COLUMNS and name not in empty]
     texts = {name for name in left if "string" in str(rows.data.column(name).type)}
     counts = Counter({("text_unread" if name in texts else "unread", name): len(rows) for name in left})
-    return rows.select_columns(known), counts
+    return (known, counts) if len(known) > 1 else (rows.column_names, Counter())  # errors then say what there is
 
 
-def _read(rows: Any, source: str) -> Iterator[Rows]:
+def _read(rows: Any, columns: Sequence[str], source: str) -> Iterator[Rows]:
     """The rows in chunks; what a reader raises in the middle of them says where."""
     number = 0
     try:
-        if _is_dataset(rows):
-            for table in rows.with_format("arrow").iter(_CHUNK):
-                number += len(table)
-                yield table  # pyright: ignore[reportReturnType]
-        else:
-            rows = iter(rows)
-            while chunk := list(islice(rows, _CHUNK)):
-                number += len(chunk)
-                yield chunk
+        for chunk in _chunks(rows, columns):
+            number += len(chunk)
+            yield chunk
     except RmError:
         raise
     except Exception as error:  # every reader raises its own kind
         reason = first_line(error.__cause__ or error)
         raise DataError(f"{source}: after row {number}: cannot be read ({reason})") from None
+
+
+def _chunks(rows: Any, columns: Sequence[str]) -> Iterator[Rows]:
+    if _is_dataset(rows):
+        from .arrow_files import read_tables
+
+        yield from read_tables(rows, columns, _CHUNK)
+        return
+    rows = iter(rows)
+    while chunk := list(islice(rows, _CHUNK)):
+        yield chunk
 
 
 def _as_rows(chunk: Rows) -> Sequence[Row]:
