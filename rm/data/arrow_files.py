@@ -95,11 +95,14 @@ def _plain_schema(schema: pa.Schema) -> pa.Schema:
 
 def source_files(rows: "Dataset") -> list[str] | None:
     """The Arrow files whose rows these are, all of them in order; `None` where rows were selected or changed."""
-    blocks = getattr(rows.data, "blocks", [[rows.data]])
     if getattr(rows, "_indices", rows) is not None:  # no public property tells a data set that was shuffled
         return None
-    whole = all(len(line) == 1 and getattr(line[0], "replays", True) in (None, []) for line in blocks)
-    return [line[0].path for line in blocks] if whole else None
+    blocks = [block for line in getattr(rows.data, "blocks", [[rows.data]]) for block in line]
+    changes = [change for block in blocks for change in getattr(block, "replays", None) or ()]
+    whole = all(hasattr(block, "path") for block in blocks) and all(
+        name == "replace_schema_metadata" for name, *_ in changes
+    )
+    return [block.path for block in blocks] if whole and rows.data.num_columns == blocks[0].num_columns else None
 
 
 def read_tables(rows: "Dataset", columns: Sequence[str], size: int) -> Iterator[pa.Table]:
