@@ -100,6 +100,10 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
     )
 
 
+def _names(row: Row) -> str:
+    return ", ".join(name for name in row if name != LINE) or "none"
+
+
 def _begin_alike(responses: Sequence[Any]) -> bool:
     return all(response[:1] == responses[0][:1] for response in responses if isinstance(response, str | list))
 
@@ -124,7 +128,7 @@ def _with_prompt(row: Row) -> tuple[Row, str | None]:
     unread = [name for name in _PROMPTS if row.get(name) not in (None, "", [])]
     if unread:
         raise RowError(
-            f"column {unread[0]!r} looks like a prompt, and no form that is read has it; found {', '.join(row)}; "
+            f"column {unread[0]!r} looks like a prompt, and no form that is read has it; found {_names(row)}; "
             "rename it to 'prompt', or take it out"
         )
     return row, None
@@ -171,9 +175,7 @@ def _require(row: Row, names: Sequence[str]) -> None:
     for name in names:
         if name not in row:
             expected = "chosen and rejected (prompt optional), responses with scores or ranks, or token ids"
-            raise RowError(
-                f"no column {name!r}; found {', '.join(row) or 'none'}; expected {expected}", "missing_column"
-            )
+            raise RowError(f"no column {name!r}; found {_names(row)}; expected {expected}", "missing_column")
 
 
 def _token_ids(row: Row, name: str, mask_name: str) -> list[int]:

@@ -42,7 +42,7 @@ def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -
         said = [message.get("content") for message in own if message.get("role") == "user"]
         before = [] if prompt in said else user if own[0].get("role") == "assistant" else None
     if not own or before is None:
-        found = f"{shorten(response)} with a prompt {shorten(prompt)}"
+        found = shorten(response) + ("" if prompt is None else f" with a prompt {shorten(prompt)}")
         raise RowError(
             f"field {field!r}: expected text or a list of messages (and a prompt of the same kind), found {found}"
         )
