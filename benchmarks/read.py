@@ -13,12 +13,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 
 
-def write_rows(source: Path, target: Path, rows: int) -> None:
-    """As many rows as asked for, those of the source again and again."""
+def write_rows(source: Path, target: Path, rows: int, *, distinct: bool) -> None:
+    """As many rows as asked for, those of the source again and again, or each message with the number of its row."""
     content = source.read_bytes()
     lines = (gzip.decompress(content) if source.suffix == ".gz" else content).splitlines(keepends=True)
     with target.open("wb") as file:
-        file.writelines(itertools.islice(itertools.cycle(lines), rows))
+        for number, line in enumerate(itertools.islice(itertools.cycle(lines), rows)):
+            file.write(line.replace(b'"content": "', b'"content": "%d ' % number) if distinct else line)
 
 
 def measure(checkout: Path, model: Path, data: Path) -> tuple[float, float, float]:
@@ -41,11 +42,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a directory with config.json and a tokenizer")
     parser.add_argument("--data", type=Path, required=True, help="preferences, .jsonl or .jsonl.gz")
     parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--distinct", action="store_true", help="no message occurs in two rows")
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory) / "rows.jsonl"
-        write_rows(args.data.resolve(), data, args.rows)
+        write_rows(args.data.resolve(), data, args.rows, distinct=args.distinct)
         for number in range(args.rounds):
             found = {}
             for name, checkout in (("before", args.before.resolve()), ("now", HERE)):

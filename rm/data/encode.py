@@ -15,7 +15,7 @@ from .formats import Example, Ranking, parse_row, unread
 from .left_out import count_fields
 from .render import Row, RowError
 from .row_files import LINE
-from .segments import encode_segments
+from .segments import Segments
 from .tokenizer import Tokenizer
 
 Ids = Int32[np.ndarray, "_"]
@@ -149,7 +149,7 @@ def _parse(row: Row, tokenizer: Tokenizer, options: EncodeOptions, has_margin: b
     return example
 
 
-def encode_examples(examples: Mapping[int, Example], tokenizer: Tokenizer) -> dict[int, list[Ids]]:
+def encode_examples(examples: Mapping[int, Example], segments: Segments) -> dict[int, list[Ids]]:
     """The token ids of every sequence, as the tokenizer gives them."""
     encoded: dict[int, list[Ids]] = {
         number: [np.asarray(ids, np.int32) for ids in example.sequences] if example.kind == "ids" else []
@@ -159,9 +159,9 @@ def encode_examples(examples: Mapping[int, Example], tokenizer: Tokenizer) -> di
         where = [(n, text) for n, example in examples.items() if example.kind == kind for text in example.sequences]
         texts = [text for _, text in where]
         if kind == "chat":
-            found = encode_segments(tokenizer, texts)
+            found = segments.encode(texts)
         else:
-            found = [np.array(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
+            found = [np.array(ids, np.int32) for ids in segments.tokenizer.encode_batch(texts)]
         for (n, _), ids in zip(where, found, strict=True):
             encoded[n].append(ids)
     return encoded

@@ -29,15 +29,10 @@ def count_fields(
 
 
 def _fields(row: Row) -> Iterator[str]:
-    for message in _messages(row):
-        yield from (name for name, value in message.items() if name not in _USUAL and value is not None)
-
-
-def _messages(row: Row) -> Iterator[Mapping[str, Any]]:
     for value in row.values():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, Mapping) and ({"role", "from"} & item.keys()):
-                yield item
+        for message in value if isinstance(value, list) else [value]:
+            if isinstance(message, dict) and not message.keys() <= _USUAL and ("role" in message or "from" in message):
+                yield from (name for name, item in message.items() if name not in _USUAL and item is not None)
 
 
 def _is_rendered(row: Row, field: str, example: Example, tokenizer: Tokenizer) -> bool:
@@ -51,6 +46,6 @@ def _is_rendered(row: Row, field: str, example: Example, tokenizer: Tokenizer) -
 def _without(value: Any, field: str) -> Any:
     if isinstance(value, list):
         return [_without(item, field) for item in value]
-    if isinstance(value, Mapping) and ({"role", "from"} & value.keys()):
+    if isinstance(value, dict) and ("role" in value or "from" in value):
         return {name: item for name, item in value.items() if name != field}
     return value

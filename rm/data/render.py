@@ -11,6 +11,7 @@ from .tokenizer import Tokenizer
 Row = Mapping[str, Any]
 Messages = list[dict[str, Any]]
 
+_OBJECT = (dict, Mapping)  # the first is far quicker to tell
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 
 
@@ -53,7 +54,7 @@ def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -
 
 def as_messages(value: Any) -> Messages | None:
     """A conversation, where `value` is one: messages with `role` and `content`, or ShareGPT's `from` and `value`."""
-    value = [value] if isinstance(value, Mapping) else value
+    value = [value] if isinstance(value, _OBJECT) else value
     if is_messages(value):
         return list(value)
     if is_sharegpt(value):
@@ -65,16 +66,16 @@ def as_messages(value: Any) -> Messages | None:
 
 def is_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     """Whether a value is a conversation: a list of dicts with a `role`."""
-    return isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
+    return isinstance(value, list) and all(isinstance(message, _OBJECT) and "role" in message for message in value)
 
 
 def is_sharegpt(value: Any) -> bool:
     """Whether a value is a conversation in ShareGPT's keys."""
-    value = [value] if isinstance(value, Mapping) else value
+    value = [value] if isinstance(value, _OBJECT) else value
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(turn, Mapping) and isinstance(turn.get("from"), str) for turn in value)
+        and all(isinstance(turn, _OBJECT) and isinstance(turn.get("from"), str) for turn in value)
     )
 
 
@@ -115,8 +116,10 @@ def _check_template(asked: Any, tokenizer: Tokenizer) -> None:
 def _is_complete(message: Row) -> bool:
     """Whether a message has a role and something to say; a tool may say an object."""
     content, role = message.get("content"), message.get("role")
+    if isinstance(role, str) and isinstance(content, str):
+        return True
     result = isinstance(content, Mapping) and role not in SPEAKERS
-    return isinstance(role, str) and (isinstance(content, str | list) or result or bool(message.get("tool_calls")))
+    return isinstance(role, str) and (isinstance(content, list) or result or bool(message.get("tool_calls")))
 
 
 def check_text(text: str) -> str:

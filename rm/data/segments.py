@@ -13,14 +13,31 @@ from jaxtyping import Int32
 
 from .tokenizer import Tokenizer
 
+_REMEMBERED = 16_000_000  # characters of parts; with their ids about 60 MB
 
-def encode_segments(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-    """The ids of texts without added special tokens, as `tokenizer.encode_batch` gives them."""
-    pattern = split_pattern(tokenizer.backend)
-    parts = [[part for part in pattern.split(text) if part] if pattern and text else [text] for text in texts]
-    unique = {part: number for number, part in enumerate(dict.fromkeys(part for row in parts for part in row))}
-    ids = [np.array(found, np.int32) for found in tokenizer.encode_batch(list(unique), add_special_tokens=False)]
-    return [np.concatenate([ids[unique[part]] for part in row]) for row in parts]
+
+class Segments:
+    """The token ids of the parts of conversations, each encoded once while it is remembered."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.pattern = tokenizer, split_pattern(tokenizer.backend)
+        self._ids: dict[str, Int32[np.ndarray, "_"]] = {}
+        self._size = 0  # characters
+
+    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        """The ids of texts without added special tokens, as `Tokenizer.encode_batch` gives them."""
+        parts = [[part for part in self._split(text) if part] or [text] for text in texts]
+        new = list(dict.fromkeys(part for row in parts for part in row if part not in self._ids))
+        encoded = self.tokenizer.encode_batch(new, add_special_tokens=False)
+        self._ids |= {part: np.array(ids, np.int32) for part, ids in zip(new, encoded, strict=True)}
+        self._size += sum(map(len, new))
+        found = [np.concatenate([self._ids[part] for part in row]) for row in parts]
+        if self._size > _REMEMBERED:
+            self._ids, self._size = {}, 0
+        return found
+
+    def _split(self, text: str) -> list[str]:
+        return self.pattern.split(text) if self.pattern else [text]
 
 
 def split_pattern(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:

@@ -33,6 +33,8 @@ from .encode import (
 from .formats import COLUMNS
 from .pad_token import check_vocabulary
 from .render import Row
+from .row_files import LINE
+from .segments import Segments
 from .table import data_table
 from .tokenizer import Tokenizer, tokenizer_from_files
 
@@ -46,7 +48,7 @@ Job = tuple[Rows, int, bool]  # rows, the number of the first one, whether they 
 _CHUNK = 1024  # rows whose texts are in memory at a time
 _SIDES = ("chosen", "rejected")
 _NO_TOKENS = np.zeros(0, np.int32)
-_tokenizer: Tokenizer  # of a worker process
+_segments: Segments  # of a worker process
 
 
 class NoComparisons(DataError):
@@ -136,7 +138,8 @@ def _split_columns(rows: "Dataset") -> tuple[list[str], Counts]:
     left = [name for name in rows.column_names if name not in COLUMNS and name not in empty]
     texts = {name for name in left if "string" in str(rows.data.column(name).type)}
     counts = Counter({("text_unread" if name in texts else "unread", name): len(rows) for name in left})
-    return (known, counts) if len(known) > 1 else (rows.column_names, Counter())  # errors then say what there is
+    enough = len(set(known) - {LINE}) > 1
+    return (known, counts) if enough else (rows.column_names, Counter())  # errors then say what there is
 
 
 def _read(rows: Any, columns: Sequence[str], source: str) -> Iterator[Rows]:
@@ -192,7 +195,7 @@ def _encode_all(
     """The chunks encoded, in the order of the rows, which are read `ahead` of the encoding or only when asked for."""
     if num_proc == 1:
         one = _encode_in_thread if ahead else _encode_in_turn
-        yield from one(jobs, tokenizer, config, options, source)
+        yield from one(jobs, Segments(tokenizer), config, options, source)
         return
     # spawned and not forked, for JAX's threads do not survive a fork
     pool = ProcessPoolExecutor(
@@ -213,15 +216,17 @@ def _encode_all(
 
 
 def _encode_in_turn(
-    jobs: Iterator[Job], tokenizer: Tokenizer, config: LlamaConfig, options: EncodeOptions, source: str
+    jobs: Iterator[Job], segments: Segments, config: LlamaConfig, options: EncodeOptions, source: str
 ) -> Iterator[Chunk]:
     for chunk, first, has_margin in jobs:
-        parsed = parse_chunk(_as_rows(chunk), first, has_margin, tokenizer, options, source)
-        yield encode_chunk(parsed, encode_examples(parsed.examples, tokenizer), tokenizer, config, options, source)
+        parsed = parse_chunk(_as_rows(chunk), first, has_margin, segments.tokenizer, options, source)
+        yield encode_chunk(
+            parsed, encode_examples(parsed.examples, segments), segments.tokenizer, config, options, source
+        )
 
 
 def _encode_in_thread(
-    jobs: Iterator[Job], tokenizer: Tokenizer, config: LlamaConfig, options: EncodeOptions, source: str
+    jobs: Iterator[Job], segments: Segments, config: LlamaConfig, options: EncodeOptions, source: str
 ) -> Iterator[Chunk]:
     """A thread tokenizes a chunk while the next one is parsed and rendered."""
     waiting: deque[tuple[Parsed, Future[Any]]] = deque()
@@ -229,24 +234,24 @@ def _encode_in_thread(
     def finish(keep: int) -> Iterator[Chunk]:
         while len(waiting) > keep:
             parsed, encoded = waiting.popleft()
-            yield encode_chunk(parsed, encoded.result(), tokenizer, config, options, source)
+            yield encode_chunk(parsed, encoded.result(), segments.tokenizer, config, options, source)
 
     with ThreadPoolExecutor(1) as thread:
         for chunk, first, has_margin in jobs:
-            parsed = parse_chunk(_as_rows(chunk), first, has_margin, tokenizer, options, source)
-            waiting.append((parsed, thread.submit(encode_examples, parsed.examples, tokenizer)))
+            parsed = parse_chunk(_as_rows(chunk), first, has_margin, segments.tokenizer, options, source)
+            waiting.append((parsed, thread.submit(encode_examples, parsed.examples, segments)))
             yield from finish(1)
         yield from finish(0)
 
 
 def _start_worker(files: Mapping[str, bytes], today: date) -> None:
-    global _tokenizer  # a process has one, built once
+    global _segments  # a process has one, built once
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _tokenizer = dataclasses.replace(tokenizer_from_files(files), today=today)
+    _segments = Segments(dataclasses.replace(tokenizer_from_files(files), today=today))
 
 
 def _work(job: Job, config: LlamaConfig, options: EncodeOptions, source: str) -> Chunk:
-    return next(_encode_in_turn(iter([job]), _tokenizer, config, options, source))
+    return next(_encode_in_turn(iter([job]), _segments, config, options, source))
 
 
 def _collect(
