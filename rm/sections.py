@@ -8,7 +8,8 @@ from typing import Any
 from .errors import ConfigError
 
 # Lambert et al. 2024, "RewardBench", and `EXAMPLE_COUNTS` of its tool, rewardbench 0.1.4 (before 0.1.3 the two counts
-# of xstest were exchanged): each subset counts as often as it has comparisons, but math-prm (447) as often as all of code.
+# of xstest were exchanged): each subset counts as often as it has comparisons, but math-prm (447) as often as all of
+# code.
 REWARDBENCH: dict[str, dict[str, int | float]] = {
     "Chat": {
         "alpacaeval-easy": 100,
