@@ -25,7 +25,9 @@ _QUESTIONS = (
 _PROMPTS = ("query", "context", "messages", "history", "inputs", "question", "instruction", "input", "system")
 COLUMNS = {"prompt", "conversations", "chosen", "rejected", "responses", "scores", "ranks", "margin", "score_chosen"}
 COLUMNS |= {"score_rejected", "tools", "chat_template_kwargs", *itertools.chain(*_IDS)} - {""}
-COLUMNS |= {LINE, UNREADABLE, *_PROMPTS}
+COLUMNS |= {LINE, UNREADABLE}
+_BESIDE_A_PROMPT = frozenset(COLUMNS)
+COLUMNS |= set(_PROMPTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ def unread(row: Row) -> list[str]:
     >>> unread({"prompt": "a", "chosen": "b", "rejected": "c", "system": "d", "id": "e"})
     ['system', 'id']
     """
-    read = COLUMNS - set(_PROMPTS) if {"prompt", "conversations"} & row.keys() else COLUMNS
+    read = _BESIDE_A_PROMPT if "prompt" in row or "conversations" in row else COLUMNS
     return [name for name, value in row.items() if name not in read and value is not None]
 
 

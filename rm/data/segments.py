@@ -6,6 +6,7 @@ comparison and the turns that a template repeats are therefore encoded once, wit
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import tokenizers
@@ -26,7 +27,7 @@ class Segments:
 
     def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
         """The ids of texts without added special tokens, as `Tokenizer.encode_batch` gives them."""
-        parts = [[part for part in self._split(text) if part] or [text] for text in texts]
+        parts = [self._split(text) for text in texts]
         new = list(dict.fromkeys(part for row in parts for part in row if part not in self._ids))
         encoded = self.tokenizer.encode_batch(new, add_special_tokens=False)
         self._ids |= {part: np.array(ids, np.int32) for part, ids in zip(new, encoded, strict=True)}
@@ -37,11 +38,12 @@ class Segments:
         return found
 
     def _split(self, text: str) -> list[str]:
-        return self.pattern.split(text) if self.pattern else [text]
+        cuts = [found.start() for found in self.pattern.finditer(text)] if self.pattern else []
+        return [text[start:stop] for start, stop in pairwise([0, *cuts, len(text)]) if stop > start] or [text]
 
 
 def split_pattern(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
-    """Matches the places before special tokens at which a text may be cut, `None` where it may not be cut at all.
+    """Matches the special tokens before which a text may be cut, `None` where it may not be cut at all.
 
     A token qualifies if it is found before any normalization, takes no text to its left, and if no other token can
     begin before it and reach into it.
@@ -56,7 +58,7 @@ def split_pattern(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
         if token.special and not (token.normalized or token.lstrip or token.single_word) and len(token.content) > 1
     ]
     cuts = [text for text in plain if not any(_reaches_into(other, text) for other in contents)]
-    return re.compile("(?=" + "|".join(map(re.escape, sorted(cuts))) + ")") if cuts else None
+    return re.compile("|".join(map(re.escape, sorted(cuts, reverse=True)))) if cuts else None
 
 
 def _reaches_into(other: str, token: str) -> bool:
