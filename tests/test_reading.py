@@ -170,6 +170,20 @@ def test_errors_name_the_line_in_the_file_in_whatever_order_rows_come(tmp_path, 
         tokenize_comparisons(shuffled, tokenizer, CONFIG)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_stream_fetches_a_file_when_its_turn_comes(tmp_path, monkeypatch, name):
+    """Else the first update would wait for all files of a repository."""
+    files = [tmp_path / f"{number}-{name}" for number in range(3)]
+    for number, file in enumerate(files):
+        rows = [TEXT | {"id": number}] * 2
+        datasets.Dataset.from_list(rows).to_parquet(file) if name.endswith("parquet") else write(file, rows)
+    fetched = []
+    monkeypatch.setattr("rm.data.arrow_files.fetch", lambda file: fetched.append(Path(file).name) or Path(file))
+    stream = rm.load_comparisons(str(tmp_path / f"*-{name}"), streaming=True)
+    assert [row["id"] for row in stream.take(3)] == [0, 0, 1]
+    assert fetched == [file.name for file in files[:2]]
+
+
 def test_csv_files_hold_texts_but_for_margins_and_scores(tmp_path):
     rows = [
         {"prompt": "007", "chosen": "true\nline", "rejected": "NA", "margin": 0.5, "id": "1"},

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import pyarrow as pa
 
 from ..errors import DataError, OutputError, first_line
 from ..output import new_directory
-from .columns import features_of, find_kinds, plain_type, to_columns
+from .columns import features_of, find_kinds, plain_type, to_columns, to_rows
+from .repositories import fetch
 from .row_files import LINE, UNREADABLE, Fields, read_fields, read_rows, to_json
 
 if TYPE_CHECKING:
@@ -48,12 +50,15 @@ def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool)
     return _converted(files, [lines, skip_unreadable], write)
 
 
-def stream_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool) -> "IterableDataset":
-    """The rows of JSON or CSV files one by one, as they stand there."""
+def stream_files(reader: str, files: Sequence[str | Path], **options: bool) -> "IterableDataset":
+    """The rows of JSON, CSV or Parquet files one by one, each file fetched when its turn comes.
+
+    **Arguments:** `reader`, `rows` or `parquet`; `options`, those of `load_row_files`.
+    """
     from datasets import IterableDataset
 
-    options = {"lines": lines, "skip_unreadable": skip_unreadable}
-    return IterableDataset.from_generator(_stream, gen_kwargs={"files": list(files), **options})  # pyright: ignore[reportReturnType]
+    given = {"files": [str(file) for file in files], **options}
+    return IterableDataset.from_generator(_stream if reader == "rows" else _stream_parquet, gen_kwargs=given)  # pyright: ignore[reportReturnType]
 
 
 def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
@@ -66,10 +71,8 @@ def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
 
     schemas = []
     for file in files:
-        try:
+        with _reading(file):
             schemas.append(_plain_schema(parquet.read_schema(file)))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file}: cannot be read ({first_line(error)}); check what is in it") from None
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
@@ -78,14 +81,20 @@ def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
 
     def write(directory: Path) -> None:
         for number, file in enumerate(files):
-            batches = parquet.ParquetFile(file).iter_batches(_BATCH)
-            tables = (_cast(pa.Table.from_batches([batch]), schema) for batch in batches)
-            try:
+            with _reading(file):
+                batches = parquet.ParquetFile(file).iter_batches(_BATCH)
+                tables = (_cast(pa.Table.from_batches([batch]), schema) for batch in batches)
                 _write_stream(directory / f"{number}.arrow", schema, tables)
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{file}: cannot be read ({first_line(error)}); check what is in it") from None
 
     return _converted(files, [], write)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: cannot be read ({first_line(error)}); check what is in it") from None
 
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:
@@ -143,8 +152,18 @@ def _reason(error: DataError, file: Path, where: str, skip_unreadable: bool) -> 
     return str(error).removeprefix(f"{file}: {where}: ")
 
 
-def _stream(files: list[Path], lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
-    for file in files:
+def _stream_parquet(files: list[str], **_: bool) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    for file in map(fetch, files):
+        with _reading(file):
+            schema = _plain_schema(parquet.read_schema(file))
+            for batch in parquet.ParquetFile(file).iter_batches(_BATCH):
+                yield from to_rows(_cast(pa.Table.from_batches([batch]), schema))
+
+
+def _stream(files: list[str], lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
+    for file in map(fetch, files):
         for where, row in read_rows(file):
             if isinstance(row, DataError):
                 row = {UNREADABLE: _reason(row, file, where, skip_unreadable)}
@@ -162,7 +181,7 @@ def _converted(files: Sequence[Path], options: list[Any], write: Write) -> "list
     from datasets import Dataset, config
 
     code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    facts = [[str(file), str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     digest = hashlib.sha256(json.dumps([*options, *facts]).encode() + b"".join(code)).hexdigest()
     entry = Path(config.HF_DATASETS_CACHE) / "rm-rows" / digest
     if not entry.is_dir():

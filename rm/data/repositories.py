@@ -1,17 +1,20 @@
 """The files of a data set's directory or of its repository on the hub, split by split."""
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ..errors import DataError, first_line
 
-Found = tuple[str, Callable[[str], list[Path]]]  # how files are read, and which belong to a split
+Found = tuple[str, Callable[[str], list[str]]]  # how files are read, and which belong to a split
 
 _BUILDERS = {"json": "rows", "csv": "rows", "parquet": "parquet"}  # of `datasets`, whose files are read here
+_ON_THE_HUB = re.compile(r"hf://datasets/(?P<repository>[^@]+)@(?P<revision>[^/]+)/(?P<file>.+)")
 _ADVICE = "check the name and the connection"
 
 
@@ -33,29 +36,42 @@ def find_files(name: str, *, source: str, config_name: str | None, **where: Any)
         return None
     data_files = {str(part): list(names) for part, names in found.items()}
 
-    def files(split: str) -> list[Path]:
-        if split not in data_files:
-            raise DataError(f"{source}: no split {split!r}; found {', '.join(data_files)}")
-        with quietly(source):
-            paths = [Path(datasets.DownloadManager().download(file)) for file in data_files[split]]  # pyright: ignore
-        if not Path(name).is_dir():
-            known.mkdir(parents=True, exist_ok=True)
-            (known / f"{split}.json").write_text(json.dumps([reader, *map(str, paths)]), encoding="utf-8")
-        return paths
+    if not Path(name).is_dir():
+        known.mkdir(parents=True, exist_ok=True)
+        for split, names in data_files.items():
+            (known / f"{split}.json").write_text(json.dumps([reader, *names]), encoding="utf-8")
+    return reader, partial(_files_of, data_files, source)
 
-    return reader, files
+
+def _files_of(data_files: Mapping[str, list[str]], source: str, split: str) -> list[str]:
+    if split not in data_files:
+        raise DataError(f"{source}: no split {split!r}; found {', '.join(data_files)}")
+    return data_files[split]
+
+
+def fetch(name: str | Path) -> Path:
+    """A file of this machine, or one of a repository, which is fetched once.
+
+    **Raises:** `DataError` where it cannot be fetched.
+    """
+    import datasets
+    from huggingface_hub import hf_hub_download
+
+    if Path(name).exists():
+        return Path(name)
+    with quietly(str(name)):
+        place = _ON_THE_HUB.fullmatch(str(name))
+        if place is None:
+            return Path(datasets.DownloadManager().download(str(name)))  # pyright: ignore[reportArgumentType]
+        revision, file = unquote(place["revision"]), place["file"]
+        return Path(hf_hub_download(place["repository"], file, repo_type="dataset", revision=revision))
 
 
 def _known_files(source: str, known: Path) -> Found:
-    """The files of a repository as they were fetched before, for when the hub is out of reach."""
+    """The files of a repository as they were listed before, for when the hub is out of reach."""
     splits = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in known.iterdir()}
-
-    def files(split: str) -> list[Path]:
-        if split not in splits:
-            raise DataError(f"{source}: the hub is out of reach, and split {split!r} was not fetched before")
-        return [Path(path) for path in splits[split][1:]]
-
-    return next(iter(splits.values()))[0], files
+    reader = next(iter(splits.values()))[0]
+    return reader, partial(_files_of, {split: names for split, (_, *names) in splits.items()}, source)
 
 
 @contextmanager

@@ -4,12 +4,13 @@ import dataclasses
 import glob
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, first_line
 from .encode import Invalid
-from .repositories import find_files, quietly
+from .repositories import fetch, find_files, quietly
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,17 +137,16 @@ def _load_files(files: list[Path], split: str, *, streaming: bool, **options: bo
     return parts if streaming else [_slice({"train": part}, split, str(files[0])) for part in parts]
 
 
-def _read_files(reader: str, files: list[Path], *, streaming: bool, **options: bool) -> "list[Dataset]":
-    from .arrow_files import load_parquet_files, load_row_files, stream_row_files
+def _read_files(reader: str, files: Sequence[str | Path], *, streaming: bool, **options: bool) -> "list[Dataset]":
+    from .arrow_files import load_parquet_files, load_row_files, stream_files
 
-    if reader == "rows" and streaming:
-        return [stream_row_files(files, **options)]  # pyright: ignore[reportReturnType]
-    if reader == "rows":
-        return load_row_files(files, **options)
-    if reader == "parquet":
-        parts = load_parquet_files(files)
-        return [part.to_iterable_dataset() for part in parts] if streaming else parts  # pyright: ignore[reportReturnType]
-    return [_load(reader, data_files=str(file), split="train", source=str(file), streaming=streaming) for file in files]
+    if reader == "arrow":
+        where = {"split": "train", "streaming": streaming}
+        return [_load(reader, data_files=str(file), source=str(file), **where) for file in files]
+    if streaming:
+        return [stream_files(reader, files, **options)]  # pyright: ignore[reportReturnType]
+    fetched = [fetch(file) for file in files]
+    return load_row_files(fetched, **options) if reader == "rows" else load_parquet_files(fetched)
 
 
 def _reader(path: Path) -> str:
