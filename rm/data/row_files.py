@@ -77,8 +77,8 @@ def checked_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _line_rows(path: Path, file: IO[bytes], parse: Callable[[bytes, str], Any]) -> Numbered:
     for number, line in enumerate(file, 1):
-        if not line.isspace():
-            yield f"line {number}", parse(line, f"{path}: line {number}")
+        if stripped := line.strip():
+            yield f"line {number}", parse(stripped, f"{path}: line {number}")
 
 
 def _document_rows(path: Path, file: IO[bytes]) -> Numbered:

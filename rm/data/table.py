@@ -81,10 +81,10 @@ def describe_table(name: str, table: Mapping[str, Any]) -> str:
 
 
 def _without_prompt(rows: int) -> str:
-    expected = "and their responses begin differently; if a column that is not read is the prompt, name it 'prompt'"
-    return f"{rows} rows have none, {expected}" if rows else ""
+    advice = "if a column that is not read holds it, name that 'prompt'"
+    return f"rows without one whose responses begin differently: {rows}; {advice}" if rows else ""
 
 
 def _not_rendered(fields: Mapping[str, int]) -> str:
     """The fields of messages that the chat template leaves out."""
-    return ", ".join(f"{name!r} of messages in {count} rows" for name, count in fields.items())
+    return ", ".join(f"{name!r} of messages (rows: {count})" for name, count in fields.items())
