@@ -271,3 +271,11 @@ def test_real_kwise_rows_are_read_whole():
     assert table["dropped"] == {"tied": 6 * 1319 - untied}
     _, table = tokenize_comparisons(rows, smollm2, config, max_length=10**6, cache=False, expand_pairs=False)
     assert (table["kept"], table["dropped"]) == (1319 - 588, {"tied": 588})
+
+
+def test_a_token_id_of_no_vocabulary_is_refused_by_row(tokenizer):
+    """Beyond 32 bits it was an error of NumPy."""
+    with pytest.raises(
+        rm.DataError, match=r"^data: row 0: field 'rejected_ids': expected a list of at least one token id"
+    ):
+        encoded([{"chosen_ids": [1], "rejected_ids": [2**31]}], tokenizer)

@@ -182,7 +182,7 @@ def _require(row: Row, names: Sequence[str]) -> None:
 
 def _token_ids(row: Row, name: str, mask_name: str) -> list[int]:
     ids, mask = row[name], row.get(mask_name)
-    if not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
+    if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         raise RowError(f"field {name!r}: expected a list of at least one token id, found {shorten(ids)}")
     if mask is None:
         return ids
