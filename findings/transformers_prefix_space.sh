@@ -24,9 +24,9 @@ found = transformers.AutoTokenizer.from_pretrained(place)("ab")["input_ids"]
 print(transformers.__version__, found)
 assert found == json.loads(sys.argv[1]), "the ids have changed: the finding is out of date"
 PYTHON
-for case in '4.57.6 [0,1]' '5.24.0 [2,0,1]'; do
-    read -r version ids <<< "$case"
-    python3 -m venv "env-$version"
-    "env-$version/bin/python" -m pip install -q "transformers==$version"
-    "env-$version/bin/python" show.py "$ids"
-done
+python3 -m venv old
+old/bin/python -m pip install -q 'transformers==4.57.6'
+old/bin/python show.py '[0, 1]'
+python3 -m venv new
+new/bin/python -m pip install -q 'transformers==5.24.0'
+new/bin/python show.py '[2, 0, 1]'

@@ -25,9 +25,9 @@ except TypeError as error:
 print(transformers.__version__, found)
 assert found == sys.argv[1], "the behaviour has changed: the finding is out of date"
 PYTHON
-for case in "4.57.6=2024" "5.24.0='str' object is not callable"; do
-    version=${case%%=*}
-    python3 -m venv "env-$version"
-    "env-$version/bin/python" -m pip install -q "transformers==$version" 'jinja2<4'
-    "env-$version/bin/python" show.py "${case#*=}"
-done
+python3 -m venv old
+old/bin/python -m pip install -q 'transformers==4.57.6' 'jinja2==3.1.6'
+old/bin/python show.py 2024
+python3 -m venv new
+new/bin/python -m pip install -q 'transformers==5.24.0' 'jinja2==3.1.6'
+new/bin/python show.py "'str' object is not callable"

@@ -8,7 +8,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/python" -m pip install -q 'transformers==5.24.0' 'jinja2<4'
+"$folder/env/bin/python" -m pip install -q 'transformers==5.24.0' 'jinja2==3.1.6'
 "$folder/env/bin/python" - <<'PYTHON'
 import tokenizers
 import transformers
