@@ -42,7 +42,7 @@ def replace_file(path: Path, text: str | Iterable[str]) -> None:
     """
     draft = path.with_name(f".{path.name}.tmp")
     try:
-        with _writing(path):
+        with writing(path):
             with draft.open("w", encoding="utf-8") as file:
                 file.writelines([text] if isinstance(text, str) else text)
                 file.flush()
@@ -57,12 +57,13 @@ def append_line(path: Path, line: str) -> None:
 
     **Raises:** `OutputError`.
     """
-    with _writing(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """One kind of error, in one line, where a place cannot be written."""
     try:
         yield
     except OSError as error:
@@ -81,7 +82,7 @@ def locked(directory: Path) -> Iterator[dict[str, Any] | None]:
 
     owner = directory / ".owner.json"
     lock = FileLock(directory / ".lock")
-    with _writing(directory):
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with suppress(Timeout):
             lock.acquire(timeout=0)
@@ -118,7 +119,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     if path.exists():
         raise OutputError(f"{path}: exists already; choose another place or remove it")
     try:
-        with _writing(path):
+        with writing(path):
             draft.mkdir(parents=True)
             yield draft
             for file in filter(Path.is_file, draft.rglob("*")):

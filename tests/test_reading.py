@@ -297,6 +297,15 @@ def test_a_question_in_a_column_of_its_own_is_the_prompt(tokenizer, columns, pro
     assert parsed.format == form
 
 
+@pytest.mark.parametrize("column", ["question", "instruction", "messages", "system"])
+def test_a_whole_conversation_holds_its_prompt_whatever_other_columns_say(tokenizer, column):
+    """The question would stand in it twice."""
+    row = {column: "a", **CHAT}
+    assert parse_row(row, tokenizer).sequences == parse_row(CHAT, tokenizer).sequences
+    _, table = tokenize_comparisons([row], tokenizer, CONFIG)
+    assert table["columns_not_read"] == [column]
+
+
 def test_a_column_that_looks_like_a_prompt_and_is_none_is_refused(tokenizer):
     expected = (
         r"^data: row 0: column 'query' looks like a prompt, .*found query, chosen, rejected; rename it to 'prompt'"

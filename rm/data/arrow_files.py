@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..errors import DataError, OutputError, first_line
-from ..output import new_directory
+from ..output import new_directory, writing
 from .columns import features_of, find_kinds, plain_type, to_columns, to_rows
 from .repositories import fetch
 from .row_files import LINE, UNREADABLE, Fields, read_fields, read_rows, to_json
@@ -67,24 +67,16 @@ def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
     **Raises:** `DataError`, naming the file.
     """
     from datasets import Features
-    from pyarrow import parquet
 
-    schemas = []
-    for file in files:
-        with _reading(file):
-            schemas.append(_plain_schema(parquet.read_schema(file)))
     try:
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        schema = pa.unify_schemas(list(map(_parquet_schema, files)), promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"{files[0]}: the files' columns differ in type ({first_line(error)})") from None
     schema = Features.from_arrow_schema(schema).arrow_schema
 
     def write(directory: Path) -> None:
         for number, file in enumerate(files):
-            with _reading(file):
-                batches = parquet.ParquetFile(file).iter_batches(_BATCH)
-                tables = (_cast(pa.Table.from_batches([batch]), schema) for batch in batches)
-                _write_stream(directory / f"{number}.arrow", schema, tables)
+            _write_stream(directory / f"{number}.arrow", schema, _parquet_tables(file, schema))
 
     return _converted(files, [], write)
 
@@ -97,8 +89,19 @@ def _reading(file: Path) -> Iterator[None]:
         raise DataError(f"{file}: cannot be read ({first_line(error)}); check what is in it") from None
 
 
-def _plain_schema(schema: pa.Schema) -> pa.Schema:
-    plain = [(field.name, plain_type(field.type)) for field in schema]
+def _parquet_tables(file: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    from pyarrow import parquet
+
+    with _reading(file):
+        for batch in parquet.ParquetFile(file).iter_batches(_BATCH):
+            yield _cast(pa.Table.from_batches([batch]), schema)
+
+
+def _parquet_schema(file: Path) -> pa.Schema:
+    from pyarrow import parquet
+
+    with _reading(file):
+        plain = [(field.name, plain_type(field.type)) for field in parquet.read_schema(file)]
     return pa.schema([(name, kind) for name, kind in plain if kind is not None])
 
 
@@ -153,13 +156,9 @@ def _reason(error: DataError, file: Path, where: str, skip_unreadable: bool) -> 
 
 
 def _stream_parquet(files: list[str], **_: bool) -> Iterator[dict[str, Any]]:
-    from pyarrow import parquet
-
     for file in map(fetch, files):
-        with _reading(file):
-            schema = _plain_schema(parquet.read_schema(file))
-            for batch in parquet.ParquetFile(file).iter_batches(_BATCH):
-                yield from to_rows(_cast(pa.Table.from_batches([batch]), schema))
+        for table in _parquet_tables(file, _parquet_schema(file)):
+            yield from to_rows(table)
 
 
 def _stream(files: list[str], lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
@@ -192,5 +191,6 @@ def _converted(files: Sequence[Path], options: list[Any], write: Write) -> "list
             if not entry.is_dir():  # it cannot be written, and no other process has just done so
                 entry = Path(tempfile.mkdtemp(prefix="rm-rows-"))
                 atexit.register(shutil.rmtree, entry, ignore_errors=True)
-                write(entry)
+                with writing(entry):
+                    write(entry)
     return [Dataset.from_file(str(entry / f"{number}.arrow")) for number in range(len(files))]

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from .render import Row, RowError, is_sharegpt, render_response, shorten
+from .render import Row, RowError, as_messages, is_sharegpt, render_response, shorten
 from .row_files import LINE, UNREADABLE
 from .tokenizer import Tokenizer
 
@@ -116,13 +116,21 @@ def unread(row: Row) -> list[str]:
     >>> unread({"prompt": "a", "chosen": "b", "rejected": "c", "system": "d", "id": "e"})
     ['system', 'id']
     """
-    read = _BESIDE_A_PROMPT if "prompt" in row or "conversations" in row else COLUMNS
+    read = _BESIDE_A_PROMPT if _has_prompt(row) else COLUMNS
     return [name for name, value in row.items() if name not in read and value is not None]
+
+
+def _has_prompt(row: Row) -> bool:
+    """Whether a row has its prompt in a column, or in a chosen side that is a whole conversation."""
+    if row.get("prompt") is not None or row.get("conversations") is not None:
+        return True
+    messages = as_messages(row.get("chosen"))
+    return bool(messages) and messages[0].get("role") != "assistant"
 
 
 def _with_prompt(row: Row) -> tuple[Row, str | None]:
     """The row with the columns of its question as `prompt`, and the name of that form where it has one."""
-    if "prompt" in row or "conversations" in row or not ("chosen" in row or "responses" in row):
+    if _has_prompt(row) or not ("chosen" in row or "responses" in row):
         return row, None
     for first, second, form in _QUESTIONS:
         if first in row and not (set(row) & set(_PROMPTS)) - {first, second, "system", "history"}:

@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from ..errors import DataError, first_line
+from ..errors import DataError, OutputError, first_line
+from ..output import replace_file
 
 Found = tuple[str, Callable[[str], list[str]]]  # how files are read, and which belong to a split
 
@@ -28,7 +29,7 @@ def find_files(name: str, *, source: str, config_name: str | None, **where: Any)
         with quietly(source, ConnectionError):
             builder = datasets.load_dataset_builder(name, config_name, **where)
     except ConnectionError as error:
-        if not known.is_dir():
+        if not any(known.glob("*.json")):
             raise DataError(f"{source}: cannot be read ({first_line(error)}); {_ADVICE}") from None
         return _known_files(source, known)
     reader, found = _BUILDERS.get(str(builder.name)), builder.config.data_files
@@ -37,9 +38,10 @@ def find_files(name: str, *, source: str, config_name: str | None, **where: Any)
     data_files = {str(part): list(names) for part, names in found.items()}
 
     if not Path(name).is_dir():
-        known.mkdir(parents=True, exist_ok=True)
-        for split, names in data_files.items():
-            (known / f"{split}.json").write_text(json.dumps([reader, *names]), encoding="utf-8")
+        with suppress(OSError, OutputError):  # a cache that cannot be written
+            known.mkdir(parents=True, exist_ok=True)
+            for split, names in data_files.items():
+                replace_file(known / f"{split}.json", json.dumps([reader, *names]))
     return reader, partial(_files_of, data_files, source)
 
 
@@ -69,7 +71,7 @@ def fetch(name: str | Path) -> Path:
 
 def _known_files(source: str, known: Path) -> Found:
     """The files of a repository as they were listed before, for when the hub is out of reach."""
-    splits = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in known.iterdir()}
+    splits = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in known.glob("*.json")}
     reader = next(iter(splits.values()))[0]
     return reader, partial(_files_of, {split: names for split, (_, *names) in splits.items()}, source)
 

@@ -176,14 +176,12 @@ def _load_named(
     if found is None:
         return _load(name, split=split, streaming=streaming, **where)
     reader, files = found
-    from datasets import concatenate_datasets
-
     if streaming:
         return _joined(_read_files(reader, files(split), streaming=True, **options), source)
     names = dict.fromkeys(re.match(r"\w*", part)[0] for part in split.split("+"))  # pyright: ignore[reportOptionalSubscript]
     whole = {part: files(part) for part in names}
     parts = iter(_read_files(reader, [file for each in whole.values() for file in each], streaming=False, **options))
-    splits = {part: concatenate_datasets([next(parts) for _ in each]) for part, each in whole.items()}
+    splits = {part: _joined([next(parts) for _ in each], source) for part, each in whole.items()}
     return _slice(splits, split, source)
 
 
