@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rm.attention import Marks, shared_prefix_attention
-from rm.block_attention import block_attention, find_blocks
+from rm.model.attention import Marks, shared_prefix_attention
+from rm.model.block_attention import block_attention, find_blocks
 
 REGIONS = (960, 800, 800)
 PACKED = ([300, 200, 200, 100], [100, 60, 200, 150], [150, 60, 100, 150])  # lengths of four comparisons' parts

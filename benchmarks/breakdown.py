@@ -26,7 +26,7 @@ import numpy as np
 from workload import SHARED
 
 import rm
-from rm.flops import count_work, update_flops
+from rm.planning.flops import count_work, update_flops
 
 HERE = Path(__file__).parent
 PRODUCT = (2048, 512, 1376)

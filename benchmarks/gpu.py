@@ -108,8 +108,8 @@ class Case:
     """What one process measures."""
 
     shape: str
-    attention: Any  # one of rm.lowering.Attention
-    remat: Any  # one of rm.forward.Remat
+    attention: Any  # one of rm.model.attention_choice.Attention
+    remat: Any  # one of rm.model.forward.Remat
     types: str  # one of TYPES
 
 
@@ -144,7 +144,7 @@ def find_rm() -> None:
 
 def llama(shape: str):
     """The configuration of a shape."""
-    from rm.config import LlamaConfig, Rope
+    from rm.model.config import LlamaConfig, Rope
 
     architecture = SHAPES[shape]._asdict()
     del architecture["pairs"], architecture["lengths"]
@@ -155,8 +155,8 @@ def probe() -> dict[str, Any]:
     """What the machine and `rm` have."""
     import jax
 
-    from rm.flops import count_parameters
-    from rm.lowering import Attention
+    from rm.model.attention_choice import Attention
+    from rm.planning.flops import count_parameters
 
     device = jax.devices()[0]
     return {
@@ -174,8 +174,8 @@ def measure(case: Case) -> dict[str, Any]:
     """Compiles the update of a case and times it."""
     import jax
 
-    from rm.data.batches import plan_batches
-    from rm.flops import count_work, update_flops
+    from rm.packing.batches import plan_batches
+    from rm.planning.flops import count_work, update_flops
 
     config, shape = llama(case.shape), SHAPES[case.shape]
     comparisons = random_comparisons(config, shape.pairs, *shape.lengths)
@@ -209,10 +209,10 @@ def make_update(case: Case):
     import jax
     import jax.numpy as jnp
 
-    from rm.forward import rewards
-    from rm.losses import pairwise_loss
-    from rm.optimizer import adamw
-    from rm.update import init_state, update
+    from rm.model.forward import rewards
+    from rm.training.losses import pairwise_loss
+    from rm.training.optimizers import adamw
+    from rm.training.step import init_state, update
 
     kept = TYPES[case.types]
 
@@ -234,7 +234,7 @@ def random_model(shape: str, dtype):
     import jax
     import jax.numpy as jnp
 
-    from rm.model import init_reward_model
+    from rm.model.reward_model import init_reward_model
 
     config = llama(shape)
     shapes = jax.eval_shape(partial(init_reward_model, config, key=jax.random.key(0), dtype=dtype))

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from rm.config import LlamaConfig
     from rm.data.comparisons import TokenizedComparisons
+    from rm.model.config import LlamaConfig
 
 
 def random_comparisons(config: "LlamaConfig", count: int, prefix: int, *responses: int) -> "TokenizedComparisons":

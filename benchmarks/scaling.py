@@ -28,8 +28,8 @@ import numpy as np
 from random_comparisons import random_comparisons
 
 import rm
-from rm.flops import count_parameters, count_work, update_flops
-from rm.forward import Remat
+from rm.model.forward import Remat
+from rm.planning.flops import count_parameters, count_work, update_flops
 
 REMAT: tuple[Remat, ...] = ("full", "none")
 PRODUCT = (2048, 1024, 1024)

@@ -52,7 +52,7 @@ def score_offline(model_directory: Path, texts_file: Path) -> None:
     import jax.numpy as jnp
 
     import rm
-    from rm.batching import score_batch, shapes
+    from rm.serving.batching import score_batch, shapes
 
     rm.keep_compiled()
     model, tokenizer = rm.load_reward_model(model_directory), rm.load_tokenizer(model_directory)

@@ -1,32 +1,41 @@
 """Train and use reward models: a Llama backbone with a scalar head, pure functions composed by the caller."""
 
-from . import plots, statistics
-from .batch import PreferenceBatch
-from .calibration import Calibration, load_calibration, normalize
-from .checkpoint import Checkpoints
-from .config import LlamaConfig, Rope
-from .data.batches import BatchPlan, plan_batches
-from .data.comparisons import TokenizedComparisons, mix
-from .data.prefetch import prefetch
-from .data.sources import load_comparisons
-from .data.tokenize import tokenize_comparisons
-from .data.tokenizer import Tokenizer, load_tokenizer
-from .distributed import connect
+from .data import TokenizedComparisons, load_comparisons, mix, tokenize_comparisons
+from .devices import connect, keep_compiled, make_mesh
 from .errors import CheckpointError, ConfigError, DataError, OutputError, RmError, TokenizerError, WeightsError
-from .evaluate import comparison_rewards, evaluate, score
-from .export import save_reward_model
-from .forward import hidden_states, rewards
-from .hf import load_reward_model, match_tokenizer
-from .host import keep_compiled
-from .hub import push_reward_model
-from .losses import centering_penalty, pairwise_loss
-from .metrics import preference_metrics
-from .model import RewardModel, init_reward_model
-from .optimizer import adamw, learning_rate_schedule, make_optimizer
-from .plan import Plan, plan
-from .report import findings
-from .sharding import make_mesh, partition_specs, place_batch, place_model
-from .update import TrainState, accumulate, apply_gradients, init_state, jit_update, update
+from .evaluation import comparison_rewards, evaluate, findings, plots, score, statistics
+from .files import push_reward_model
+from .model import (
+    LlamaConfig,
+    PreferenceBatch,
+    RewardModel,
+    Rope,
+    hidden_states,
+    init_reward_model,
+    load_reward_model,
+    partition_specs,
+    place_batch,
+    place_model,
+    rewards,
+)
+from .packing import BatchPlan, plan_batches, prefetch
+from .planning import Plan, plan
+from .saving import Calibration, Checkpoints, load_calibration, normalize, save_reward_model
+from .text import Tokenizer, load_tokenizer, match_tokenizer
+from .training import (
+    TrainState,
+    accumulate,
+    adamw,
+    apply_gradients,
+    centering_penalty,
+    init_state,
+    jit_update,
+    learning_rate_schedule,
+    make_optimizer,
+    pairwise_loss,
+    preference_metrics,
+    update,
+)
 from .version import __version__
 
 __all__ = [

@@ -17,8 +17,8 @@ from .commands.plan import PlanArguments, plan_command
 from .commands.score import ScoreArguments, score
 from .commands.serve import ServeArguments, serve
 from .commands.train import TrainArguments, train
+from .devices.platform import keep_compiled
 from .errors import RmError
-from .host import keep_compiled
 
 _RUN = {
     TrainArguments: train,

@@ -27,7 +27,7 @@ import jax
 import pytest
 
 import rm
-from rm.examples import write_llama
+from rm.saving.examples import write_llama
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 
 import rm
-from rm.data.pad_token import match_config
-from rm.data.row_files import checked_rows
 from rm.data.tokenize import tokenize_comparisons
-from rm.weights import INDEX
+from rm.files.row_files import checked_rows
+from rm.files.weights import INDEX
+from rm.text.pad_token import match_config
 
 from .tiny import CONFIG, NAMED, PAIRS_OF_WORDS, TEMPLATE, make_tokenizer
 
@@ -172,13 +172,13 @@ def index(base: Path, rng: random.Random) -> None:
 
 def config(base: Path, rng: random.Random) -> None:
     """config.json, and the weights that it describes."""
-    read = rm.load_reward_model if rng.random() < 0.3 else rm.hf.load_config
+    read = rm.load_reward_model if rng.random() < 0.3 else rm.model.loading.load_config
     _change_json(base / "single", "config.json", rng, lambda: read(base / "single"))
 
 
 def record(base: Path, rng: random.Random) -> None:
     """rm.json, with the checksums of what was exported."""
-    read = rng.choice((rm.hf.load_config, rm.load_tokenizer))
+    read = rng.choice((rm.model.loading.load_config, rm.load_tokenizer))
     _change_json(base / "single", "rm.json", rng, lambda: read(base / "single"))
 
 

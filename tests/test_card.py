@@ -15,8 +15,8 @@ import pytest
 
 import rm
 from rm.__main__ import main
-from rm.card import model_card
-from rm.hub import push_reward_model
+from rm.files.hub import push_reward_model
+from rm.saving.card import model_card
 
 pytestmark = pytest.mark.optax
 TOKEN = "hf_abcdefgh12345678"

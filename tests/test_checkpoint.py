@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import rm
-from rm.checkpoint import abstract
-from rm.checksum import checksums
+from rm.files.checksum import checksums
+from rm.saving.checkpoints import abstract
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("unraised")]
 

@@ -14,7 +14,7 @@ from rm.__main__ import _parse, main
 from rm.commands.serve import ServeArguments
 from rm.commands.train import TrainArguments
 from rm.data.formats import COLUMNS
-from rm.evaluate import METRICS
+from rm.evaluation.scoring import METRICS
 
 from .test_commands import FIELDS
 

@@ -15,7 +15,7 @@ import rm
 from rm.__main__ import main
 from rm.commands.run import dataset_name
 from rm.commands.train import TrainArguments
-from rm.evaluate import METRICS
+from rm.evaluation.scoring import METRICS
 
 pytestmark = [pytest.mark.optax, pytest.mark.long]
 

@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 
 import rm
-from rm.chips import parse_topology
-from rm.compiled import default_compilers, missing_compiler
-from rm.lowering import Attention
+from rm.model.attention_choice import Attention
+from rm.planning.chips import parse_topology
+from rm.planning.compiled import default_compilers, missing_compiler
 
 CASES = [  # model, topology, rows of 2048 tokens, and the most GB of a device
     ("llama-8b", "v5p:2x2x2", 8, 20),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rm
-from rm.flops import count_parameters, count_work, update_flops
+from rm.planning.flops import count_parameters, count_work, update_flops
 
 _FILE = Path(__file__).parents[1] / "benchmarks" / "random_comparisons.py"
 _SPEC = importlib.util.spec_from_file_location("random_comparisons", _FILE)

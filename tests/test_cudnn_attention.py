@@ -14,16 +14,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import rm
-from rm.attention import Marks, shared_prefix_attention, visible
-from rm.chips import parse_topology
-from rm.compiled import compiler_flags, default_compilers, missing_compiler
-from rm.cudnn_attention import cudnn_attention
-from rm.cudnn_kernel import REFERENCE, Kernel
 from rm.data.comparisons import flatten
-from rm.data.packing import pack
-from rm.data.row_shapes import RowShape
-from rm.host import compiling_for
-from rm.lowering import Inputs, refuses
+from rm.devices.platform import compiling_for
+from rm.model.attention import Marks, shared_prefix_attention, visible
+from rm.model.attention_choice import Inputs, refuses
+from rm.model.cudnn_attention import cudnn_attention
+from rm.model.cudnn_kernel import REFERENCE, Kernel
+from rm.packing.row_shapes import RowShape
+from rm.packing.rows import pack
+from rm.planning.chips import parse_topology
+from rm.planning.compiled import compiler_flags, default_compilers, missing_compiler
 
 from .tiny import CONFIG
 
@@ -204,10 +204,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 import rm
-from rm.attention import Marks
-from rm.chips import parse_topology
-from rm.compiled import find_devices
-from rm.cudnn_attention import cudnn_attention
+from rm.model.attention import Marks
+from rm.planning.chips import parse_topology
+from rm.planning.compiled import find_devices
+from rm.model.cudnn_attention import cudnn_attention
 
 count = int(sys.argv[2])
 mesh = rm.make_mesh(data=count, devices=find_devices(parse_topology(f"h100:{count}")))

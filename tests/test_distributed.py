@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from rm import distributed
 from rm.commands.train import TrainArguments
+from rm.devices import processes
 from rm.errors import ConfigError
 
 from .conftest import SHARED
@@ -177,8 +177,8 @@ def test_what_another_process_may_have_caused_waits_until_it_is_named(kind, monk
     """JAX raises any of these where a process is gone; a traceback would not say which."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     waited = []
-    monkeypatch.setattr(distributed.time, "sleep", waited.append)
-    with pytest.raises(kind), distributed.ending_together():
+    monkeypatch.setattr(processes.time, "sleep", waited.append)
+    with pytest.raises(kind), processes.ending_together():
         raise kind("UNKNOWN: Gloo all-reduce failed")
     assert sum(waited) >= 40, "in which the watch ends this process, with one line"
     said = capsys.readouterr().err

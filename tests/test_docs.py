@@ -22,7 +22,7 @@ from rm.commands.plan import PlanArguments
 from rm.commands.score import ScoreArguments
 from rm.commands.serve import ServeArguments
 from rm.commands.train import TrainArguments
-from rm.examples import make_pair, write_llama
+from rm.saving.examples import make_pair, write_llama
 
 from .test_commands import FIELDS
 
@@ -98,13 +98,6 @@ def test_the_rows_shown_are_read(loaded):
 
 
 # What the README names.
-
-
-def test_the_folders_of_the_map_exist():
-    (tree,) = [block for block in blocks("text") if block.startswith("rm/\n")]
-    folders = re.findall(r"^\w+/", tree, flags=re.MULTILINE)
-    assert len(folders) > 3
-    assert [name for name in folders if not (ROOT / name).is_dir()] == []
 
 
 def test_flags_and_commands_exist():

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rm
-from rm.data.chat import render_chat
-from rm.hub import own_file
+from rm.files.hub import own_file
+from rm.text.chat import render_chat
 
 from .mutations import CHAT, TARGETS, write_base
 from .tiny import CONFIG
@@ -171,21 +171,21 @@ def test_a_template_that_fails_is_refused_in_one_line(template, expected):
 
 
 def test_a_template_that_writes_too_much_is_stopped(monkeypatch):
-    monkeypatch.setattr("rm.data.chat.CHARACTERS", 100)
+    monkeypatch.setattr("rm.text.chat.CHARACTERS", 100)
     assert render("{% for i in range(10) %}{{ 'ten chars.' }}{% endfor %}") == "ten chars." * 10
     message = refusal("{% for i in range(11) %}{{ 'ten chars.' }}{% endfor %}")
     assert message == "the chat template wrote more than 100 characters for the conversation"
 
 
 def test_a_template_that_takes_too_long_is_stopped(monkeypatch):
-    monkeypatch.setattr("rm.data.chat.SECONDS", 0.0)
+    monkeypatch.setattr("rm.text.chat.SECONDS", 0.0)
     message = refusal("{% for i in range(10) %}{{ i }}{% endfor %}")
     assert message == "the chat template ran longer than 0 s on the conversation"
 
 
 def test_the_limits_hold_in_other_threads_for_each_conversation_alone(monkeypatch):
     """Were the characters counted over a whole data set, a long one would be refused."""
-    monkeypatch.setattr("rm.data.chat.CHARACTERS", 100)
+    monkeypatch.setattr("rm.text.chat.CHARACTERS", 100)
     before = threading.active_count()
     with ThreadPoolExecutor(2) as threads:
         assert list(threads.map(render, ["{{ 'ten chars.' * 9 }}"] * 20)) == ["ten chars." * 9] * 20
@@ -242,7 +242,7 @@ def test_links_within_the_directory_and_to_the_directory_are_followed(model, tmp
     (model / "config.json").rename(model / "a.json")
     (model / "config.json").symlink_to("a.json")
     (tmp_path / "link").symlink_to(model)
-    assert rm.hf.load_config(tmp_path / "link").hidden_size == CONFIG.hidden_size
+    assert rm.model.loading.load_config(tmp_path / "link").hidden_size == CONFIG.hidden_size
 
 
 def test_links_of_the_hub_s_cache_lead_to_its_own_blobs_alone(model, tmp_path):
@@ -254,7 +254,7 @@ def test_links_of_the_hub_s_cache_lead_to_its_own_blobs_alone(model, tmp_path):
     link = repository / "snapshots" / "abc" / "config.json"
     link.symlink_to("../../blobs/hash")
     assert own_file(link) == link
-    assert rm.hf.load_config(link.parent).hidden_size == CONFIG.hidden_size
+    assert rm.model.loading.load_config(link.parent).hidden_size == CONFIG.hidden_size
     link.unlink()
     link.symlink_to(other / "blobs" / "hash")
     with pytest.raises(rm.RmError, match="outside of its directory"):

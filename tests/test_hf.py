@@ -135,7 +135,7 @@ def test_loading_in_low_precision_keeps_the_head_in_float32(export):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
 @pytest.mark.parametrize("stored", [np.float32, ml_dtypes.bfloat16, np.float16])
 def test_tensors_are_read_whole_in_however_many_pieces(tmp_path, tokenizer, monkeypatch, stored, dtype):
-    monkeypatch.setattr(rm.weights, "_PIECE", 7)
+    monkeypatch.setattr(rm.files.weights, "_PIECE", 7)
     model = make_model()
     rm.save_reward_model(tmp_path / "export", model, tokenizer, dtype=stored)
     expected = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).astype(stored).astype(dtype)), model)
@@ -149,7 +149,7 @@ def test_tensors_are_read_whole_in_however_many_pieces(tmp_path, tokenizer, monk
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_number_that_is_not_finite_is_found_wherever_it_stands(export, monkeypatch, value, dtype, place):
     """One million is infinite as float16."""
-    monkeypatch.setattr(rm.weights, "_PIECE", 7)
+    monkeypatch.setattr(rm.files.weights, "_PIECE", 7)
     stored, name = load_file(export / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
     stored[name].flat[place] = value
     save_file(stored, export / "model.safetensors", metadata={"format": "pt"})
@@ -160,7 +160,7 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_stands(export, monkeyp
 @pytest.mark.parametrize("damage", ["cut", "removed"])
 def test_a_file_that_changes_after_its_header_was_read_is_named(export, damage):
     """Else a torn download would leave arbitrary numbers in the model."""
-    files, path = rm.weights.TensorFiles(export), export / "model.safetensors"
+    files, path = rm.files.weights.TensorFiles(export), export / "model.safetensors"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-4])
     else:
@@ -214,7 +214,7 @@ def test_the_record_states_version_pooling_rule_and_provenance(tmp_path, tokeniz
 @pytest.mark.parametrize("name", ["write_tensors", "write_json", "model_card"])
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupted_save_leaves_nothing_behind(tmp_path, tokenizer, monkeypatch, name, error):
-    original = getattr(rm.export, name)
+    original = getattr(rm.saving.export, name)
 
     def fail(*args, **options):
         if name != "model_card":
@@ -222,7 +222,7 @@ def test_an_interrupted_save_leaves_nothing_behind(tmp_path, tokenizer, monkeypa
         raise error
 
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(rm.export, name, fail)
+    monkeypatch.setattr(rm.saving.export, name, fail)
     with pytest.raises(rm.OutputError if isinstance(error, OSError) else type(error)):
         rm.save_reward_model(tmp_path / "export", make_model(), tokenizer)
     assert sorted(tmp_path.rglob("*")) == before
@@ -230,7 +230,9 @@ def test_an_interrupted_save_leaves_nothing_behind(tmp_path, tokenizer, monkeypa
 
 def test_nothing_stands_at_the_path_until_all_of_it_is_written(tmp_path, tokenizer, monkeypatch):
     seen = []
-    monkeypatch.setattr(rm.export, "model_card", lambda *_: seen.append((tmp_path / "export").exists()) or "card")
+    monkeypatch.setattr(
+        rm.saving.export, "model_card", lambda *_: seen.append((tmp_path / "export").exists()) or "card"
+    )
     rm.save_reward_model(tmp_path / "export", make_model(), tokenizer)
     assert seen == [False]
     assert (tmp_path / "export/README.md").read_text() == "card"
@@ -424,7 +426,9 @@ def test_the_pad_token_is_a_pooling_rule_of_classifiers_alone(rewrite, architect
     """One reader of the configuration would see another rule than the other, and rewards would be read elsewhere."""
     directory = rewrite(str, architectures=architectures, value_head_prefix="score", num_labels=2)
     assert (
-        rm.hf.load_config(directory) == rm.load_reward_model(directory).config == make_model(pad_token_id=None).config
+        rm.model.loading.load_config(directory)
+        == rm.load_reward_model(directory).config
+        == make_model(pad_token_id=None).config
     )
 
 

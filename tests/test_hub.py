@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import rm
-from rm.hub import resolve_directory
+from rm.files.hub import resolve_directory
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 UNWANTED = (

@@ -1,6 +1,7 @@
 """The package's shape: imports go one way, `import rm` is light, what is public is documented."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -16,10 +17,10 @@ ROOT = Path(rm.__file__).parent
 
 
 def read_map() -> list[str]:
-    """The modules in the order of the README's map, of which each imports only from those before it."""
+    """The modules in the order of the design page's map, of which each imports only from those before it."""
     found, folder = [], ""
-    block = (ROOT.parent / "README.md").read_text(encoding="utf-8").partition("```text\nrm/\n")[2]
-    for line in block.partition("\ntests/")[0].splitlines():
+    block = (ROOT.parent / "docs/design.md").read_text(encoding="utf-8").partition("```text\nrm/\n")[2]
+    for line in block.partition("\n```")[0].splitlines():
         name, depth = line.split()[0], len(line) - len(line.lstrip())
         assert name.endswith("/") or len(line.split()) > 1, f"{name}: the map has no phrase for it"
         folder = "" if depth == 2 else folder
@@ -35,6 +36,7 @@ HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch"
 HEAVY += ["safetensors", "pandas", "pyarrow", "starlette", "uvicorn", "wandb", "tensorboardX", "trackio"]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
+ROOMS = [name.split(".")[0] for name in FILES if name.endswith(".__init__") and name != "commands.__init__"]
 
 
 def imported(name: str) -> set[str]:
@@ -67,9 +69,29 @@ def test_imports_go_one_way(name):
 
 
 def test_the_walk_sees_every_spelling_of_an_import():
-    assert {"weights", "data.tokenizer", "errors"} <= imported("hf")
-    assert {"errors", "hub", "data.chat"} <= imported("data.tokenizer")
+    assert {"files.weights", "model.sharding", "errors"} <= imported("model.loading")
+    assert {"errors", "files.hub", "text.chat"} <= imported("text.tokenizer")
     assert imported("errors") == set()
+
+
+def test_few_files_stand_outside_the_rooms():
+    assert len(list(ROOT.glob("*.py"))) <= 5
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_is_an_index_of_its_names(room):
+    """Where a function had the name of its module, `rm.training.update` would be one or the other."""
+    package = importlib.import_module(f"rm.{room}")
+    assert (package.__doc__ or "").endswith(".")
+    assert set(package.__all__) == {name for name in vars(package) if name in package.__all__}
+    modules = {name.split(".")[1] for name in MODULES if name.startswith(f"{room}.")}
+    assert modules & set(package.__all__) <= {"plots", "statistics"}, "these two are public as modules"
+    assert not modules & set(rm.__all__) - {"plots", "statistics"}
+
+
+def test_public_names_come_from_the_rooms():
+    found = {name for room in ROOMS for name in importlib.import_module(f"rm.{room}").__all__}
+    assert {name for name in rm.__all__ if not name.endswith("Error")} - found == {"__version__"}
 
 
 def test_importing_the_package_loads_nothing_heavy():

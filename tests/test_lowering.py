@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import rm
-from rm.host import compiling_for
-from rm.lowering import Inputs, _say, choose_attention
+from rm.devices.platform import compiling_for
+from rm.model.attention_choice import Inputs, _say, choose_attention
 
 REGIONS = (4, 2, 2)
 

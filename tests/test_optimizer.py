@@ -8,7 +8,7 @@ import pytest
 from optax.contrib import muon
 
 import rm
-from rm.rounding import add_updates, keep_moments, stochastic_round
+from rm.training.rounding import add_updates, keep_moments, stochastic_round
 
 CONFIG = rm.LlamaConfig(
     vocab_size=32,

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rm
-from rm.data.bin_packing import pack_bins
 from rm.data.comparisons import TokenizedComparisons, flatten
-from rm.data.fit_shapes import fit_row_shapes
-from rm.data.groups import make_items
-from rm.data.packing import pack
-from rm.data.row_shapes import RowShape
+from rm.packing.bin_packing import pack_bins
+from rm.packing.fit_shapes import fit_row_shapes
+from rm.packing.groups import make_items
+from rm.packing.row_shapes import RowShape
+from rm.packing.rows import pack
 
 from .conftest import shared
 from .tiny import CONFIG

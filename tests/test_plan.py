@@ -10,14 +10,14 @@ import pytest
 
 import rm
 from rm.__main__ import main
-from rm.advice import largest_batch
-from rm.chips import parse_topology
 from rm.commands.plan import describe
-from rm.compiled import lower_update, peak_bytes
-from rm.estimate import Case, communication, estimate, kept, optimizer_bytes
-from rm.flops import count_parameters
-from rm.plan import link_seconds
-from rm.presets import PRESETS
+from rm.model.presets import PRESETS
+from rm.planning.advice import largest_batch
+from rm.planning.chips import parse_topology
+from rm.planning.compiled import lower_update, peak_bytes
+from rm.planning.estimates import Case, communication, estimate, kept, optimizer_bytes
+from rm.planning.flops import count_parameters
+from rm.planning.plans import link_seconds
 
 SMALL = rm.LlamaConfig(
     vocab_size=64,

@@ -12,9 +12,9 @@ import pytest
 
 import rm
 from rm import plots
-from rm.statistics import best_of_n as expected_best_of_n
-from rm.statistics import calibration
-from rm.summary import by_subset
+from rm.evaluation.statistics import best_of_n as expected_best_of_n
+from rm.evaluation.statistics import calibration
+from rm.evaluation.summary import by_subset
 
 
 @pytest.fixture(autouse=True)

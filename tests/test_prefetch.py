@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rm
-from rm.sharding import own_rows
+from rm.model.sharding import own_rows
 
 from .test_packing import FIELDS, ten
 

@@ -178,7 +178,7 @@ def test_a_stream_fetches_a_file_when_its_turn_comes(tmp_path, monkeypatch, name
         rows = [TEXT | {"id": number}] * 2
         datasets.Dataset.from_list(rows).to_parquet(file) if name.endswith("parquet") else write(file, rows)
     fetched = []
-    monkeypatch.setattr("rm.data.arrow_files.fetch", lambda file: fetched.append(Path(file).name) or Path(file))
+    monkeypatch.setattr("rm.files.arrow_files.fetch", lambda file: fetched.append(Path(file).name) or Path(file))
     stream = rm.load_comparisons(str(tmp_path / f"*-{name}"), streaming=True)
     assert [row["id"] for row in stream.take(3)] == [0, 0, 1]
     assert fetched == [file.name for file in files[:2]]

@@ -11,10 +11,10 @@ import pytest
 
 import rm
 from rm.data.comparisons import TokenizedComparisons, flatten
-from rm.data.fit_shapes import fit_row_shapes
-from rm.data.packing import pack
-from rm.data.row_shapes import RowShape
-from rm.layers import transposed
+from rm.model.layers import transposed
+from rm.packing.fit_shapes import fit_row_shapes
+from rm.packing.row_shapes import RowShape
+from rm.packing.rows import pack
 
 CONFIG = rm.LlamaConfig(
     vocab_size=97,

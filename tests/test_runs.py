@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 import rm
 from rm.__main__ import main
 from rm.commands.log import Reporter, TrainingLog
-from rm.output import locked
-from rm.update import Sums
+from rm.files.output import locked
+from rm.training.step import Sums
 
 OPTIONS = ["--batch-size", "4", "--learning-rate", "1e-3", "--max-steps", "8", "--save-every", "2", "--log-every", "3"]
 pytestmark = [pytest.mark.optax, pytest.mark.long]
@@ -125,7 +125,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, whole, n
 def test_a_second_signal_ends_at_once_and_loses_no_checkpoint(command, tmp_path, whole):
     """Also in the middle of a save, which here takes a minute."""
     output = tmp_path / "stopped"
-    never = "import rm.checkpoint\nrm.checkpoint.Checkpoints.wait = rm.checkpoint.Checkpoints.close = "
+    never = "import rm.saving.checkpoints\nrm.checkpoint.Checkpoints.wait = rm.saving.checkpoints.Checkpoints.close = "
     process = start(command, output, f"{SLOW}{never}lambda self: time.sleep(60)")
     wait_for(process, "batch 5")
     process.terminate()
@@ -288,7 +288,7 @@ def test_two_runs_on_one_directory(command, tmp_path, capsys):
         [
             sys.executable,
             "-c",
-            f"import pathlib, sys\nfrom rm.output import locked\n"
+            f"import pathlib, sys\nfrom rm.files.output import locked\n"
             f"with locked(pathlib.Path({str(output)!r})):\n print('held', flush=True)\n sys.stdin.read()",
         ],
         stdin=subprocess.PIPE,

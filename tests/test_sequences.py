@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import rm
 from rm.data.comparisons import TokenizedComparisons, flatten
-from rm.data.sequences import pack_sequences
-from rm.evaluate import score_sequences
+from rm.evaluation.scoring import score_sequences
+from rm.packing.sequences import pack_sequences
 
 from .tiny import CONFIG
 
@@ -77,7 +77,7 @@ def test_rows_are_full_and_of_two_shapes_at_most():
 )
 def test_a_reward_does_not_depend_on_who_shares_the_row(monkeypatch, layout, config):
     """Whole rows with shared prefixes as on CPUs, one sequence a row as on accelerators; rotations that stretch."""
-    monkeypatch.setattr(sys.modules["rm.evaluate"], "default_layout", lambda: layout)
+    monkeypatch.setattr(sys.modules["rm.evaluation.scoring"], "default_layout", lambda: layout)
     model = rm.init_reward_model(config, key=jax.random.key(0), head_std=1.0)
     sequences = draw_sequences()
     expected = np.concatenate([score_sequences(model, [one], batch_size=1) for one in sequences])

@@ -24,17 +24,17 @@ import numpy as np
 import pytest
 
 import rm
-from rm import batching, request
-from rm.batching import Batcher, score_batch, shapes
-from rm.calibration import Calibration, load_calibration, require_calibration
 from rm.commands import serve as command
 from rm.commands.serve import ServeArguments, read_token
-from rm.data import sequences
 from rm.errors import ConfigError
-from rm.listen import make_server
-from rm.request import Limits
-from rm.serve import make_app, openrlhf_encoder, score_encoder
-from rm.traffic import make_metrics
+from rm.packing import sequences
+from rm.saving.calibration import Calibration, load_calibration, require_calibration
+from rm.serving import batching, requests
+from rm.serving.app import make_app, openrlhf_encoder, score_encoder
+from rm.serving.batching import Batcher, score_batch, shapes
+from rm.serving.requests import Limits
+from rm.serving.server import make_server
+from rm.serving.traffic import make_metrics
 
 from .tiny import CONFIG, make_tokenizer
 
@@ -42,7 +42,7 @@ pytest.importorskip("starlette", reason="needs the extra `serve`")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 pytest.importorskip("prometheus_client", reason="needs the extra `serve`")
 
-evaluate = importlib.import_module("rm.evaluate")
+evaluate = importlib.import_module("rm.evaluation.scoring")
 SIZES = {"max_batch_size": 16, "max_length": 256}
 LIMITS = Limits(max_request_bytes=4000, max_inputs=8, max_length=256, request_timeout=1.0)
 TEXT = "The old tree of rome."
@@ -295,7 +295,7 @@ def test_a_body_over_the_limit_is_not_asked_for(loaded):
 
 def test_bodies_have_a_limit_together_and_are_let_go(loaded, monkeypatch):
     """Many requests, each within its limit, would fill the memory; or it would be given out once and never again."""
-    monkeypatch.setattr(request, "_HELD", 1)
+    monkeypatch.setattr(requests, "_HELD", 1)
     with running(loaded, constant) as (port, _, post):
         head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 3999\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:

@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 import rm
 from rm.data.comparisons import flatten
-from rm.data.packing import pack
-from rm.data.row_shapes import RowShape
-from rm.evaluate import METRICS
-from rm.sharding import AXES, parse_mesh
+from rm.devices.mesh import AXES, parse_mesh
+from rm.evaluation.scoring import METRICS
+from rm.packing.row_shapes import RowShape
+from rm.packing.rows import pack
 
 pytestmark = pytest.mark.optax
 

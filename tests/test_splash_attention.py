@@ -15,15 +15,15 @@ from jax.sharding import PartitionSpec as P
 from packaging.requirements import Requirement
 
 import rm
-from rm.attention import Marks, shared_prefix_attention, visible
-from rm.compiled import default_compilers
 from rm.data.comparisons import flatten
-from rm.data.packing import pack
-from rm.data.row_shapes import RowShape
-from rm.data.sequences import pack_sequences
-from rm.host import compiling_for
-from rm.lowering import Inputs, refuses
-from rm.splash_attention import region_mask, splash_attention
+from rm.devices.platform import compiling_for
+from rm.model.attention import Marks, shared_prefix_attention, visible
+from rm.model.attention_choice import Inputs, refuses
+from rm.model.splash_attention import region_mask, splash_attention
+from rm.packing.row_shapes import RowShape
+from rm.packing.rows import pack
+from rm.packing.sequences import pack_sequences
+from rm.planning.compiled import default_compilers
 
 from .tiny import CONFIG
 
@@ -163,8 +163,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from rm.attention import Marks
-from rm.splash_attention import splash_attention
+from rm.model.attention import Marks
+from rm.model.splash_attention import splash_attention
 
 device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
 

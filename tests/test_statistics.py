@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from rm.report import findings
-from rm.scores import kwise_of, pairs_of
-from rm.sections import REWARDBENCH
-from rm.statistics import auc, best_of_n, calibration, length_bias, paired_test, share, wilson_interval
-from rm.summary import section_scores, summarize
+from rm.evaluation.report import findings
+from rm.evaluation.scores import kwise_of, pairs_of
+from rm.evaluation.sections import REWARDBENCH
+from rm.evaluation.statistics import auc, best_of_n, calibration, length_bias, paired_test, share, wilson_interval
+from rm.evaluation.summary import section_scores, summarize
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 import rm
 from rm.__main__ import main
 from rm.commands.progress import Reporter
+from rm.commands.trackers import guarded
 from rm.commands.train import TrainArguments, train
-from rm.trackers import guarded
 
 pytestmark = [pytest.mark.optax, pytest.mark.long]
 OPTIONS = {"batch_size": 4, "learning_rate": 1e-3, "max_steps": 8, "save_every": 2, "log_every": 1}
@@ -137,7 +137,7 @@ def test_wandb_offline_goes_on_in_the_same_run(command, tmp_path, untracked):
 KILLED = """
 import os, signal, time
 from pathlib import Path
-from rm.trackers import open_trackers
+from rm.commands.trackers import open_trackers
 flags = {flags}
 (tracker,) = open_trackers(Path({output!r}), {{}}, step=0, run_id="abc", quiet=True, **flags).values()
 with tracker as track:
@@ -242,7 +242,7 @@ def test_a_tracker_that_fails_anywhere_costs_a_line_and_no_bit(
         if where == "end":
             raise SystemError
 
-    monkeypatch.setattr("rm.trackers.tensorboard_tracker", broken)
+    monkeypatch.setattr("rm.commands.trackers.tensorboard_tracker", broken)
     assert main([*command, "--output", str(tmp_path / "run"), "--tensorboard"]) == 0
     reason = {"beginning": "ValueError: no network", "step": "OSError: step 3 with …", "end": "SystemError"}[where]
     assert capsys.readouterr().err == f"rm: tensorboard failed ({reason}); training goes on without it\n"
@@ -314,7 +314,7 @@ def test_a_function_of_ones_own_gets_every_line_once(arguments, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard", "trackio"])
 def test_a_missing_package_is_said_before_anything_is_read(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr("rm.trackers.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("rm.commands.trackers.importlib.util.find_spec", lambda _: None)
     flag = [f"--{name}"] if name == "tensorboard" else [f"--{name}", "project"]
     assert (
         main(["train", "--model", "./none", "--dataset", "none.jsonl", "--output", str(tmp_path / "run"), *flag]) == 2

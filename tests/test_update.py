@@ -11,10 +11,10 @@ import pytest
 
 import rm
 from rm.data.comparisons import flatten
-from rm.data.packing import pack
-from rm.data.row_shapes import RowShape
-from rm.optimizer import decay_mask
-from rm.update import Sums
+from rm.packing.row_shapes import RowShape
+from rm.packing.rows import pack
+from rm.training.optimizers import decay_mask
+from rm.training.step import Sums
 
 pytestmark = pytest.mark.optax
 

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..forward import Remat
-from ..hub import is_repository
-from ..lowering import Attention
-from ..optimizer import Dtype, OptimizerName, Schedule
+from ..files.hub import is_repository
+from ..model.attention_choice import Attention
+from ..model.forward import Remat
+from ..training.optimizers import Dtype, OptimizerName, Schedule
 from .flags import check_finite, check_not_negative, check_positive
 from .read import DataOptions
 from .run import Resume

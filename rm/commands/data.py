@@ -4,11 +4,11 @@ import dataclasses
 from itertools import pairwise
 
 from ..data.comparisons import TokenizedComparisons
-from ..data.pad_token import match_config
 from ..data.sources import parse_source
 from ..data.table import describe_table
-from ..data.tokenizer import Tokenizer
-from ..hf import load_config
+from ..model.loading import load_config
+from ..text.pad_token import match_config
+from ..text.tokenizer import Tokenizer
 from .read import DataOptions, describe_plan, plan_updates, read_comparisons, read_tokenizer
 
 

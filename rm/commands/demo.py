@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 from ..errors import OutputError
-from ..examples import make_pair, write_llama
-from ..output import check_writable
+from ..files.output import check_writable
+from ..saving.examples import make_pair, write_llama
 from .score import ScoreArguments, score
 from .train import TrainArguments, train
 

@@ -9,22 +9,22 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..checksum import checksums
 from ..data.encode import Invalid
 from ..data.render import Row
-from ..data.row_files import LINE, UNREADABLE
 from ..data.sources import load_comparisons, parse_source
 from ..data.table import describe_table
-from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError, OutputError
-from ..hf import load_config
-from ..hub import read_json
-from ..output import check_writable, locked, replace_file
-from ..report import render_report
-from ..scores import in_order_of_rows, kwise_of, pairs_of, read_scores
-from ..sections import load_sections
-from ..statistics import best_of_n, paired_test
-from ..summary import summarize
+from ..evaluation.report import render_report
+from ..evaluation.scores import in_order_of_rows, kwise_of, pairs_of, read_scores
+from ..evaluation.sections import load_sections
+from ..evaluation.statistics import best_of_n, paired_test
+from ..evaluation.summary import summarize
+from ..files.checksum import checksums
+from ..files.hub import read_json
+from ..files.output import check_writable, locked, replace_file
+from ..files.row_files import LINE, UNREADABLE
+from ..model.loading import load_config
+from ..text.tokenizer import Tokenizer
 from .flags import check_positive
 from .load import is_checkpoint, load
 from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size, write_scores

@@ -6,13 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..data.comparisons import TokenizedComparisons
-from ..data.tokenizer import Tokenizer
-from ..distributed import leads
+from ..devices.processes import leads
 from ..errors import RmError
-from ..evaluate import METRICS, evaluate
-from ..export import save_reward_model
-from ..hub import push_reward_model
-from ..model import RewardModel
+from ..evaluation.scoring import METRICS, evaluate
+from ..files.hub import push_reward_model
+from ..model.reward_model import RewardModel
+from ..saving.export import save_reward_model
+from ..text.tokenizer import Tokenizer
 from .arguments import TrainArguments
 from .prepare import Prepared
 from .progress import print_once

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..checkpoint import Checkpoints, abstract
-from ..data.pad_token import match_config
 from ..data.sources import parse_source
-from ..data.tokenizer import Tokenizer, load_tokenizer
-from ..hf import load_config, load_reward_model, match_tokenizer
-from ..hub import read_json
-from ..model import RewardModel, init_reward_model
-from ..update import init_state
+from ..files.hub import read_json
+from ..model.loading import load_config, load_reward_model
+from ..model.reward_model import RewardModel, init_reward_model
+from ..saving.checkpoints import Checkpoints, abstract
+from ..text.pad_token import match_config, match_tokenizer
+from ..text.tokenizer import Tokenizer, load_tokenizer
+from ..training.step import init_state
 from .arguments import TrainArguments
 from .read import read_tokenizer
 from .train import training_optimizer

@@ -16,11 +16,11 @@ import numpy as np
 import optax
 
 from ..data.comparisons import TokenizedComparisons
-from ..distributed import leads
+from ..devices.processes import leads
 from ..errors import RmError
-from ..output import append_line, replace_file
-from ..trackers import Track, finite_numbers
+from ..files.output import append_line, replace_file
 from .progress import Reporter
+from .trackers import Track, finite_numbers
 
 _NOTES = ("num_tokens", "skipped", "skipped_in_a_row", "window", "norms")
 _NORMS, _FEWEST_NORMS = 50, 10  # of which a median is taken

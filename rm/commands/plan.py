@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..forward import Remat
-from ..lowering import Attention
-from ..optimizer import Dtype, OptimizerName
-from ..output import check_file
-from ..plan import Plan, plan
-from ..sharding import parse_mesh
+from ..devices.mesh import parse_mesh
+from ..files.output import check_file
+from ..model.attention_choice import Attention
+from ..model.forward import Remat
+from ..planning.plans import Plan, plan
+from ..training.optimizers import Dtype, OptimizerName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,27 +9,27 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ..config import LlamaConfig
-from ..data.batches import BatchPlan
 from ..data.comparisons import TokenizedComparisons
-from ..data.pad_token import match_config
 from ..data.sources import parse_source
-from ..data.tokenizer import Tokenizer
-from ..distributed import leads
+from ..devices.mesh import make_mesh, parse_mesh, row_shards
+from ..devices.processes import leads
 from ..errors import ConfigError
-from ..evaluate import METRICS
-from ..hf import load_config, load_reward_model, match_tokenizer
-from ..hub import check_push
-from ..lowering import Inputs, choose_attention
-from ..model import RewardModel
-from ..output import locked
-from ..sharding import make_mesh, parse_mesh, row_shards
-from ..trackers import PACKAGES, check_installed
+from ..evaluation.scoring import METRICS
+from ..files.hub import check_push
+from ..files.output import locked
+from ..model.attention_choice import Inputs, choose_attention
+from ..model.config import LlamaConfig
+from ..model.loading import load_config, load_reward_model
+from ..model.reward_model import RewardModel
+from ..packing.batches import BatchPlan
+from ..text.pad_token import match_config, match_tokenizer
+from ..text.tokenizer import Tokenizer
 from .arguments import TrainArguments
 from .flags import flag
 from .progress import print_once, warn
 from .read import plan_updates, read_comparisons, read_tokenizer
 from .run import check_output, check_same_arguments, check_same_data, dataset_name, versions
+from .trackers import PACKAGES, check_installed
 
 
 class Prepared(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from ..distributed import leads
+from ..devices.processes import leads
 
 
 def warn(text: str) -> None:

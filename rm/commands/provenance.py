@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ..data.sources import is_file_name, parse_source
-from ..data.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .arguments import TrainArguments
 from .prepare import Prepared
 from .run import MAY_CHANGE, run_id, versions

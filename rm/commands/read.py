@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import LlamaConfig
-from ..data.batches import BatchPlan, plan_batches
 from ..data.comparisons import TokenizedComparisons, mix
 from ..data.encode import Invalid, Truncation
 from ..data.sources import Source, expand, load_comparisons, parse_source
 from ..data.tokenize import tokenize_comparisons
-from ..data.tokenizer import Tokenizer, load_tokenizer
 from ..errors import ConfigError, DataError
+from ..model.config import LlamaConfig
+from ..packing.batches import BatchPlan, plan_batches
+from ..text.tokenizer import Tokenizer, load_tokenizer
 from .flags import check_positive
 from .run import dataset_name
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import LlamaConfig
 from ..data.comparisons import TokenizedComparisons
 from ..data.encode import without_double_bos
 from ..data.render import Row
 from ..data.tokenize import NoComparisons, tokenize_comparisons
-from ..data.tokenizer import Tokenizer
 from ..errors import RmError
-from ..evaluate import reward_chunks
-from ..model import RewardModel
-from ..output import append_line, replace_file
-from ..scores import read_scores
+from ..evaluation.scores import read_scores
+from ..evaluation.scoring import reward_chunks
+from ..files.output import append_line, replace_file
+from ..model.config import LlamaConfig
+from ..model.reward_model import RewardModel
+from ..text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import jax
 
-from ..distributed import leads
+from ..devices.processes import leads
 from ..errors import ConfigError, DataError, OutputError
-from ..hub import read_json
-from ..output import check_writable, replace_file
+from ..files.hub import read_json
+from ..files.output import check_writable, replace_file
 from ..version import __version__
 from .flags import flag
 

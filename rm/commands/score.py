@@ -8,12 +8,12 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from ..calibration import normalize, require_calibration
-from ..data.row_files import checked_rows
 from ..data.sources import parse_source
 from ..errors import DataError, OutputError
-from ..evaluate import encode_inputs, score_sequences
-from ..output import check_file, replace_file
+from ..evaluation.scoring import encode_inputs, score_sequences
+from ..files.output import check_file, replace_file
+from ..files.row_files import checked_rows
+from ..saving.calibration import normalize, require_calibration
 from .flags import check_positive
 from .load import load
 

@@ -9,14 +9,14 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from ..batching import Batcher, score_batch, shapes
-from ..calibration import require_calibration
 from ..data.sources import parse_source
 from ..errors import ConfigError
-from ..listen import listen, make_server, run_server
-from ..request import Limits, Truncation
-from ..serve import make_app
-from ..traffic import make_metrics
+from ..saving.calibration import require_calibration
+from ..serving.app import make_app
+from ..serving.batching import Batcher, score_batch, shapes
+from ..serving.requests import Limits, Truncation
+from ..serving.server import listen, make_server, run_server
+from ..serving.traffic import make_metrics
 from .flags import check_not_negative, check_positive
 from .load import load
 

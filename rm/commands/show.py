@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..report import findings
+from ..evaluation.report import findings
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:

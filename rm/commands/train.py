@@ -11,19 +11,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..batch import PreferenceBatch
-from ..checkpoint import Checkpoints, abstract
-from ..data.prefetch import prefetch
 from ..data.table import describe_table
-from ..distributed import ballot, connect, ending_together, leads, prepare_together
+from ..devices.processes import ballot, connect, ending_together, leads, prepare_together
+from ..devices.signals import stop_on_signals
 from ..errors import RmError, first_line
-from ..forward import rewards
-from ..losses import centering_penalty, pairwise_loss
-from ..model import RewardModel
-from ..optimizer import learning_rate_schedule, make_optimizer
-from ..signals import stop_on_signals
-from ..trackers import PACKAGES, Track, guarded, open_trackers
-from ..update import TrainState, init_state, jit_update
+from ..model.batch import PreferenceBatch
+from ..model.forward import rewards
+from ..model.reward_model import RewardModel
+from ..packing.prefetching import prefetch
+from ..saving.checkpoints import Checkpoints, abstract
+from ..training.losses import centering_penalty, pairwise_loss
+from ..training.optimizers import learning_rate_schedule, make_optimizer
+from ..training.step import TrainState, init_state, jit_update
 from .arguments import TrainArguments
 from .finish import evaluate_all, finish
 from .log import TrainingLog
@@ -32,6 +31,7 @@ from .progress import Reporter, print_once, warn
 from .provenance import describe_run
 from .read import describe_plan
 from .run import write_record
+from .trackers import PACKAGES, Track, guarded, open_trackers
 
 
 def train(args: TrainArguments, *, track: Track | None = None) -> int:

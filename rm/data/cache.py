@@ -12,13 +12,13 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import tokenizers
 
-from ..config import LlamaConfig
 from ..errors import OutputError
-from ..output import new_directory
+from ..files.output import new_directory
+from ..files.row_files import LINE
+from ..model.config import LlamaConfig
+from ..text.tokenizer import Tokenizer
 from .comparisons import TokenizedComparisons
 from .encode import EncodeOptions
-from .row_files import LINE
-from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,7 +55,7 @@ def _hash_rows(rows: "Dataset", columns: Sequence[str], digest: Any) -> None:
     """The rows' values, however they are chunked in memory."""
     import pyarrow as pa
 
-    from .arrow_files import read_tables
+    from ..files.arrow_files import read_tables
 
     for table in read_tables(rows, columns, _HASHED_ROWS):
         sink = pa.BufferOutputStream()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from ..config import LlamaConfig
+from ..model.config import LlamaConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,15 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int32
 
-from ..config import LlamaConfig
 from ..errors import DataError
+from ..files.row_files import LINE
+from ..model.config import LlamaConfig
+from ..text.tokenizer import Tokenizer
 from .comparisons import TokenizedComparisons, common_prefix, flatten
 from .formats import Example, Ranking, parse_row, unread
 from .left_out import count_fields
 from .render import Row, RowError
-from .row_files import LINE
 from .segments import Segments
-from .tokenizer import Tokenizer
 
 Ids = Int32[np.ndarray, "_"]
 Counts = Counter[tuple[str, str]]

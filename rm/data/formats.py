@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from ..files.row_files import LINE, UNREADABLE
+from ..text.tokenizer import Tokenizer
 from .render import Row, RowError, as_messages, is_sharegpt, render_response, shorten
-from .row_files import LINE, UNREADABLE
-from .tokenizer import Tokenizer
 
 # token ids of chosen and rejected, and their attention masks: TRL's columns, now and before, and EasyDeL's
 _IDS = (

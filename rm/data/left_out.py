@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..text.tokenizer import Tokenizer
 from .formats import Example, parse_row
 from .render import Row, RowError
-from .tokenizer import Tokenizer
 
 _USUAL = {"role", "content", "from", "value"}
 _TRIED = 8  # rows of a chunk that are rendered without a field

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from ..errors import DataError, TokenizerError
-from .messages import SPEAKERS
-from .tokenizer import Tokenizer
+from ..text.messages import SPEAKERS
+from ..text.tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
 Messages = list[dict[str, Any]]
@@ -132,17 +132,6 @@ def check_text(text: str) -> str:
     except UnicodeEncodeError as error:
         raise RowError(f"the text holds half a character ({error.reason}), expected whole ones") from None
     return text
-
-
-def without_nulls(value: Any) -> Any:
-    """A value without keys that are null, at any depth: columns give every object the keys that any of them has.
-
-    >>> without_nulls({"role": "user", "name": None, "tool_calls": [{"id": None, "type": "function"}, None]})
-    {'role': 'user', 'tool_calls': [{'type': 'function'}, None]}
-    """
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def shorten(value: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int32
 
-from .tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 
 _REMEMBERED = 16_000_000  # characters of parts; with their ids about 60 MB
 

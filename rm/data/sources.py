@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, first_line
+from ..files.repositories import fetch, find_files, quietly
 from .encode import Invalid
-from .repositories import fetch, find_files, quietly
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -138,7 +138,7 @@ def _load_files(files: list[Path], split: str, *, streaming: bool, **options: bo
 
 
 def _read_files(reader: str, files: Sequence[str | Path], *, streaming: bool, **options: bool) -> "list[Dataset]":
-    from .arrow_files import load_parquet_files, load_row_files, stream_files
+    from ..files.arrow_files import load_parquet_files, load_row_files, stream_files
 
     if reader == "arrow":
         where = {"split": "train", "streaming": streaming}

@@ -14,8 +14,11 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard, Union
 
 import numpy as np
 
-from ..config import LlamaConfig
 from ..errors import DataError, RmError, first_line
+from ..files.row_files import LINE
+from ..model.config import LlamaConfig
+from ..text.pad_token import check_vocabulary
+from ..text.tokenizer import Tokenizer, tokenizer_from_files
 from .cache import ARRAYS, Result, cache_entry, load_entry, save_entry
 from .comparisons import TokenizedComparisons
 from .encode import (
@@ -31,12 +34,9 @@ from .encode import (
     parse_chunk,
 )
 from .formats import COLUMNS
-from .pad_token import check_vocabulary
 from .render import Row
-from .row_files import LINE
 from .segments import Segments
 from .table import data_table
-from .tokenizer import Tokenizer, tokenizer_from_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,7 +158,7 @@ def _read(rows: Any, columns: Sequence[str], source: str) -> Iterator[Rows]:
 
 def _chunks(rows: Any, columns: Sequence[str]) -> Iterator[Rows]:
     if _is_dataset(rows):
-        from .arrow_files import read_tables
+        from ..files.arrow_files import read_tables
 
         yield from read_tables(rows, columns, _CHUNK)
         return
@@ -168,7 +168,7 @@ def _chunks(rows: Any, columns: Sequence[str]) -> Iterator[Rows]:
 
 
 def _as_rows(chunk: Rows) -> Sequence[Row]:
-    from .columns import to_rows
+    from ..files.columns import to_rows
 
     return chunk if isinstance(chunk, list) else to_rows(chunk)
 

@@ -18,7 +18,7 @@ import datasets
 import rm
 from rm.__main__ import _parse, main
 from rm.commands.train import TrainArguments
-from rm.optimizer import decay_mask
+from rm.training.optimizers import decay_mask
 
 from ..test_coming_from import TABLES, block, command_line, literal, named, quoted
 

@@ -23,7 +23,7 @@ transformers = pytest.importorskip("transformers", reason="needs the extra `inte
 import tokenizers
 
 import rm
-from rm.config import Rope
+from rm.model.config import Rope
 
 from ..conftest import SHARED
 from .use_export import use

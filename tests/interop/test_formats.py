@@ -19,8 +19,8 @@ trl = pytest.importorskip("trl", reason="needs the extra `interop`: torch, trans
 import datasets
 
 import rm
-from rm.data.special_tokens import CLASSES
 from rm.data.tokenize import tokenize_comparisons
+from rm.text.special_tokens import CLASSES
 
 from ..conftest import shared
 from ..test_tokenize import chat, sequences

@@ -22,7 +22,7 @@ trl = pytest.importorskip("trl", reason="needs the extra `interop`: torch, trans
 
 import rm
 from rm.data.render import RowError, render_messages
-from rm.data.special_tokens import CLASSES
+from rm.text.special_tokens import CLASSES
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
 

@@ -13,10 +13,10 @@ transformers = pytest.importorskip("transformers", reason="needs the extra `inte
 
 import rm
 from rm.data.comparisons import flatten
-from rm.data.fit_shapes import fit_row_shapes
-from rm.data.packing import pack
-from rm.evaluate import score_sequences
-from rm.tensor_names import tensor_names
+from rm.evaluation.scoring import score_sequences
+from rm.model.tensor_names import tensor_names
+from rm.packing.fit_shapes import fit_row_shapes
+from rm.packing.rows import pack
 
 from ..conftest import shared
 from .conftest import auto_tokenizer, fast_tokenizer

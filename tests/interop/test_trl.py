@@ -15,7 +15,7 @@ import datasets
 
 import rm
 from rm.__main__ import main
-from rm.examples import make_pair
+from rm.saving.examples import make_pair
 
 pytestmark = [pytest.mark.interop, pytest.mark.optax, pytest.mark.filterwarnings("default")]
 

@@ -1,0 +1,203 @@
+"""The figures a researcher wants: each takes arrays or run directories, draws on an `Axes` and returns it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Num
+from numpy import ndarray
+
+from ..errors import DataError
+from .statistics import best_of_n as best_of_n_statistics
+from .statistics import calibration, wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, apart for every kind of colour vision, each readable on white and on black
+COLOURS = ("#0084d1", "#e07b00", "#009e73", "#cc79a7", "#a07c00", "#7f7f7f")
+_CHOSEN, _REJECTED, _REFERENCE = COLOURS[0], COLOURS[1], COLOURS[5]
+_LABELS = {
+    "grad_norm": "norm of the gradient",
+    "learning_rate": "learning rate",
+    "margin": "margin (chosen − rejected)",
+    "mean_reward": "mean reward",
+    "pairs_per_second": "pairs a second",
+}
+_FEW = 15  # comparisons, below which a bin of lengths is not drawn
+
+
+def _axes(ax: "Axes | None") -> "Axes":
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(3.6, 2.7), layout="constrained")[1]
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`.
+
+    **Raises:** `DataError` where there is none, or a line that is no JSON object.
+    """
+    path = Path(run) / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name the directory of a run") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise DataError(f"{path}: line {number}: expected a JSON object, found {line[:40]!r}") from None
+    return found
+
+
+def training_curves(
+    *runs: str | Path | Sequence[Mapping[str, Any]],
+    metric: str = "loss",
+    labels: Sequence[str] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """A metric over the updates of one or several runs; where `eval_…_metric` was logged, it is drawn dashed.
+
+    **Arguments:** `runs`, directories of runs, or the lines of `metrics.jsonl`; `metric`, a field of these lines such
+    as `loss`, `accuracy`, `margin`; `labels`, a name for each run, by default that of its directory (one run alone is
+    `train`, and its held-out sets have their names).
+
+    **Raises:** `DataError` where a run has no such field.
+
+    >>> ax = training_curves([{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}])
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('update', 'loss')
+    """
+    ax = _axes(ax)
+    for number, run in enumerate(runs):
+        lines = read_metrics(run) if isinstance(run, str | Path) else run
+        name = labels[number] if labels else Path(run).name if isinstance(run, str | Path) else f"run {number + 1}"
+        fields = {field for line in lines for field in line if field == metric or _evaluates(field, metric)}
+        if not fields:
+            known = sorted({field for line in lines for field in line} - {"step", "epoch"})
+            raise DataError(f"{name}: no field {metric!r} in its metrics; found {', '.join(known) or 'none'}")
+        for field in sorted(fields, key=len):
+            points = [(line["step"], line[field]) for line in lines if line.get(field) is not None]
+            held_out = field != metric
+            label = field.removeprefix("eval_").removesuffix(f"_{metric}") if held_out else "train"
+            if len(runs) > 1 or labels:
+                label = f"{name}, {label}" if held_out else name
+            style = {"linestyle": "--", "marker": "o", "markersize": 3} if held_out else {}
+            ax.plot(*np.array(points).reshape(-1, 2).T, color=COLOURS[number % 5], label=label, **style)
+    if metric == "accuracy":
+        ax.axhline(0.5, color=_REFERENCE, linewidth=0.8, linestyle=":")
+    ax.set(xlabel="update", ylabel=_LABELS.get(metric, metric))
+    if len(ax.get_lines()) > 1:
+        _legend_above(ax)
+    return ax
+
+
+def _evaluates(field: str, metric: str) -> bool:
+    return field.startswith("eval_") and field.endswith(f"_{metric}")
+
+
+def reward_histogram(
+    chosen: Float[ndarray, "B"], rejected: Float[ndarray, "B"], *, bins: int = 30, ax: "Axes | None" = None
+) -> "Axes":
+    """The distributions of chosen and rejected rewards, with their means."""
+    ax = _axes(ax)
+    edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins).tolist()
+    for name, values, colour in (("chosen", chosen, _CHOSEN), ("rejected", rejected, _REJECTED)):
+        ax.hist(values, edges, color=colour, alpha=0.5, label=f"{name}, mean {values.mean():.2f}")
+        ax.axvline(float(values.mean()), color=colour, linewidth=1.2)
+    ax.set(xlabel="reward", ylabel="responses")
+    _legend_above(ax)
+    return ax
+
+
+def reliability(margins: Float[ndarray, "B"], *, bins: int = 10, ax: "Axes | None" = None) -> "Axes":
+    """How often the model's preference is right, against how sure it is (`calibration`); ideal on the diagonal."""
+    ax = _axes(ax)
+    found = calibration(margins, bins=bins)
+    x = np.array([each["confidence"] for each in found["bins"]])
+    y = np.array([each["accuracy"] for each in found["bins"]])
+    bounds = np.array([wilson_interval(round(each["n"] * each["accuracy"]), each["n"]) for each in found["bins"]])
+    ax.plot([0.5, 1], [0.5, 1], color=_REFERENCE, linestyle=":", label="ideal")
+    errors = np.clip(np.stack([y - bounds[:, 0], bounds[:, 1] - y]), 0, None)
+    label = f"model, ECE {found['ece']:.3f}"
+    ax.errorbar(x, y, errors, color=_CHOSEN, marker="o", markersize=4, capsize=2, label=label)
+    ax.set(xlabel="confidence σ(|margin|)", ylabel="accuracy", xlim=(0.49, 1.01), ylim=(min(0.3, *bounds[:, 0]), 1.02))
+    _legend_above(ax)
+    return ax
+
+
+def accuracy_by_subset(subsets: Mapping[str, Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
+    """The accuracy of every subset with its interval; `subsets` is that of `summarize`, or of `evaluation.json`."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(figsize=(3.6, 0.9 + 0.22 * len(subsets)), layout="constrained")
+    names = list(subsets)
+    y = np.arange(len(names))[::-1]
+    accuracy = np.array([subsets[name]["accuracy"] for name in names])
+    bounds = np.array([subsets[name]["interval"] for name in names])
+    errors = np.clip([accuracy - bounds[:, 0], bounds[:, 1] - accuracy], 0, None)
+    ax.errorbar(accuracy, y, xerr=errors, color=_CHOSEN, marker="o", markersize=4, capsize=2, linestyle="")
+    ax.axvline(0.5, color=_REFERENCE, linewidth=0.8, linestyle=":")
+    ax.set_yticks(y, [f"{_shorten(name)} ({subsets[name]['n']})" for name in names])
+    ax.set(xlabel="accuracy, 95 % interval", xlim=(-0.02, 1.02), ylim=(-0.7, len(names) - 0.3))
+    return ax
+
+
+def reward_against_length(
+    rewards: Float[ndarray, "n"], lengths: Num[ndarray, "n"], *, bins: int = 8, ax: "Axes | None" = None
+) -> "Axes":
+    """Rewards of single responses against their lengths in tokens, with the mean of every eighth of the lengths."""
+    ax = _axes(ax)
+    ax.scatter(lengths, rewards, s=4, color=_CHOSEN, alpha=0.35, linewidths=0, rasterized=True)
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)))
+    which = np.clip(np.searchsorted(edges, lengths, side="right") - 1, 0, max(len(edges) - 2, 0))
+    means = [
+        (lengths[which == b].mean(), rewards[which == b].mean()) for b in range(bins) if (which == b).sum() >= _FEW
+    ]
+    if means:
+        ax.plot(*zip(*means, strict=True), color=_REJECTED, marker="o", markersize=4, label="mean of an eighth")
+        _legend_above(ax)
+    ax.set(xlabel="length of the response (tokens)", ylabel="reward")
+    if lengths.min() > 0 and lengths.max() > 20 * np.median(lengths):
+        ax.set_xscale("log")
+    return ax
+
+
+def best_of_n(rewards: Float[ndarray, "B K"], scores: Float[ndarray, "B K"], *, ax: "Axes | None" = None) -> "Axes":
+    """The score of the best of `n` by the model, between that of any response and that of the best one."""
+    ax = _axes(ax)
+    found = best_of_n_statistics(rewards, scores)
+    for name, colour, style in (("oracle", COLOURS[2], "--"), ("model", _CHOSEN, "-"), ("random", _REFERENCE, ":")):
+        ax.plot(found["n"], found[name], color=colour, linestyle=style, marker="o", markersize=4, label=name)
+    ax.set(xlabel="n, of which the best by reward is taken", ylabel="expected score")
+    if len(found["n"]) <= 10:
+        ax.set_xticks(found["n"])
+    _legend_above(ax)
+    return ax
+
+
+def _legend_above(ax: "Axes") -> None:
+    """Above the figure, where it hides no data."""
+    labels = ax.get_legend_handles_labels()[1]
+    columns = 3 if len(labels) == 3 and max(map(len, labels)) < 9 else 2
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.01),
+        borderaxespad=0,
+        ncols=min(columns, len(labels)),
+        frameon=False,
+        fontsize="small",
+        handlelength=1.5,
+        columnspacing=1.0,
+    )
+
+
+def _shorten(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

@@ -1,0 +1,226 @@
+"""Using a reward model: scores of texts, metrics on comparisons."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int64
+
+from ..data.comparisons import TokenizedComparisons, flatten
+from ..data.encode import without_double_bos
+from ..data.render import RowError, as_messages, check_text, render_messages, render_response
+from ..devices.mesh import mesh_of, row_shards
+from ..errors import DataError
+from ..model.batch import PreferenceBatch
+from ..model.config import LlamaConfig
+from ..model.forward import rewards
+from ..model.reward_model import RewardModel
+from ..model.sharding import place_batch
+from ..packing.batches import default_layout
+from ..packing.fit_shapes import fit_row_shapes
+from ..packing.row_shapes import RowShape
+from ..packing.rows import pack
+from ..packing.sequences import pack_sequences, round_up
+from ..shapes import checked
+from ..text.pad_token import check_vocabulary
+from ..text.tokenizer import Tokenizer
+from ..training.losses import centering_penalty, pairwise_loss
+from ..training.metrics import preference_metrics
+from .summary import summarize
+
+Input = str | Mapping[str, Any]
+
+METRICS = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "std_reward")  # of `evaluate`
+
+
+@partial(jax.jit, static_argnames=("dtype", "mesh"))
+def _jit_rewards(model: RewardModel, batch: PreferenceBatch, *, dtype: Any, mesh: Mesh | None) -> Array:
+    out = rewards(model, batch, dtype=dtype, remat="none", mesh=mesh)
+    return out if mesh is None else jax.lax.with_sharding_constraint(out, NamedSharding(mesh, PartitionSpec()))
+
+
+@checked
+def score(
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    inputs: Sequence[Input],
+    *,
+    dtype: Any = jnp.float32,
+    batch_size: int = 16,
+    max_length: int | None = None,
+) -> Float[np.ndarray, "n"]:
+    """The rewards of texts and conversations, float32, in the order given.
+
+    None begins with two beginning-of-sequence tokens: where the text has one and the tokenizer adds another, one is
+    taken away, as it is from training data.
+
+    **Arguments:** `inputs`, each a text (tokenized as given), or a dict with `text`, with `prompt` and `response`, or
+    with `messages` (the last two go the way of the training data); `dtype`, of the computation; `batch_size`, sequences
+    of average length that go through the model together; `max_length`, tokens after which an input is cut off, all
+    kept when `None`.
+
+    **Raises:** `DataError`, naming the input, where it has none of these forms.
+
+    Example: `rm.score(model, tokenizer, [{"prompt": "2 + 2 = ", "response": "4"}])`.
+    """
+    names = [f"input {number}" for number in range(len(inputs))]
+    sequences = encode_inputs(inputs, tokenizer, model.config, names=names)
+    return score_sequences(model, sequences, dtype=dtype, batch_size=batch_size, max_length=max_length)
+
+
+@checked
+def score_sequences(
+    model: RewardModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    dtype: Any = jnp.float32,
+    batch_size: int = 16,
+    max_length: int | None = None,
+) -> Float[np.ndarray, "n"]:
+    """The rewards of token sequences; the arguments are those of `score`."""
+    if batch_size < 1 or (max_length is not None and max_length < 1):
+        raise ValueError(f"batch_size and max_length must be at least 1, found {batch_size} and {max_length}")
+    if not sequences:
+        return np.zeros(0, np.float32)
+    cut = flatten([[ids[:max_length]] for ids in sequences], [0.0] * len(sequences), model.config, share_prefix=False)
+    out = np.empty(len(sequences), np.float32)
+    rows = _rows(cut, model.config, batch_size, row_shards(mesh_of(model)))
+    for batch, computed in _compute(model, rows, dtype):
+        out[batch.index[batch.index >= 0]] = computed[batch.index >= 0, 0]
+    return out
+
+
+def _rows(cut: TokenizedComparisons, config: LlamaConfig, batch_size: int, multiple: int) -> Iterator[PreferenceBatch]:
+    """Rows that share prefixes where attention goes by blocks; elsewhere one sequence a row, neighbours in length."""
+    if default_layout() == "whole" and multiple == 1:
+        yield from pack_sequences(cut, config, batch_size=batch_size)
+        return
+    lengths = cut.lengths[:, 1]
+    order = np.argsort(lengths, kind="stable")
+    for chunk in np.split(order, range(batch_size, len(order), batch_size)):
+        regions = (0, round_up(int(lengths[chunk].max())))
+        rows = -(-min(batch_size, len(order)) // multiple) * multiple
+        yield from pack(cut, chunk, [RowShape(rows=rows, slots=1, regions=regions)])
+
+
+def encode_inputs(
+    inputs: Sequence[Input],
+    tokenizer: Tokenizer,
+    config: LlamaConfig,
+    *,
+    names: Sequence[str],
+    counts: Counter[str] | None = None,
+) -> list[list[int]]:
+    """The token ids of the inputs of `score`.
+
+    **Arguments:** `names`, what errors call the inputs; `counts`, where `double_bos_removed` is counted.
+    """
+    check_vocabulary(tokenizer, config)
+    rendered = []
+    for item, name in zip(inputs, names, strict=True):
+        try:
+            rendered.append(_render_input(item, tokenizer))
+        except RowError as error:
+            raise DataError(f"{name}: {error}") from None
+    ids: list[list[int]] = [[]] * len(rendered)
+    bos, counts = tokenizer.token_id(tokenizer.bos_token), Counter() if counts is None else counts
+    for chat in (False, True):
+        where = [i for i, (_, is_chat) in enumerate(rendered) if is_chat == chat]
+        encoded = tokenizer.encode_batch([rendered[i][0] for i in where], add_special_tokens=not chat)
+        for i, tokens in zip(where, encoded, strict=True):
+            if not tokens:
+                raise DataError(f"{names[i]}: no tokens; expected at least one")
+            ids[i] = without_double_bos(tokens, bos)
+            counts["double_bos_removed"] += len(ids[i]) < len(tokens)
+    return ids
+
+
+def _render_input(item: Input, tokenizer: Tokenizer) -> tuple[str, bool]:
+    if isinstance(item, str) or isinstance(item.get("text"), str):
+        return check_text(item if isinstance(item, str) else item["text"]), False
+    messages = as_messages(item.get("messages"))
+    if messages:
+        return render_messages(item, messages, tokenizer), True
+    if "response" in item and "prompt" in item:
+        text, kind, _ = render_response(item, item["response"], "response", tokenizer)
+        return text, kind == "chat"
+    raise RowError(f"expected text, prompt and response, or messages; found {', '.join(item) or 'nothing'}")
+
+
+@checked
+def evaluate(
+    model: RewardModel,
+    comparisons: TokenizedComparisons,
+    *,
+    subsets: Sequence[str] | None = None,
+    batch_size: int = 16,
+    dtype: Any = jnp.float32,
+    center_rewards_coefficient: float = 0.0,
+) -> dict[str, Any]:
+    """How well a model ranks comparisons, each with the same weight: `loss`, `preference_metrics` and `summarize`.
+
+    **Arguments:** `comparisons`, pairs as `tokenize_comparisons` returns them; `subsets`, the name of the subset of
+    each; the rest as for training. Lengths are those of what responses have of their own.
+
+    **Returns:** plain numbers, nested as `rm.summary.summarize` describes; `METRICS` are those that training logs.
+
+    **Raises:** `ValueError` where comparisons are not pairs, or `subsets` are not as many.
+    """
+    if comparisons.ends.shape[1] != 2:
+        raise ValueError(f"expected pairs, found comparisons of {comparisons.ends.shape[1]} responses; see best_of_n")
+    if subsets is not None and len(subsets) != len(comparisons):
+        raise ValueError(f"expected a subset for each of {len(comparisons)} comparisons, found {len(subsets)}")
+    both = comparison_rewards(model, comparisons, batch_size=batch_size, dtype=dtype)
+    chosen, rejected = both[:, 0], both[:, 1]
+    loss = pairwise_loss(chosen, rejected, comparisons.margin)
+    loss += center_rewards_coefficient * centering_penalty(chosen, rejected)
+    metrics = {"loss": loss.mean(), **preference_metrics(chosen, rejected), "std_reward": both.std()}
+    lengths = comparisons.lengths[:, 1:]
+    found = summarize(chosen, rejected, lengths[:, 0], lengths[:, 1], subsets=subsets)
+    return {name: float(metrics[name]) for name in METRICS} | found
+
+
+@checked
+def comparison_rewards(
+    model: RewardModel, comparisons: TokenizedComparisons, *, batch_size: int = 16, dtype: Any = jnp.float32
+) -> Float[np.ndarray, "B K"]:
+    """The rewards of every response, float32, best response first as in `comparisons`.
+
+    **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; `batch_size`, comparisons that go through the
+    model together; `dtype`, of the computation.
+    """
+    return np.concatenate([found for _, found in reward_chunks(model, comparisons, batch_size, dtype)])
+
+
+def reward_chunks(
+    model: RewardModel, comparisons: TokenizedComparisons, batch_size: int, dtype: Any, *, start: int = 0
+) -> Iterator[tuple[Int64[np.ndarray, "B"], Float[np.ndarray, "B K"]]]:
+    """Indices and rewards of `batch_size` comparisons at a time, in order, from `start` on."""
+    shapes = fit_row_shapes(comparisons, batch_size, rows=row_shards(mesh_of(model)), layout=default_layout())
+    for first in range(start, len(comparisons), batch_size):
+        indices = np.arange(first, min(first + batch_size, len(comparisons)))
+        out = np.empty((len(indices), comparisons.ends.shape[1]), np.float32)
+        for batch, computed in _compute(model, pack(comparisons, indices, shapes), dtype):
+            for row, slot in np.argwhere(batch.index >= 0):
+                out[batch.index[row, slot] - first] = computed[row, slot]
+        yield indices, out
+
+
+def _compute(
+    model: RewardModel, batches: Iterable[PreferenceBatch], dtype: Any
+) -> Iterator[tuple[PreferenceBatch, Float[np.ndarray, "R S K"]]]:
+    """Every batch with its rewards; the next one is made while the one before is computed."""
+    running: list[tuple[PreferenceBatch, Array]] = []
+    mesh = mesh_of(model)
+    for batch in batches:
+        placed = batch if mesh is None else place_batch(batch, mesh)
+        running.append((batch, _jit_rewards(model, placed, dtype=dtype, mesh=mesh)))
+        if len(running) > 1:
+            done, computed = running.pop(0)
+            yield done, np.asarray(computed)
+    yield from ((batch, np.asarray(computed)) for batch, computed in running)

@@ -1,0 +1,88 @@
+"""Every statistic of a set of comparisons together, and by subset and section."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Num
+from numpy import ndarray
+
+from ..shapes import checked
+from .statistics import auc, calibration, length_bias, share
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def by_subset(margins: Float[ndarray, "B"], subsets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`n`, `accuracy`, `interval`, `ties` and mean `margin` of every subset, in order of name."""
+    names = np.asarray(subsets)
+    return {
+        str(name): {
+            **share(margins[names == name] > 0),
+            "ties": int((margins[names == name] == 0).sum()),
+            "margin": float(margins[names == name].mean()),
+        }
+        for name in np.unique(names)
+    }
+
+
+def section_scores(
+    subsets: Mapping[str, Mapping[str, Any]], sections: Mapping[str, Mapping[str, int | float]]
+) -> dict[str, float]:
+    """The accuracy of each section: `Σ w_s accuracy_s / Σ w_s` over those of its subsets that are there.
+
+    >>> section_scores({"a": {"accuracy": 1.0}, "b": {"accuracy": 0.5}}, {"both": {"a": 1, "b": 3}, "none": {"c": 1}})
+    {'both': 0.625}
+    """
+    found = {}
+    for section, weights in sections.items():
+        present = {name: weight for name, weight in weights.items() if name in subsets}
+        if present:
+            total = sum(weight * subsets[name]["accuracy"] for name, weight in present.items())
+            found[section] = total / sum(present.values())
+    return found
+
+
+@checked
+def summarize(
+    chosen: Float[ndarray, "B"],
+    rejected: Float[ndarray, "B"],
+    chosen_length: Num[ndarray, "B"],
+    rejected_length: Num[ndarray, "B"],
+    *,
+    subsets: Sequence[str] | None = None,
+    sections: Mapping[str, Mapping[str, int | float]] | None = None,
+) -> dict[str, Any]:
+    """Every statistic of the rewards of comparisons, as plain numbers that JSON takes.
+
+    **Arguments:** rewards and lengths (tokens) of both sides; `subsets`, the name of each comparison's subset;
+    `sections`, subsets and their weights by section.
+
+    **Returns:** `n`, `accuracy` (over all comparisons: micro; a tie is wrong) with its `interval`; `ties`; the means
+    `margin` and `mean_reward`, `std_reward` over both sides; `margin_quantiles`; `auc`; `calibration`; `length`; with
+    subsets, `subsets` and `macro_accuracy`, the mean of their accuracies; with sections, `sections` and `section_mean`.
+
+    **Raises:** `ValueError` where there is no comparison.
+    """
+    margins = chosen - rejected
+    if not len(margins):
+        raise ValueError("statistics need at least one comparison, found 0")
+    quantiles, both = np.quantile(margins, _QUANTILES), np.stack([chosen, rejected]).astype(np.float64)
+    found = {
+        **share(margins > 0),
+        "ties": int((margins == 0).sum()),
+        "margin": float(margins.mean(dtype=np.float64)),
+        "mean_reward": float(both.mean()),
+        "std_reward": float(both.std()),
+        "margin_quantiles": {f"{q:g}": float(value) for q, value in zip(_QUANTILES, quantiles, strict=True)},
+        "auc": auc(chosen, rejected),
+        "calibration": calibration(margins),
+        "length": length_bias(chosen, rejected, chosen_length, rejected_length),
+    }
+    if subsets is not None:
+        found["subsets"] = by_subset(margins, subsets)
+        found["macro_accuracy"] = float(np.mean([each["accuracy"] for each in found["subsets"].values()]))
+        if sections is not None:
+            found["sections"] = section_scores(found["subsets"], sections)
+            found["section_mean"] = float(np.mean(list(found["sections"].values()))) if found["sections"] else None
+    return found

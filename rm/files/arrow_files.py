@@ -1,0 +1,196 @@
+"""JSON, CSV and Parquet files as data sets: Arrow files in the cache of `datasets`, made once and mapped from there."""
+
+import atexit
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ..errors import DataError, OutputError, first_line
+from .columns import features_of, find_kinds, plain_type, to_columns, to_rows
+from .output import new_directory, writing
+from .repositories import fetch
+from .row_files import LINE, UNREADABLE, Fields, read_fields, read_rows, to_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+_BATCH = 1000  # rows that are in memory at a time
+
+Write = Callable[[Path], None]
+
+
+def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool) -> "list[Dataset]":
+    """A data set for each JSON or CSV file, all with the same columns.
+
+    A column of texts, of numbers, of lists of numbers or of truth values has that type, any other is JSON. The type is
+    that of all rows of all files, and reading changes no value.
+
+    **Arguments:** `lines`, whether the column `__line__` says where each row stands; `skip_unreadable`, whether a row
+    that cannot be read is kept as one that says why in the column `__unreadable__`, rather than ending it all.
+
+    **Raises:** `DataError`, naming the file and the line.
+    """
+
+    def write(directory: Path) -> None:
+        kinds = find_kinds(row for file in files for row in _fields(file, lines, skip_unreadable))
+        schema = features_of(kinds).arrow_schema
+        for number, file in enumerate(files):
+            rows = _fields(file, lines, skip_unreadable)
+            batches = (to_columns(batch, kinds, schema) for batch in iter(lambda: list(islice(rows, _BATCH)), []))  # noqa: B023
+            _write_stream(directory / f"{number}.arrow", schema, batches)
+
+    return _converted(files, [lines, skip_unreadable], write)
+
+
+def stream_files(reader: str, files: Sequence[str | Path], **options: bool) -> "IterableDataset":
+    """The rows of JSON, CSV or Parquet files one by one, each file fetched when its turn comes.
+
+    **Arguments:** `reader`, `rows` or `parquet`; `options`, those of `load_row_files`.
+    """
+    from datasets import IterableDataset
+
+    given = {"files": [str(file) for file in files], **options}
+    return IterableDataset.from_generator(_stream if reader == "rows" else _stream_parquet, gen_kwargs=given)  # pyright: ignore[reportReturnType]
+
+
+def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
+    """A data set for each Parquet file, all with the same columns; columns that no data set can hold are left out.
+
+    **Raises:** `DataError`, naming the file.
+    """
+    from datasets import Features
+
+    try:
+        schema = pa.unify_schemas(list(map(_parquet_schema, files)), promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{files[0]}: the files' columns differ in type ({first_line(error)})") from None
+    schema = Features.from_arrow_schema(schema).arrow_schema
+
+    def write(directory: Path) -> None:
+        for number, file in enumerate(files):
+            _write_stream(directory / f"{number}.arrow", schema, _parquet_tables(file, schema))
+
+    return _converted(files, [], write)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: cannot be read ({first_line(error)}); check what is in it") from None
+
+
+def _parquet_tables(file: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    from pyarrow import parquet
+
+    with _reading(file):
+        for batch in parquet.ParquetFile(file).iter_batches(_BATCH):
+            yield _cast(pa.Table.from_batches([batch]), schema)
+
+
+def _parquet_schema(file: Path) -> pa.Schema:
+    from pyarrow import parquet
+
+    with _reading(file):
+        plain = [(field.name, plain_type(field.type)) for field in parquet.read_schema(file)]
+    return pa.schema([(name, kind) for name, kind in plain if kind is not None])
+
+
+def source_files(rows: "Dataset") -> list[str] | None:
+    """The Arrow files whose rows these are, all of them in order; `None` where rows were selected or changed."""
+    if getattr(rows, "_indices", rows) is not None:  # no public property tells a data set that was shuffled
+        return None
+    blocks = [block for line in getattr(rows.data, "blocks", [[rows.data]]) for block in line]
+    changes = [change for block in blocks for change in getattr(block, "replays", None) or ()]
+    whole = all(hasattr(block, "path") for block in blocks) and all(
+        name == "replace_schema_metadata" for name, *_ in changes
+    )
+    return [block.path for block in blocks] if whole and rows.data.num_columns == blocks[0].num_columns else None
+
+
+def read_tables(rows: "Dataset", columns: Sequence[str], size: int) -> Iterator[pa.Table]:
+    """The rows in tables of about `size`; whole files are read through, so that they take no memory of the process."""
+    files = source_files(rows)
+    if files is None:
+        yield from rows.select_columns(list(columns)).with_format("arrow").iter(size)  # pyright: ignore[reportReturnType]
+        return
+    for file in files:
+        with pa.OSFile(file) as source, pa.ipc.open_stream(source) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch]).select(list(columns))
+
+
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema; those that this file lacks are null."""
+    columns = {
+        field.name: table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _fields(file: Path, lines: bool, skip_unreadable: bool) -> Iterator[Fields]:
+    for where, row in read_fields(file):
+        if isinstance(row, DataError):
+            row = {UNREADABLE: to_json(_reason(row, file, where, skip_unreadable))}
+        if lines:
+            row[LINE] = to_json(f"{file}: {where}")
+        yield row
+
+
+def _reason(error: DataError, file: Path, where: str, skip_unreadable: bool) -> str:
+    if not skip_unreadable:
+        raise error
+    return str(error).removeprefix(f"{file}: {where}: ")
+
+
+def _stream_parquet(files: list[str], **_: bool) -> Iterator[dict[str, Any]]:
+    for file in map(fetch, files):
+        for table in _parquet_tables(file, _parquet_schema(file)):
+            yield from to_rows(table)
+
+
+def _stream(files: list[str], lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
+    for file in map(fetch, files):
+        for where, row in read_rows(file):
+            if isinstance(row, DataError):
+                row = {UNREADABLE: _reason(row, file, where, skip_unreadable)}
+            yield {**row, LINE: f"{file}: {where}"} if lines else row
+
+
+def _write_stream(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def _converted(files: Sequence[Path], options: list[Any], write: Write) -> "list[Dataset]":
+    """The Arrow files that `write` makes of these files, from the cache where they have been made before."""
+    from datasets import Dataset, config
+
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    facts = [[str(file), str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    digest = hashlib.sha256(json.dumps([*options, *facts]).encode() + b"".join(code)).hexdigest()
+    entry = Path(config.HF_DATASETS_CACHE) / "rm-rows" / digest
+    if not entry.is_dir():
+        try:
+            with new_directory(entry) as draft:
+                write(draft)
+        except OutputError:
+            if not entry.is_dir():  # it cannot be written, and no other process has just done so
+                entry = Path(tempfile.mkdtemp(prefix="rm-rows-"))
+                atexit.register(shutil.rmtree, entry, ignore_errors=True)
+                with writing(entry):
+                    write(entry)
+    return [Dataset.from_file(str(entry / f"{number}.arrow")) for number in range(len(files))]

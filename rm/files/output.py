@@ -1,0 +1,130 @@
+"""Directories that appear whole or not at all."""
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+
+
+def check_writable(path: Path) -> None:
+    """Refuses a place whose nearest existing directory is none, or is not to be written to.
+
+    **Raises:** `OutputError`.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise OutputError(f"{path}: cannot be written ({above} is not a directory that you may write to)")
+
+
+def check_file(path: Path) -> None:
+    """Refuses a place where no file can be written: below no directory, or a directory itself.
+
+    **Raises:** `OutputError`.
+    """
+    check_writable(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: cannot be written ({path.parent} is not a directory)")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; name a file")
+
+
+def replace_file(path: Path, text: str | Iterable[str]) -> None:
+    """Writes a file, all at once or part by part, that appears or takes the place of the old one as a whole.
+
+    **Raises:** `OutputError`.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        with writing(path):
+            with draft.open("w", encoding="utf-8") as file:
+                file.writelines([text] if isinstance(text, str) else text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file.
+
+    **Raises:** `OutputError`.
+    """
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """One kind of error, in one line, where a place cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[dict[str, Any] | None]:
+    """Holds a directory as the only process; gives the owner that ended without letting go of it, if there was one.
+
+    The lock is the kernel's (`filelock`), so it ends with its process; a file beside it says who holds it.
+
+    **Raises:** `OutputError`, naming the host and the process that hold it.
+    """
+    from filelock import FileLock, Timeout
+
+    owner = directory / ".owner.json"
+    lock = FileLock(directory / ".lock")
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+    if not lock.is_locked:
+        found = read_owner(owner)
+        who = f"process {found.get('process')} on {found.get('host')}, since {found.get('since')}"
+        raise OutputError(f"{directory}: in use by {who}; wait for it, or choose another --output")
+    try:
+        before = read_owner(owner) or None
+        since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        replace_file(owner, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}))
+        yield before
+        owner.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def read_owner(path: Path) -> dict[str, Any]:
+    """What a process said of itself when it took a directory."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it was killed on the way
+        return {}
+
+
+@contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """A directory to fill; it takes its name when the block ends well, and vanishes when it does not.
+
+    **Raises:** `OutputError` where something stands at `path` already or the place cannot be written.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists():
+        raise OutputError(f"{path}: exists already; choose another place or remove it")
+    try:
+        with writing(path):
+            draft.mkdir(parents=True)
+            yield draft
+            for file in filter(Path.is_file, draft.rglob("*")):
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

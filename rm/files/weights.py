@@ -1,0 +1,253 @@
+"""Reading and writing the tensors of a directory of safetensors files."""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+
+from ..errors import WeightsError
+from .hub import own_file, read_json
+
+INDEX = "model.safetensors.index.json"
+_DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
+_PLAIN_NAME = re.compile(r"[\w.-]+\.safetensors")
+_POINTER = b"version https://git-lfs"
+_BACKBONE = ("embed_tokens.", "layers.", "norm.", "rotary_emb.")  # how the names of a bare backbone begin
+_PIECE = 2**18  # elements that are read, converted and checked at once, while they are in the processor's cache
+
+
+Part = tuple[tuple[int, int], ...]  # where it begins and ends in every dimension
+
+
+class _Stored(NamedTuple):
+    """Where a tensor lies."""
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    offset: int  # bytes from the beginning of the file
+
+
+class TensorFiles:
+    """The tensors of a model directory by name, in one file or in shards with an index.
+
+    Names are those of a model with a head: a bare backbone's get the prefix `model.`. A tensor that is read whole must
+    have the one of `checksums` (XXH3, 64 bits) where there is one.
+    """
+
+    def __init__(self, directory: Path, checksums: Mapping[str, str] | None = None):
+        self.directory, self._checksums = directory, checksums or {}
+        self._stored: dict[str, _Stored] = {}
+        for path in _weight_files(directory):
+            for stored_name, stored in _read_header(path).items():
+                name = f"model.{stored_name}" if stored_name.startswith(_BACKBONE) else stored_name
+                if name in self._stored:
+                    raise WeightsError(
+                        f"{path}: duplicate tensor {name!r}, already in {self._stored[name].path.name}; take one out"
+                    )
+                self._stored[name] = stored
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self._stored)
+
+    def read(
+        self, names: list[str], leaf: jax.ShapeDtypeStruct, parts: Sequence[Part], *, stacked: bool
+    ) -> dict[Part, np.ndarray]:
+        """Parts of a leaf in its own type, all read at once; `stacked` where the tensors are its layers.
+
+        Two parts have the same rows or none in common, and every part has all layers.
+
+        **Raises:** `WeightsError`, naming the tensor, for another shape, an unknown type, or NaN and infinities.
+        """
+        for name in names:  # before there is memory for them
+            self._check(name, leaf.shape[stacked:])
+        out = {part: _aligned_empty(tuple(stop - start for start, stop in part), leaf.dtype) for part in parts}
+        for layer, name in enumerate(names):
+            layers = [array[layer] if stacked else array for array in out.values()]
+            self._read_into(layers, [part[stacked:] for part in out], name)
+        return out
+
+    def _check(self, name: str, expected: tuple[int, ...]) -> None:
+        path, kind, shape, _ = self._stored[name]
+        if shape != expected:
+            found = f"tensor {name!r} has shape {list(shape)}, expected {list(expected)} by config.json"
+            raise WeightsError(f"{path}: {found}; use the config.json that belongs to the weights")
+        if kind not in _DTYPES:
+            found = f"tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}"
+            raise WeightsError(
+                f"{path}: {found}; use the weights before they were quantized, or save them as one of these"
+            )
+
+    def _read_into(self, arrays: list[np.ndarray], parts: list[Part], name: str) -> None:
+        path, kind, shape, offset = self._stored[name]
+        width, dtype = math.prod(shape[1:]), jnp.dtype(_DTYPES[kind])
+        ranges = sorted({part[0] for part in parts})
+        whole = sum(stop - start for start, stop in ranges) == shape[0]
+        read = xxhash.xxh3_64() if whole and name in self._checksums else None
+        try:
+            with path.open("rb") as file:
+                for start, stop in ranges:
+                    file.seek(offset + start * width * dtype.itemsize)
+                    columns = [slice(*part[1]) if part[1:] else slice(0, 1) for part in parts]
+                    targets = [
+                        (array.reshape(stop - start, -1), own)  # a view: whole rows are read in place
+                        for array, part, own in zip(arrays, parts, columns, strict=True)
+                        if part[0] == (start, stop)
+                    ]
+                    if not _fill(targets, file, dtype, (stop - start, width), read):
+                        found = f"tensor {name!r} holds NaN or infinite values (as {arrays[0].dtype})"
+                        narrow = arrays[0].dtype == np.float16 != dtype  # what is finite on disk may overflow
+                        advice = "load it as float32" if narrow else "the file is damaged or its training diverged"
+                        raise WeightsError(f"{path}: {found}; {advice}")
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+        if read is not None and self._checksums[name] != read.hexdigest():
+            advice = "copy the file again, or take 'tensors' out of rm.json where the change is meant"
+            raise WeightsError(f"{path}: tensor {name!r} is not what was exported (see rm.json); {advice}")
+
+
+def _fill(
+    targets: list[tuple[np.ndarray, slice]], file: BufferedReader, dtype: np.dtype, shape: tuple[int, int], read: Any
+) -> bool:
+    """Reads and converts the next rows of a file, of which each target gets its columns; whether all are finite."""
+    (rows, width), finite = shape, True
+    step = max(1, _PIECE // width)
+    for piece in (slice(start, min(start + step, rows)) for start in range(0, rows, step)):
+        first = targets[0][0][piece]
+        in_place = first.dtype == dtype and first.shape[1] == width
+        values = first if in_place else np.empty((len(first), width), dtype)
+        if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
+            raise WeightsError(f"{file.name}: truncated while it was read; download it again")
+        if read is not None:
+            read.update(values.reshape(-1).view(np.uint8).data)
+        for out, columns in targets:
+            if not in_place:
+                with np.errstate(over="ignore"):  # an infinity is found below
+                    out[piece] = values[:, columns]
+            finite &= _all_finite(min(out[piece], values, key=lambda array: array.itemsize))  # it overflows first
+    return finite
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that begins at a multiple of 64 bytes, which JAX on a CPU takes over as it is."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    if values.dtype == jnp.bfloat16:  # NumPy's own test is slow for it
+        return bool((values.view(np.uint16) & 0x7F80 != 0x7F80).all())
+    return bool(np.isfinite(values).all())
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The single file where there is one, as `transformers` does, else the shards of the index."""
+    single, index = own_file(directory / "model.safetensors"), own_file(directory / INDEX)
+    if single.is_file():
+        if index.is_file():
+            found = f"{single.name} and {index.name} are both there; {single.name} is read, as transformers does"
+            logging.getLogger("rm").warning(f"{directory}: {found}; take out the one that is stale")
+        return [single]
+    if not index.is_file():
+        others = sorted(path.name for path in directory.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        found = f" (found {others[0]})" if others else ""
+        raise WeightsError(f"{single}: no such file, nor {INDEX}; only safetensors weights are read{found}")
+    names = read_json(index).get("weight_map")
+    if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise WeightsError(f"{index}: expected a 'weight_map' of tensor names to file names")
+    for name in names.values():
+        if not _PLAIN_NAME.fullmatch(name):
+            raise WeightsError(f"{index}: {name!r} must be the plain name of a .safetensors file beside the index")
+    return [own_file(directory / name) for name in sorted(set(names.values()))]
+
+
+def _read_header(path: Path) -> dict[str, _Stored]:
+    """The tensors of a file, after the library has found it whole: no bytes missing, none left over."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise WeightsError(f"{path}: is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
+            file.seek(0)
+            with safe_open(path, framework="np"):
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size), object_pairs_hook=_without_repetition)
+    except FileNotFoundError:
+        advice = "put it there, or use the index that belongs to the shards"
+        raise WeightsError(f"{path}: no such file, but the index names it; {advice}") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
+    header.pop("__metadata__", None)
+    return {
+        name: _Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a header: of two entries with one name, the library may have checked the other."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("the header names a tensor or a property twice")
+    return dict(pairs)
+
+
+def write_tensors(
+    directory: Path | None, sizes: Mapping[str, int], read: Callable[[str], np.ndarray], *, max_shard_bytes: int
+) -> dict[str, str]:
+    """Writes `model.safetensors`, or shards with an index where one file would exceed `max_shard_bytes`.
+
+    `sizes` gives the bytes of every tensor and `read(name)` its values, so only one shard is in memory at a time.
+    Without a directory everything is read and nothing written. Returns the checksum of every tensor.
+    """
+    from safetensors.numpy import save_file
+
+    if directory is None:
+        for name in sizes:
+            read(name)
+        return {}
+    shards = list(_split(sizes, max_shard_bytes))
+    weight_map, checksums = {}, {}
+    for number, names in enumerate(shards, 1):
+        many = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = many if len(shards) > 1 else "model.safetensors"
+        tensors = {name: np.ascontiguousarray(read(name)) for name in names}
+        checksums |= {name: xxhash.xxh3_64(array.view(np.uint8).data).hexdigest() for name, array in tensors.items()}
+        save_file(tensors, directory / file, metadata={"format": "pt"})  # transformers refuses files without it
+        (directory / file).chmod(0o644)  # the library leaves it to its owner alone
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(directory / INDEX, index)
+    return checksums
+
+
+def _split(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    shard, used = [], 0
+    for name, size in sizes.items():
+        if shard and used + size > limit:
+            yield shard
+            shard, used = [], 0
+        shard.append(name)
+        used += size
+    yield shard
+
+
+def write_json(path: Path, value: Mapping) -> None:
+    """A JSON file that ends in a newline."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,26 @@
+"""The reward model: its configuration, its batch, its forward in every form of attention, and loading."""
+
+from .attention_choice import Attention
+from .batch import PreferenceBatch
+from .config import LlamaConfig, Rope
+from .forward import Remat, hidden_states, rewards
+from .loading import load_config, load_reward_model
+from .reward_model import RewardModel, init_reward_model
+from .sharding import partition_specs, place_batch, place_model
+
+__all__ = [
+    "Attention",
+    "LlamaConfig",
+    "PreferenceBatch",
+    "Remat",
+    "RewardModel",
+    "Rope",
+    "hidden_states",
+    "init_reward_model",
+    "load_config",
+    "load_reward_model",
+    "partition_specs",
+    "place_batch",
+    "place_model",
+    "rewards",
+]

@@ -1,0 +1,233 @@
+"""The forward of a reward model, as pure functions over a `PreferenceBatch`."""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from ..devices.collectives import gather_over, look_up, shards, take_tokens
+from ..devices.mesh import ROWS, check_rows
+from ..devices.platform import platform
+from ..shapes import checked
+from .attention import Marks, attend, shared_prefix_attention, visible
+from .attention_choice import Attention, Inputs, choose_attention
+from .batch import PreferenceBatch
+from .block_attention import Blocks, block_attention, find_blocks
+from .config import LlamaConfig
+from .cudnn_attention import cudnn_attention
+from .layers import PRODUCT, linear, rms_norm, rotary_table, rotate, swiglu
+from .reward_model import Block, RewardModel
+from .sharding import check_mesh, context_order, partition_specs
+from .splash_attention import splash_attention
+
+Remat = Literal["none", "dots", "full"]
+
+_POLICIES = {
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Row(NamedTuple):
+    """What the blocks need to know about the rows besides their activations."""
+
+    table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
+    queries: Marks
+    keys: Marks  # of the whole row, of which `context` may leave a device only a part of the queries
+    ends: Int[Array, "R M"]
+    blocks: Blocks | None  # where attention goes by blocks
+
+
+@checked
+def rewards(
+    model: RewardModel,
+    batch: PreferenceBatch,
+    *,
+    dtype=jnp.float32,
+    remat: Remat = "full",
+    attention: Attention = "auto",
+    mesh: Mesh | None = None,
+) -> Float[Array, "R S K"]:
+    """The reward of every response, `score · hidden`, float32; empty slots hold a finite value that means nothing.
+
+    **Arguments:** `batch`, comparisons packed in rows; `dtype`, of the activations and matrix products (norms, softmax
+    and the head stay float32); `remat`, what the backward pass computes again: `"full"` every block, `"dots"`
+    everything but the products with weights, `"none"` nothing; `attention`, how it is computed: `"xla"` is the plain
+    form, `"block"` skips what no query sees, `"splash"` and `"cudnn"` are kernels of TPUs and GPUs, `"auto"` takes the
+    one of the platform where it is exact, and says why where it does not; `mesh`, the devices that compute it, where
+    they are several (`make_mesh`): every one keeps a part of the model (`partition_specs`) and of the rows.
+
+    **Raises:** `ConfigError` where the mesh does not divide the heads, the rows or the regions, or a form of attention
+    is not exact for the rows or not for the platform.
+
+    >>> from rm import init_reward_model
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=4)
+    >>> model = init_reward_model(config, key=jax.random.key(0))
+    >>> batch = PreferenceBatch(
+    ...     tokens=jnp.array([[5, 6, 7, 8]]), segments=jnp.array([[1, 1, 1, 1]]), parts=jnp.array([[0, 0, 1, 2]]),
+    ...     positions=jnp.array([[0, 1, 2, 2]]), ends=jnp.array([[[2, 3]]]), index=jnp.array([[0]]),
+    ...     margin=jnp.zeros((1, 1)), regions=(2, 1, 1))
+    >>> rewards(model, batch).shape  # one row, one comparison, two responses of one token after a prefix of two
+    (1, 1, 2)
+    """
+    features = hidden_states(model, batch, dtype=dtype, remat=remat, attention=attention, mesh=mesh)
+    return apply_head(features, model.score)
+
+
+@checked
+def apply_head(features: Float[Array, "*B D"], head: Float[Array, "1 D"]) -> Float[Array, "*B"]:
+    """`w · h` in float32."""
+    return jnp.einsum(
+        "...d,d->...", features.astype(jnp.float32), head[0].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+
+
+@checked
+def hidden_states(
+    model: RewardModel,
+    batch: PreferenceBatch,
+    *,
+    dtype=jnp.float32,
+    remat: Remat = "full",
+    attention: Attention = "auto",
+    mesh: Mesh | None = None,
+) -> Float[Array, "R S K D"]:
+    """The normed last hidden state at every reward position, float32: what the score head reads.
+
+    The arguments are those of `rewards`.
+    """
+    R, S, K = batch.ends.shape
+    forward = partial(_forward, slots=S, dtype=dtype, remat=remat, attention=attention)
+    tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
+    lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=positions.dtype), tokens.shape)
+    of_tokens, ends = (tokens, segments, parts, places, positions, lengths), jnp.asarray(batch.ends).reshape(R, S * K)
+    if mesh is None:
+        x = forward(model, of_tokens, ends, batch.regions)
+    else:
+        x = _on_mesh(forward, mesh, model, of_tokens, ends, batch.regions)
+    return x.reshape(R, S, K, -1)
+
+
+def _on_mesh(forward, mesh: Mesh, model: RewardModel, of_tokens: tuple, ends: Array, regions: tuple[int, ...]) -> Array:
+    """`forward` with every device of a mesh at its part of the model and the rows."""
+    check_mesh(model.config, mesh)
+    check_rows(len(ends), mesh)
+    order, own = context_order(regions, mesh.shape["context"])
+    of_tokens, ends = tuple(x[:, order] for x in of_tokens), jnp.asarray(np.argsort(order), ends.dtype)[ends]
+    mapped = jax.shard_map(
+        partial(forward, regions=own),
+        mesh=mesh,
+        in_specs=(partition_specs(model, mesh), P(ROWS, "context"), P(ROWS)),
+        out_specs=P(ROWS),
+        check_vma=False,  # see `collectives`
+    )
+    return mapped(model, of_tokens, ends)
+
+
+def _forward(
+    model: RewardModel,
+    of_tokens: tuple,
+    ends: Array,
+    regions: tuple[int, ...],
+    *,
+    slots: int,
+    dtype,
+    remat: Remat,
+    attention: Attention,
+) -> Float[Array, "R M D"]:
+    """The normed last hidden state at `ends`, from what a device has of the model and the tokens."""
+    config, (tokens, segments, parts, places, positions, lengths) = model.config, of_tokens
+    queries = Marks(segments, parts, places)
+    keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
+    table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
+    inputs = Inputs(regions, slots, config.head_dim, jnp.dtype(dtype), shards("context"))
+    form = choose_attention(attention, inputs)
+    row = Row(table, queries, keys, ends, find_blocks(queries, keys) if form == "block" else None)
+    block = _remat(partial(apply_block, config=config, regions=regions, attention=form), remat)
+    last_block = _remat(partial(apply_last_block, config=config), remat)
+
+    x = look_up(model.embed_tokens, tokens, dtype)
+    if model.blocks is not None:
+        # unrolled, XLA for CPUs copies no weights and activations in and out of the stacks, but it undoes recomputing
+        # and keeps the weights that it has gathered
+        unroll = platform() == "cpu" and remat == "none" and shards("fsdp") == 1
+        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks, unroll=unroll)
+    x = last_block(x, model.last_block, row)
+    return rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)
+
+
+def _remat(function, remat: Remat):
+    return function if remat == "none" else jax.checkpoint(function, policy=_POLICIES[remat])
+
+
+@checked
+@jax.named_scope("block")
+def apply_block(
+    x: Float[Array, "R N D"],
+    layer: Block,
+    row: Row,
+    config: LlamaConfig,
+    regions: tuple[int, ...],
+    attention: Attention,
+) -> Float[Array, "R N D"]:
+    """One transformer block on every token."""
+    h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
+    q = _queries(h, layer, row.table, config)
+    k, v = _keys_values(h, layer, row.table, config)
+    if row.blocks is not None:
+        out = block_attention(q, k, v, row.blocks)
+    else:
+        kernels = {"splash": splash_attention, "cudnn": cudnn_attention}
+        lowering = kernels.get(attention, shared_prefix_attention)
+        out = lowering(q, k, v, row.queries, row.keys, regions)
+    return _finish_block(x, out, layer, config)
+
+
+@checked
+@jax.named_scope("last_block")
+def apply_last_block(x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig) -> Float[Array, "R M D"]:
+    """The last block: keys and values of every token, the rest at the reward positions alone (exact)."""
+    h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
+    k, v = _keys_values(h, layer, row.table, config)
+
+    def at_ends(x: Array) -> Array:
+        return take_tokens(x, row.ends)
+
+    cos, sin = row.table
+    q = _queries(at_ends(h), layer, (at_ends(cos), at_ends(sin)), config)
+    out = attend(q, k, v, visible(Marks(*map(at_ends, row.queries)), row.keys))
+    return _finish_block(at_ends(x), out, layer, config)
+
+
+def _queries(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> Float[Array, "R M G Q E"]:
+    groups, heads = config.num_key_value_heads, config.num_attention_heads
+    q = linear(h, layer.q_proj).reshape(*h.shape[:2], groups // shards("tensor"), heads // groups, config.head_dim)
+    return rotate(q, table)
+
+
+def _keys_values(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> tuple[Array, Array]:
+    heads = (*h.shape[:2], config.num_key_value_heads // shards("tensor"), config.head_dim)
+    k, v = rotate(linear(h, layer.k_proj).reshape(heads), table), linear(h, layer.v_proj).reshape(heads)
+    return gather_over(k, "context", dim=1), gather_over(v, "context", dim=1)
+
+
+def _finish_block(x: Array, attention: Array, layer: Block, config: LlamaConfig) -> Array:
+    x = x + linear(attention.reshape(*x.shape[:2], -1), layer.o_proj, partial=True)
+    h = rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps)
+    return x + swiglu(h, layer.gate_proj, layer.up_proj, layer.down_proj)
+
+
+def _sequence_lengths(
+    segments: Int[Array, "R N"], parts: Int[Array, "R N"], positions: Int[Array, "R N"]
+) -> Int[Array, "R N"]:
+    """Length of the sequence that each token belongs to; a prefix counts to the end of its longest response."""
+    same = segments[:, :, None] == segments[:, None, :]
+    same &= (parts[:, :, None] == parts[:, None, :]) | (parts[:, :, None] == 0)
+    return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1) + 1

@@ -1,0 +1,168 @@
+"""The parts of a Llama block as pure functions; parameters keep their on-disk orientation `[out, in]`."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from ..devices.collectives import gather_weight, scatter_gradient, sum_over
+from ..devices.platform import platform
+from ..shapes import checked
+from .config import LlamaConfig
+
+PRODUCT = "product"  # the name by which a remat policy keeps the products of linear layers
+
+
+class Linear(eqx.Module):
+    """The parameters of a linear layer; stacked layers carry a leading axis."""
+
+    weight: Float[Array, "*L O I"]
+    bias: Float[Array, "*L O"] | None = None
+
+
+def precision(dtype) -> lax.Precision | None:
+    """Full products for float32, which accelerators would otherwise round to TF32 or bfloat16."""
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def along_last(vector: Float[Array, "D"], ndim: int) -> Float[Array, "... D"]:
+    """A vector as an array of `ndim` axes, to broadcast on purpose."""
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+@checked
+def linear(x: Float[Array, "*B I"], layer: Linear, *, partial: bool = False) -> Float[Array, "*B O"]:
+    """`x Wᵀ + b` in the type of `x`, accumulated in float32; the gradient of `W` is never rounded to that type.
+
+    Where `partial`, the devices along `tensor` have different features, and their products are added up.
+    """
+    y = _product(x.reshape(-1, x.shape[-1]), layer.weight)
+    y = checkpoint_name(sum_over(y, "tensor") if partial else y, PRODUCT)
+    if layer.bias is not None:
+        y = (y.astype(jnp.float32) + along_last(layer.bias, 2).astype(jnp.float32)).astype(x.dtype)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "_ _"]:
+    """The product of two matrices over one axis of each, float32."""
+    dims = ((contract[:1], contract[1:]), ((), ()))
+    return lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _product(x: Float[Array, "B I"], weight: Float[Array, "_ _"]) -> Float[Array, "B O"]:
+    return dot(x, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 1)).astype(x.dtype)
+
+
+def _product_forward(x: Array, weight: Array):
+    return _product(x, weight), (x, weight)
+
+
+def _product_backward(saved: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    d_y = lax.optimization_barrier(d_y)  # else XLA computes it once more for each product, one of them across the grain
+    d_x = dot(d_y, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 0)).astype(x.dtype)
+    return d_x, scatter_gradient(_over_rows(d_y, x), weight.shape).astype(weight.dtype)
+
+
+def _over_rows(a: Float[Array, "B O"], b: Float[Array, "B I"]) -> Float[Array, "O I"]:
+    """`aᵀ b`, float32. Where CPUs have fast products of bfloat16, they are for rows of the first factor alone."""
+    if a.dtype == jnp.bfloat16 and platform() == "cpu":
+        return dot(transposed(a), b, (1, 0))
+    return dot(a, b, (0, 0))
+
+
+def transposed(x: Float[Array, "*B M N"]) -> Float[Array, "*B N M"]:
+    """The transpose of bfloat16 matrices, laid out so in memory before a product of them."""
+    bits = lax.bitcast_convert_type(x, jnp.uint16)  # else XLA for CPUs transposes in float32
+    halves = jnp.split(bits, [x.shape[-2] // 2], axis=-2)  # a bare transpose would be folded back into the product
+    return lax.bitcast_convert_type(jnp.concatenate([half.mT for half in halves], axis=-1), x.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@checked
+def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
+    """`x / rms(x) · weight`, the statistics in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+    x32 = x.reshape(-1, x.shape[-1]).astype(jnp.float32)  # XLA's sums over matrices are many times faster on CPUs
+    scale = lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps)
+    return (x32 * scale * along_last(weight, 2).astype(jnp.float32)).astype(x.dtype).reshape(x.shape)
+
+
+@checked
+def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> Float[Array, "*B D"]:
+    """`(silu(x G) ⊙ x U) D` (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    return linear(_gated(linear(x, gate), linear(x, up)), down, partial=True)
+
+
+@jax.custom_vjp
+def _gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """`silu(gate) ⊙ up` in float32, rounded once; the backward pass keeps nothing but the two."""
+    gate32 = gate.astype(jnp.float32)
+    return (gate32 * jax.nn.sigmoid(gate32) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _gated_forward(gate: Array, up: Array):
+    return _gated(gate, up), (gate, up)
+
+
+def _gated_backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    gate, up, d_out = (x.astype(jnp.float32) for x in (*saved, d_out))
+    share = jax.nn.sigmoid(gate)
+    d_gate = d_out * up * share * (1 + gate * (1 - share))
+    return d_gate.astype(saved[0].dtype), (d_out * gate * share).astype(saved[1].dtype)
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
+
+
+@checked
+def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "R N"]) -> Float[Array, "#R #N half"]:
+    """Rotary frequencies `θ^(-2i/E)`, stretched as the configuration asks.
+
+    `lengths` (of the whole sequences, in tokens) matter for `dynamic` alone, NTK scaling. The other types depend on the
+    configuration only: `linear` divides every frequency by `factor`; `llama3` divides the slow ones and blends between.
+    """
+    rope, size = config.rope, config.head_dim
+    exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    theta = jnp.full((1, 1, 1), rope.theta, jnp.float32)
+    if rope.type == "dynamic":
+        limit = config.max_position_embeddings
+        stretched = rope.factor * jnp.maximum(lengths, limit).astype(jnp.float32) / limit - (rope.factor - 1)
+        theta = theta * stretched[..., None] ** (size / (size - 2))
+    frequencies = 1.0 / theta ** along_last(exponents, theta.ndim)
+    if rope.type == "linear":
+        return frequencies / rope.factor
+    if rope.type == "llama3":
+        turns = float(rope.original_max_position_embeddings) * frequencies / (2 * jnp.pi)
+        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        keep = jnp.clip(keep, 0.0, 1.0)
+        return frequencies * (keep + (1 - keep) / rope.factor)
+    return frequencies
+
+
+@checked
+def rotary_table(
+    config: LlamaConfig, positions: Int[Array, "R N"], lengths: Int[Array, "R N"] | None = None
+) -> tuple[Float[Array, "R N half"], Float[Array, "R N half"]]:
+    """Cosine and sine of every token's rotation, float32; `lengths` is needed by the `dynamic` type alone."""
+    frequencies = inverse_frequencies(config, positions if lengths is None else lengths)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    if platform() != "cpu":
+        return jnp.cos(angles), jnp.sin(angles)
+    # what a loop returns is kept; else XLA computes cosines and sines again wherever a layer rotates
+    cos, sin = lax.map(lambda i: lax.cond(i == 0, jnp.cos, jnp.sin, angles), jnp.arange(2))
+    return cos, sin
+
+
+@checked
+def rotate(
+    x: Float[Array, "R N *heads E"], table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
+) -> Float[Array, "R N *heads E"]:
+    """Rotary embedding on halves `(i, i + E/2)`, Hugging Face's order (Su et al. 2021, arXiv 2104.09864, eq. 34)."""
+    cos, sin = (jnp.expand_dims(part, tuple(range(2, x.ndim - 1))) for part in table)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,127 @@
+"""Reward models from Hugging Face directories: safetensors, no torch."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import PRNGKeyArray
+
+from ..devices.mesh import shardings
+from ..errors import ConfigError, WeightsError
+from ..files.hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
+from ..files.weights import INDEX, TensorFiles
+from .config import LlamaConfig
+from .reward_model import RewardModel, init_reward_model, init_score_head
+from .sharding import check_mesh, partition_specs
+from .tensor_names import check_names, leaf_name, tensor_names
+
+_THREADS = 4  # that read weights
+_PATTERNS = ("config.json", RECORD, "model.safetensors", "model-*-of-*.safetensors", INDEX)
+
+
+def load_reward_model(
+    path_or_hub_id: str | Path,
+    *,
+    dtype=jnp.float32,
+    key: PRNGKeyArray | None = None,
+    head_std: float | None = None,
+    revision: str | None = None,
+    mesh: Mesh | None = None,
+) -> RewardModel:
+    """The reward model of a directory or a hub repository with safetensors weights.
+
+    A `LlamaForSequenceClassification` brings its head, and its `pad_token_id` is the pooling rule. A causal LM gets a
+    head drawn from `N(0, head_std²)`. Any other architecture has no pooling rule yet (`match_tokenizer` sets it), also
+    one that brings a head: OpenRLHF's `RewardModel` pads with the token that it reads at.
+
+    **Arguments:** `dtype`, of the parameters, whatever the files hold (the head is always float32); `key`, draws the
+    head of a causal LM; `head_std`, `initializer_range` when `None`; `revision`, a branch, tag or commit of a hub
+    repository; `mesh`, the devices that keep the model, of which each process reads the parts of its own alone.
+
+    **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels; `WeightsError`, naming
+    the tensor, for a file that cannot be read, a missing, extra, duplicate, misshapen or non-finite tensor, and for a
+    causal LM without `key`.
+    """
+    directory = resolve_directory(path_or_hub_id, _PATTERNS, revision=revision)
+    config, classifier = _read_config(directory / "config.json")
+    recorded = read_record(directory).get("tensors")
+    files = TensorFiles(directory, recorded if isinstance(recorded, dict) else None)
+    if config.num_hidden_layers > len(files.names):  # before the layers are gone through
+        found = f"{directory / 'config.json'} says {config.num_hidden_layers} layers"
+        found += f", the weights have {len(files.names)} tensors in all"
+        raise WeightsError(f"{directory}: {found}; use the config.json that belongs to the weights")
+    has_head = classifier or "score.weight" in files.names
+
+    template = jax.eval_shape(lambda: init_reward_model(config, key=jax.random.key(0), dtype=dtype))
+    stored = template if has_head else replace(template, score=None)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(stored)
+    wanted = [(leaf_name(path), leaf) for path, leaf in leaves]
+    check_names(files, [name for leaf, _ in wanted for name in tensor_names(leaf, config)])
+    if key is None and not has_head:
+        advice = "so this is no reward model yet; train it, or give a key to draw a head"
+        raise WeightsError(f"{directory}: no tensor 'score.weight', {advice}")
+
+    placement: list[Sharding | None] = [None] * len(wanted)
+    if mesh is not None:
+        check_mesh(config, mesh)
+        placement = jax.tree.leaves(shardings(partition_specs(stored, mesh), mesh))
+
+    def read(name: str, leaf: jax.ShapeDtypeStruct, sharding: Sharding | None) -> jax.Array:
+        names, stacked = tensor_names(name, config), name.startswith("blocks.")
+        if sharding is None:
+            (whole,) = files.read(names, leaf, [tuple((0, size) for size in leaf.shape)], stacked=stacked).values()
+            return jax.device_put(whole)  # on a CPU this takes the memory over without a copy
+        return _read_parts(files, names, leaf, sharding, stacked=stacked)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        model = structure.unflatten(threads.map(read, *zip(*wanted, strict=True), placement))
+    if key is None or has_head:
+        return model
+    head = init_score_head(config, key=key, std=head_std)
+    return replace(model, score=head if mesh is None else jax.device_put(head, NamedSharding(mesh, PartitionSpec())))
+
+
+def _read_parts(
+    files: TensorFiles, names: list[str], leaf: jax.ShapeDtypeStruct, sharding: Sharding, *, stacked: bool
+) -> jax.Array:
+    """A leaf of which this process reads what its own devices keep, every part once."""
+    where = sharding.addressable_devices_indices_map(leaf.shape)
+    parts = {
+        device: tuple(own.indices(size)[:2] for own, size in zip(index or (), leaf.shape, strict=True))
+        for device, index in where.items()
+    }
+    arrays = files.read(names, leaf, list(dict.fromkeys(parts.values())), stacked=stacked)
+    on_devices = [jax.device_put(arrays[part], device) for device, part in parts.items()]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, on_devices)
+
+
+def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> LlamaConfig:
+    """The configuration that `load_reward_model` finds, without weights: all that the data path needs of a model.
+
+    **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels.
+    """
+    directory = resolve_directory(path_or_hub_id, ("config.json", RECORD), revision=revision)
+    return _read_config(directory / "config.json")[0]
+
+
+def _read_config(source: Path) -> tuple[LlamaConfig, bool]:
+    """The configuration, and whether the model is a sequence classifier: only its pad token is a pooling rule."""
+    hf = read_json(own_file(source))
+    classifier = "ForSequenceClassification" in str(hf.get("architectures"))
+    config = LlamaConfig.from_hf(hf, source=str(source))
+    if classifier:
+        _check_labels(hf, source)
+    check_unchanged(source.parent, [source.name])
+    return config if classifier else replace(config, pad_token_id=None), classifier
+
+
+def _check_labels(hf: Mapping[str, Any], source: Path) -> None:
+    names = hf.get("id2label")
+    labels = hf.get("num_labels", len(names) if names and isinstance(names, dict | list) else None)
+    if labels not in (None, 1):
+        raise ConfigError(f"{source}: num_labels must be 1 for a reward model, found {labels}")

@@ -1,0 +1,135 @@
+"""Meshes of devices, and one table of which part of every array a device keeps."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ..devices.mesh import ROWS, check_rows, own_rows, shardings
+from ..errors import ConfigError
+from .batch import PreferenceBatch
+from .config import LlamaConfig
+
+# Which dimension of a matrix `tensor` splits: the heads or the MLP size, whether they come in or go out.
+_TENSOR = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 0),
+    **dict.fromkeys(("o_proj", "down_proj"), 1),
+}
+
+
+def partition_specs(model: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """A tree like a `RewardModel`, or one with its gradients, with the `PartitionSpec` of every leaf.
+
+    | leaf                       | shape    | split                                                         |
+    |----------------------------|----------|---------------------------------------------------------------|
+    | `embed_tokens`             | `[V, D]` | D over `tensor` and `fsdp`                                    |
+    | `q k v gate up`, weights   | `[O, I]` | O over `tensor`, then O (I where it does not divide) by `fsdp`|
+    | `o down`, weights          | `[O, I]` | I over `tensor`, then O (I where it does not divide) by `fsdp`|
+    | `q k v gate up`, biases    | `[O]`    | O over `tensor`                                               |
+    | norms, `o down` biases, head | small  | kept whole by every device                                    |
+
+    The layer axis is never split, nor is any leaf along `data` and `context`.
+
+    **Raises:** `ConfigError`, naming the leaf, where a size does not divide.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_spec(path, leaf.shape, mesh), model)
+
+
+def _leaf_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    layers, size = (None,) * name.startswith("blocks."), dict(mesh.shape)
+    dims = list(shape[len(layers) :])
+    if name == "embed_tokens":
+        _divide(name, dims, 1, size["tensor"] * size["fsdp"], "tensor·fsdp")
+        return P(None, ("tensor", "fsdp"))
+    part = next((part for part in name.split(".") if part in _TENSOR), None)
+    if part is None or (name.endswith("bias") and _TENSOR[part] == 1):
+        return P()
+    split: list[tuple[str, ...]] = [()] * len(dims)
+    split[_TENSOR[part]] = ("tensor",)
+    dims[_TENSOR[part]] = _divide(name, dims, _TENSOR[part], size["tensor"], "tensor")
+    if len(dims) == 2:
+        dim = 1 if dims[0] % size["fsdp"] and dims[1] % size["fsdp"] == 0 else 0
+        _divide(name, dims, dim, size["fsdp"], "fsdp")
+        split[dim] = (*split[dim], "fsdp")
+    return P(*layers, *(axes or None for axes in split))
+
+
+def _divide(name: str, dims: list[int], dim: int, parts: int, axes: str) -> int:
+    if dims[dim] % parts:
+        raise ConfigError(
+            f"{name}: dimension of size {dims[dim]} does not divide into {axes} = {parts} parts; choose another mesh"
+        )
+    return dims[dim] // parts
+
+
+def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses a mesh that cuts through heads.
+
+    **Raises:** `ConfigError`.
+    """
+    heads, parts = config.num_key_value_heads, mesh.shape["tensor"]
+    if heads % parts:
+        raise ConfigError(f"mesh tensor={parts}: must divide num_key_value_heads, found {heads}; use fsdp for the rest")
+
+
+def place_model(model: Any, mesh: Mesh) -> Any:
+    """A model with every leaf where `partition_specs` says.
+
+    It may share arrays with the model given (those that are whole on every device), so train only one of the two.
+    """
+    return jax.device_put(model, shardings(partition_specs(model, mesh), mesh))
+
+
+def state_specs(state: Any, model: Any, specs: Any) -> Any:
+    """The specs of an optimizer's state: those of a parameter for what has its place in the tree and its shape."""
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    placed = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
+    known = [(jax.tree_util.keystr(path), leaf.shape, spec) for (path, leaf), spec in zip(leaves, placed, strict=True)]
+
+    def like_parameter(path: tuple, leaf: Any) -> P:
+        name = jax.tree_util.keystr(path)
+        return next((s for own, shape, s in known if name.endswith(own) and leaf.shape == shape), P())
+
+    return jax.tree_util.tree_map_with_path(like_parameter, state)
+
+
+def place_batch(batch: PreferenceBatch, mesh: Mesh, *, rows: int | None = None) -> PreferenceBatch:
+    """A batch with its rows spread over `data` and `fsdp`.
+
+    **Arguments:** `batch`, whole in every process, or where `rows` says how many there are in all, the `own_rows`.
+
+    **Raises:** `ConfigError` where the rows do not divide.
+    """
+    first = 0 if rows is None else own_rows(rows, mesh).start
+    count = rows or batch.tokens.shape[0]
+    check_rows(count, mesh)
+    sharding = NamedSharding(mesh, P(ROWS))
+
+    def place(x: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(count)
+            return np.asarray(x[start - first : stop - first])
+
+        return jax.make_array_from_callback((count, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, batch)
+
+
+def context_order(regions: tuple[int, ...], parts: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The order of a row's tokens that gives each of `parts` devices an equal part of every region, and its regions.
+
+    **Raises:** `ConfigError` where a region does not divide.
+
+    >>> order, own = context_order((2, 4), 2)
+    >>> order.tolist(), own  # the first three to the first device
+    ([0, 2, 3, 1, 4, 5], (1, 2))
+    """
+    for region in regions:
+        if region % parts:
+            raise ConfigError(f"mesh context={parts}: a region of {region} tokens does not divide into {parts} parts")
+    places = np.split(np.arange(sum(regions)), np.cumsum(regions)[:-1])
+    order = np.concatenate([place.reshape(parts, -1) for place in places], axis=1).reshape(-1)
+    return order, tuple(region // parts for region in regions)

@@ -1,0 +1,103 @@
+"""One table of tensor names: our leaves and Hugging Face's tensors."""
+
+import re
+
+import jax
+
+from ..errors import WeightsError
+from ..files.weights import TensorFiles
+from .config import LlamaConfig
+
+# Our leaf -> Hugging Face's tensor; `{}` is the layer number.
+_TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight", "score": "score.weight"}
+_BLOCK = {
+    "input_layernorm": "model.layers.{}.input_layernorm.weight",
+    "post_attention_layernorm": "model.layers.{}.post_attention_layernorm.weight",
+    **{
+        f"{name}_proj.{kind}": f"model.layers.{{}}.{part}.{name}_proj.{kind}"
+        for part, names in {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}.items()
+        for name in names
+        for kind in ("weight", "bias")
+    },
+}
+# What a causal LM's files hold besides: its own head, and rotary tables that old versions stored.
+_IGNORED = re.compile(r"lm_head\.weight|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# What tools that wrap a model put into the names of its tensors.
+_WRAPPERS = {
+    "module.": "DataParallel, DDP or DeepSpeed",
+    "_orig_mod.": "torch.compile",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "activation checkpointing",
+    "_forward_module.": "Lightning",
+    "base_model.model.": "peft",
+    "pretrained_model.": "a value head of TRL",
+}
+_WRAPPER = re.compile(r"(?<![\w])(?:" + "|".join(map(re.escape, _WRAPPERS)) + ")")
+
+
+def tensor_names(leaf: str, config: LlamaConfig) -> list[str]:
+    """The Hugging Face tensors that make up a leaf of `RewardModel`: one, or one for each stacked layer.
+
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=3,
+    ...                      num_attention_heads=2)
+    >>> tensor_names("blocks.q_proj.weight", config)
+    ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.self_attn.q_proj.weight']
+    >>> tensor_names("last_block.input_layernorm", config)
+    ['model.layers.2.input_layernorm.weight']
+    """
+    head, _, rest = leaf.partition(".")
+    layers = {"blocks": range(config.num_hidden_layers - 1), "last_block": [config.num_hidden_layers - 1]}
+    return [_BLOCK[rest].format(layer) for layer in layers[head]] if head in layers else [_TOP[leaf]]
+
+
+def leaf_name(path: tuple) -> str:
+    """The name of a leaf, as `tensor_names` takes it."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def check_names(files: TensorFiles, names: list[str]) -> None:
+    """Refuses files that have other tensors than a model needs, with the cause where it can be told.
+
+    **Arguments:** `names`, of the tensors that the model needs.
+
+    **Raises:** `WeightsError`, naming a tensor.
+    """
+    expected = set(names)
+    missing = sorted(expected - files.names)
+    if missing:
+        _check_prefix(files, missing)
+        found = f"missing tensor {missing[0]!r}{_and_more(missing)}, which config.json asks for"
+        advice = "use the config.json that belongs to the weights, and all of their shards"
+        if missing == ["score.weight"]:
+            advice = "a causal LM, whose head training draws, says LlamaForCausalLM there"
+        raise WeightsError(f"{files.directory}: {found}; {advice}")
+    extra = sorted(name for name in files.names - expected if not _IGNORED.fullmatch(name))
+    if extra:
+        found = f"extra tensor {extra[0]!r}{_and_more(extra)} that config.json does not allow"
+        advice = "use the config.json that belongs to the weights"
+        if not extra[0].startswith("model."):
+            advice = "only Llamas with the linear head score.weight, without a bias, are read"
+        raise WeightsError(f"{files.directory}: {found}; {advice}")
+
+
+def _check_prefix(files: TensorFiles, missing: list[str]) -> None:
+    """Names what a wrapper has put before or into the names of tensors, as the cause of those that are missing."""
+    adapters = sorted(name for name in files.names if ".lora_" in name)
+    if adapters:
+        found = f"{adapters[0]!r}{_and_more(adapters)} are tensors of a LoRA adapter"
+        raise WeightsError(f"{files.directory}: {found}; merge it into its base first (peft's merge_and_unload)")
+    ends = [f".{name.removeprefix(start)}" for name in missing for start in ("", "model.")]
+    wrapped = sorted(name for name in files.names if _WRAPPER.search(name) or name.endswith(tuple(ends)))
+    if not wrapped:
+        return
+    name = wrapped[0]
+    inner = _WRAPPER.search(name)
+    end = max((end for end in ends if name.endswith(end)), key=len, default="")
+    prefix = inner[0] if inner else name.removesuffix(end) + "."
+    cause = f", which {_WRAPPERS[prefix]} leaves" if prefix in _WRAPPERS else ""
+    found = f"the names of tensors have the prefix {prefix!r}{cause} ({name!r}{_and_more(wrapped)})"
+    raise WeightsError(f"{files.directory}: {found}; take it out of the names, in the index too where there is one")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,0 +1,10 @@
+"""Comparisons to batches: a few row shapes, rows filled with little padding, and the batches of every update."""
+
+from .batches import BatchPlan, plan_batches
+from .prefetching import prefetch
+
+__all__ = [
+    "BatchPlan",
+    "plan_batches",
+    "prefetch",
+]

@@ -1,0 +1,127 @@
+"""Which comparisons each update takes and in what rows: a pure function of (lengths, seed, batch size, step)."""
+
+import dataclasses
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Literal
+
+import jax
+import numpy as np
+from jaxtyping import Int64
+
+from ..data.comparisons import TokenizedComparisons
+from ..model.batch import PreferenceBatch
+from .bin_packing import pack_bins
+from .fit_shapes import fit_row_shapes
+from .groups import make_items
+from .row_shapes import Layout, RowShape
+from .rows import pack
+
+_UPDATES_AT_ONCE = 1024  # of which the rows are planned together; bounds the memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """The batches of a run, computed for any step without going through the steps before it."""
+
+    comparisons: TokenizedComparisons
+    batch_size: int
+    shapes: tuple[RowShape, ...]
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of an epoch; the last one takes what is left, unless `drop_last`."""
+        count = len(self.comparisons)
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+    def indices_at(self, step: int) -> Int64[np.ndarray, "B"]:
+        """The comparisons of update `step`, counted from 0; every epoch has an order of its own."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        count = len(self.comparisons)
+        order = _order(count, self.seed, epoch) if self.shuffle else np.arange(count)
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    @property
+    def rows(self) -> int:
+        """Rows of every micro-batch."""
+        return self.shapes[0].rows
+
+    def batch_at(self, step: int, rows: slice = slice(None)) -> list[PreferenceBatch]:
+        """The micro-batches of update `step`, or some rows of each."""
+        return pack(self.comparisons, self.indices_at(step), self.shapes, rows=rows)
+
+    def fill(self, steps: Iterable[int] | None = None) -> float:
+        """The share of computed positions that hold a token, by lengths alone: of `steps`, or of the first epoch.
+
+        >>> from rm.data.comparisons import flatten
+        >>> from rm.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=9, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+        ...                      num_attention_heads=1)
+        >>> comparisons = flatten([[[1] * 32 + [2] * 24, [1] * 32 + [3] * 32]], [0.0], config)
+        >>> plan = plan_batches(comparisons, batch_size=1, layout="regions")
+        >>> plan.shapes[0].regions, plan.fill()  # 88 of 96
+        ((32, 32, 32), 0.9166666666666666)
+        """
+        steps = list(range(self.steps_per_epoch) if steps is None else steps)
+        tokens = positions = 0
+        for start in range(0, len(steps), _UPDATES_AT_ONCE):
+            indices = [self.indices_at(step) for step in steps[start : start + _UPDATES_AT_ONCE]]
+            same = np.stack([np.pad(one, (0, self.batch_size - len(one)), constant_values=-1) for one in indices])
+            needs = make_items(self.comparisons, same, self.shapes[0]).needs
+            counts, _ = pack_bins(needs, self.shapes)
+            tokens += int(needs[..., 1:].sum())
+            positions += int((counts @ [shape.positions for shape in self.shapes]).sum())
+        return tokens / positions
+
+
+def default_layout() -> Layout:
+    """Whole segments where attention goes by blocks, regions elsewhere."""
+    return "whole" if jax.default_backend() == "cpu" else "regions"
+
+
+@lru_cache(maxsize=2)  # at the turn of an epoch, two are in use
+def _order(count: int, seed: int, epoch: int) -> Int64[np.ndarray, "B"]:
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    order.flags.writeable = False
+    return order
+
+
+def plan_batches(
+    comparisons: TokenizedComparisons,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    rows: int = 1,
+    micro_batch_tokens: int = 4096,
+    layout: Layout | Literal["auto"] = "auto",
+) -> BatchPlan:
+    """The batches of a run over `comparisons`, in a few row shapes fitted to their lengths.
+
+    **Arguments:** `batch_size`, comparisons of an update; `shuffle`, anew in every epoch; `drop_last`, leave out the
+    last update of an epoch where it is short; `rows` of every micro-batch, `row_shards(mesh)` or a multiple of it;
+    `micro_batch_tokens`, the longest row, unless a comparison is longer; `layout` of the rows: `"regions"` with one of
+    prefixes and one of each response, which accelerators need, `"whole"` with a single one, which wastes less, `"auto"`
+    by the backend.
+
+    **Raises:** `ValueError` where a number is less than 1, or no update is left.
+    """
+    for name, value in {"batch_size": batch_size, "rows": rows}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}")
+    if len(comparisons) < (batch_size if drop_last else 1):
+        raise ValueError(f"{len(comparisons)} comparisons make no update of {batch_size}; expected at least as many")
+    if layout == "auto":
+        layout = default_layout()
+    return BatchPlan(
+        comparisons=comparisons,
+        batch_size=batch_size,
+        shapes=fit_row_shapes(comparisons, batch_size, rows=rows, micro_batch_tokens=micro_batch_tokens, layout=layout),
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+    )

@@ -1,0 +1,137 @@
+"""Row shapes fitted to the lengths of a data set."""
+
+from collections.abc import Callable, Iterator
+from operator import add
+
+import numpy as np
+from jaxtyping import Int64
+
+from ..data.comparisons import TokenizedComparisons
+from .bin_packing import pack_bins
+from .groups import make_items
+from .row_shapes import Layout, RowShape, costs
+
+_MULTIPLE = 32  # region lengths are multiples of this, which vector units like
+_SHAPES = 8
+_SAMPLED_COMPARISONS = 1024
+_LARGEST_SAMPLE = 64  # comparisons; shapes that suit updates of so many suit larger ones too
+_EVALUATIONS = 300
+_COMPILATION = 4096  # what compiling a shape costs, in tokens
+
+# Of each shape, in multiples: the lengths of its prefix and of each response, or of its only region.
+Sizes = tuple[tuple[int, ...], ...]
+
+
+def fit_row_shapes(
+    comparisons: TokenizedComparisons,
+    batch_size: int,
+    *,
+    rows: int = 1,
+    micro_batch_tokens: int = 4096,
+    layout: Layout = "regions",
+) -> tuple[RowShape, ...]:
+    """Up to eight shapes that waste little on sampled updates; the first has room for any of the comparisons.
+
+    A hill climb over the lengths of the regions; the cost of an update is that of the combination of shapes it takes.
+    A small data set gets few shapes, because each has to be compiled.
+
+    **Arguments:** `rows`, of every micro-batch; `micro_batch_tokens`, the longest row, unless a comparison is longer;
+    `layout`, `"regions"` for one of prefixes and one of each response, `"whole"` for a single one.
+    """
+    lengths, K = comparisons.lengths, comparisons.ends.shape[1]
+    comparison = float(lengths.sum(1).mean())
+    if layout == "whole":
+        mean, longest = (comparison,), (_multiples(lengths.sum(1).max()),)
+    else:
+        mean = float(lengths[:, 0].mean()), float(lengths[:, 1:].mean())
+        longest = _multiples(lengths[:, 0].max()), _multiples(lengths[:, 1:].max())
+    limit = max(micro_batch_tokens // _MULTIPLE, _length(longest, K))
+    indices = _sample(len(lengths), min(batch_size, _LARGEST_SAMPLE))
+
+    def shapes_of(sizes: Sizes) -> tuple[RowShape, ...]:
+        return tuple(_row_shape(size, rows, K, batch_size, comparison) for size in sizes)
+
+    def cost_of(sizes: Sizes) -> float:
+        tokens, shapes = [_length(size, K) for size in sizes], shapes_of(sizes)
+        allowed = tokens[0] == max(tokens) <= limit and min(map(min, sizes)) >= 0
+        if not allowed or any(a < b for a, b in zip(sizes[0], longest, strict=True)) or (needs > shapes[0].room).any():
+            return np.inf
+        return float((pack_bins(needs, shapes)[0] @ costs(shapes)).mean())
+
+    start = _start(mean, K, indices.shape[1] / rows, longest, limit)
+    needs = make_items(comparisons, indices, shapes_of(start)[0]).needs
+    price = _COMPILATION / -(-len(lengths) // batch_size)  # of a shape, for each update of an epoch
+    kept = _prune(_climb(start, cost_of, _EVALUATIONS), cost_of, price)
+    return shapes_of(_climb(kept, cost_of, _EVALUATIONS // 4))
+
+
+def _sample(count: int, batch_size: int) -> Int64[np.ndarray, "U B"]:
+    """Updates to try shapes on, all of them whole."""
+    updates = max(1, min(_SAMPLED_COMPARISONS, count) // batch_size)
+    return np.random.default_rng(0).permutation(count)[: updates * batch_size].reshape(updates, -1)
+
+
+def _multiples(length: float) -> int:
+    return int(np.ceil(length / _MULTIPLE))
+
+
+def _length(size: tuple[int, ...], K: int) -> int:
+    """The length of a row, in multiples."""
+    return size[0] + K * sum(size[1:])
+
+
+def _row_shape(size: tuple[int, ...], rows: int, K: int, batch_size: int, comparison: float) -> RowShape:
+    prefix, *response = (length * _MULTIPLE for length in size)
+    slots = min(batch_size, int(2 * _length(size, K) * _MULTIPLE / comparison) + 2)  # so that they hardly ever run out
+    return RowShape(rows=rows, slots=slots, regions=(prefix, *response * K))
+
+
+def _start(mean: tuple[float, ...], K: int, per_row: float, longest: tuple[int, ...], limit: int) -> Sizes:
+    """Sizes from an eighth of an update, or of the longest row, to all of it; the largest has room for anything."""
+    whole = (mean[0] + K * sum(mean[1:])) / _MULTIPLE
+    count = min(1.1 * per_row, limit / whole)  # comparisons
+    sizes = []
+    for fraction in np.geomspace(1, 1 / 8, _SHAPES):
+        lengths = [int(fraction * count * length / _MULTIPLE) for length in mean]
+        sizes.append((*lengths[:-1], max(1, lengths[-1])))
+    first = tuple(map(max, sizes[0], longest))
+    if _length(first, K) > limit:
+        first = longest
+    smaller = [size for size in dict.fromkeys(sizes) if _length(size, K) < _length(first, K)]
+    return (first, *smaller[1 - _SHAPES :])
+
+
+def _climb(sizes: Sizes, cost_of: Callable[[Sizes], float], patience: int) -> Sizes:
+    """Takes every change that lowers the cost, the large ones first, until none does or patience ends."""
+    least, evaluations = cost_of(sizes), 0
+    for step in (8, 4, 2, 1):
+        improved = True
+        while improved:
+            improved = False
+            for i, change in _changes(sizes, step):
+                other = (*sizes[:i], tuple(map(add, sizes[i], change)), *sizes[i + 1 :])
+                new = cost_of(other)
+                evaluations += new < np.inf
+                if new < least:
+                    sizes, least, improved = other, new, True
+                if evaluations >= patience:
+                    return sizes
+    return sizes
+
+
+def _prune(sizes: Sizes, cost_of: Callable[[Sizes], float], price: float) -> Sizes:
+    """Leaves out the shapes that save less than the price of having them; the first stays."""
+    while len(sizes) > 1:
+        fewer = [sizes[:i] + sizes[i + 1 :] for i in range(1, len(sizes))]
+        costs = [cost_of(some) for some in fewer]
+        if min(costs) > cost_of(sizes) + price:
+            break
+        sizes = fewer[int(np.argmin(costs))]
+    return sizes
+
+
+def _changes(sizes: Sizes, step: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """One shape at a time: either length up or down, or one for the other."""
+    changes = ((-1,), (1,)) if len(sizes[0]) == 1 else ((-1, 0), (0, -1), (1, 0), (0, 1), (1, -1), (-1, 1))
+    for i in range(len(sizes)):
+        yield from ((i, tuple(step * amount for amount in change)) for change in changes)

@@ -1,0 +1,151 @@
+"""Comparisons that share whole sequences, as one item: what they have in common is computed once."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from ..data.comparisons import TokenizedComparisons
+from .row_shapes import RowShape
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Comparisons packed as one item: segments with a prefix and up to K responses each, in one row.
+
+    Comparisons that share a sequence begin alike, so the shortest of their prefixes is common to all of them. Each
+    different response is in one segment. An ordinary comparison is a group of one, with one segment. In rows of a
+    single region, K is as many as there are.
+    """
+
+    prefix: int
+    responses: list[tuple[int, int]]  # the comparison and the place that each is taken from; the longest first
+    lengths: list[int]  # of the responses without the prefix
+    places: dict[tuple[int, int], int]  # which of them each comparison's k-th response is
+    count: int  # comparisons
+    K: int
+
+    @property
+    def segments(self) -> int:
+        """Segments, each with a copy of the prefix."""
+        return -(-len(self.responses) // self.K)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed."""
+        return self.segments * self.prefix + sum(self.lengths)
+
+    def region(self, number: int) -> int:
+        """The response region of response `number`, in a snake over the segments, which balances the regions.
+
+        >>> group = Group(prefix=1, responses=[], lengths=[], places={}, count=3, K=2)
+        >>> [group.region(number) for number in range(6)]
+        [0, 1, 1, 0, 0, 1]
+        """
+        segment, place = divmod(number, self.K)
+        return place if segment % 2 == 0 else self.K - 1 - place
+
+    @property
+    def region_lengths(self) -> list[int]:
+        """Tokens in each of the K regions."""
+        out = [0] * self.K
+        for number, length in enumerate(self.lengths):
+            out[self.region(number)] += length
+        return out
+
+    @property
+    def needs(self) -> Int32[np.ndarray, "2+K"]:
+        """What the group needs of a row of several regions, in the order of `RowShape.room`."""
+        return np.array([self.count, self.segments * self.prefix, *sorted(self.region_lengths, reverse=True)], np.int32)
+
+
+def make_group(
+    lengths: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], members: Sequence[int], *, whole: bool = False
+) -> Group:
+    """The comparisons `members`, given prefix and response lengths and the keys of the whole sequences of each.
+
+    **Arguments:** `whole`, make one segment of all responses, which rows of a single region allow.
+
+    >>> group = make_group([[5, 2, 3], [6, 1, 4]], [[10, 11], [10, 12]], [0, 1])
+    >>> group.responses, group.lengths, group.places[1, 0], group.tokens
+    ([(1, 1), (0, 1), (0, 0)], [5, 3, 2], 2, 20)
+    """
+    prefix, K = min(lengths[i][0] for i in members), len(keys[0])
+    first = {}
+    for i in members:
+        for k in range(K):
+            first.setdefault(keys[i][k], (lengths[i][0] + lengths[i][k + 1] - prefix, (i, k)))
+    order = sorted(first, key=lambda key: -first[key][0])  # stable: of equal lengths, the first met
+    rank = {key: number for number, key in enumerate(order)}
+    return Group(
+        prefix=prefix,
+        responses=[first[key][1] for key in order],
+        lengths=[first[key][0] for key in order],
+        places={(i, k): rank[keys[i][k]] for i in members for k in range(K)},
+        count=len(members),
+        K=len(order) if whole else K,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """The items of updates: each stands where its first comparison does, the largest first."""
+
+    needs: Int32[np.ndarray, "U I needs"]
+    first: Int64[np.ndarray, "U I"]  # place in the update of each item's first comparison
+    leader: Int64[np.ndarray, "U B"]  # place of the first comparison of each comparison's item
+
+
+def make_items(comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "U B"], largest: RowShape) -> Items:
+    """The items of updates: comparisons connected by equal sequences are one, where that saves tokens.
+
+    **Arguments:** `indices`, the comparisons of each update, -1 where there is none; `largest`, the shape that an item
+    of several comparisons must fit.
+    """
+    lengths = np.diff(comparisons.offsets[indices], axis=2).astype(np.int32)
+    present = indices >= 0
+    needs = np.concatenate([np.ones_like(lengths[..., :1]), lengths[..., :1], -np.sort(-lengths[..., 1:])], axis=2)
+    needs = largest.needs(needs * present[..., None])
+    leader = np.tile(np.arange(indices.shape[1]), (len(indices), 1))
+    keys = comparisons.keys[indices]
+    shared = _shares_a_sequence(keys) & present
+    for u in np.flatnonzero(shared.any(1)):
+        update_lengths, update_keys = lengths[u].tolist(), keys[u].tolist()
+        for members in _connected(update_keys, np.flatnonzero(shared[u]).tolist()):
+            group = make_group(update_lengths, update_keys, members, whole=largest.whole)
+            group_needs = largest.needs(group.needs)
+            if group.tokens < lengths[u, members].sum() and (group_needs <= largest.room).all():
+                leader[u, members] = members[0]
+                needs[u, members] = 0
+                needs[u, members[0]] = group_needs
+    first = np.argsort(-needs[..., 1:].sum(2), axis=1, kind="stable")
+    return Items(np.take_along_axis(needs, first[..., None], axis=1), first, leader)
+
+
+def _shares_a_sequence(keys: Int64[np.ndarray, "U B K"]) -> Bool[np.ndarray, "U B"]:
+    """Which comparisons hold a sequence that occurs more than once in their update."""
+    flat = keys.reshape(len(keys), -1)
+    order = np.argsort(flat, axis=1)
+    ordered = np.take_along_axis(flat, order, axis=1)
+    repeated = np.zeros(flat.shape, bool)
+    equal = ordered[:, 1:] == ordered[:, :-1]
+    repeated[:, 1:] |= equal
+    repeated[:, :-1] |= equal
+    out = np.empty_like(repeated)
+    np.put_along_axis(out, order, repeated, axis=1)
+    return np.logical_or.reduce(out.reshape(keys.shape), axis=2)
+
+
+def _connected(keys: Sequence[Sequence[int]], numbers: Iterable[int]) -> list[list[int]]:
+    """The numbers in components: two are connected where they have a key in common.
+
+    >>> _connected([[1, 2], [3, 4], [2, 5], [5, 6]], range(4))
+    [[0, 2, 3], [1]]
+    """
+    component: dict[int, list[int]] = {}  # of each key
+    for number in numbers:
+        met = {id(component[key]): component[key] for key in keys[number] if key in component}
+        joined = sorted([number, *(other for part in met.values() for other in part)])
+        component |= dict.fromkeys((key for other in joined for key in keys[other]), joined)
+    return sorted({id(part): part for part in component.values()}.values())

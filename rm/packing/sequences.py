@@ -1,0 +1,110 @@
+"""Packing single sequences, to be scored: those that begin alike share their beginning."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from ..data.comparisons import TokenizedComparisons, common_prefix
+from ..model.batch import PreferenceBatch
+from ..model.config import LlamaConfig
+from .row_shapes import RowShape
+from .rows import fill_rows
+
+ROW_TOKENS = 4096  # at most, unless a sequence is longer
+TOKENS_OF_SLOT = 32  # of its own that a sequence has at least, where rows are to be full
+
+
+def pack_sequences(
+    sequences: TokenizedComparisons, config: LlamaConfig, *, batch_size: int
+) -> Iterator[PreferenceBatch]:
+    """Rows of a single region, each for about `batch_size` sequences of average length; all but the last are alike.
+
+    Sequences are taken in the order of their tokens, where neighbours share the most.
+
+    **Arguments:** `sequences`, comparisons of one response without a prefix.
+
+    >>> from rm.data.comparisons import flatten
+    >>> config = LlamaConfig(vocab_size=9, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+    ...                      num_attention_heads=1)
+    >>> sequences = flatten([[[1, 2, 3, 4]], [[5, 6]], [[1, 2, 3, 7, 8]]], [0.0] * 3, config, share_prefix=False)
+    >>> batch, = pack_sequences(sequences, config, batch_size=3)
+    >>> batch.tokens[0, :9].tolist(), batch.index[0].tolist(), batch.ends[0, :, 0].tolist()
+    ([1, 2, 3, 7, 8, 4, 5, 6, 0], [0, 2, 1], [5, 4, 7])
+    """
+    lengths, longest = sequences.lengths.sum(1), int(sequences.lengths.sum(1).max())
+    order, shared = _neighbours(sequences)
+    if config.rope.type == "dynamic" and longest > config.max_position_embeddings:
+        shared[:] = 0  # the length of a sequence changes how even its beginning is rotated
+    capacity = round_up(max(longest, min(ROW_TOKENS, int(lengths.mean() * batch_size))))
+    shape = RowShape(rows=1, slots=max(batch_size, capacity // TOKENS_OF_SLOT), regions=(capacity,))
+    rows = _rows(order.tolist(), shared, lengths.tolist(), shape)
+    offsets = sequences.offsets.copy()
+    for run in itertools.chain(*rows):
+        offsets[run.members, 1] += run.prefix
+    split, every = dataclasses.replace(sequences, offsets=offsets), np.arange(len(lengths))
+    for row in rows:
+        if row is rows[-1]:
+            shape = dataclasses.replace(shape, regions=(min(capacity, round_up(_tokens(row))),))
+        yield fill_rows(split, every, [[np.array(run.members) for run in row]], shape)
+
+
+class Run(NamedTuple):
+    """Sequences that share a prefix."""
+
+    members: list[int]
+    prefix: int  # tokens; 0 for one alone
+    tokens: int  # that are computed
+
+
+def round_up(length: int) -> int:
+    """The next of 32, 48, 64, 96, 128, 192, …: few shapes to compile, little to pad."""
+    power = max(32, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if power > 32 and length <= power * 3 // 4 else power
+
+
+def _neighbours(sequences: TokenizedComparisons) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+    """The sequences in the order of their tokens, and how many tokens each shares with the one before it."""
+    each = [sequences.tokens[start:stop] for start, stop in sequences.offsets[:, [0, -1]].tolist()]
+    keys = [ids.astype(">u4").tobytes() for ids in each]  # big-endian, so that bytes have the order of numbers
+    order = np.array(sorted(range(len(each)), key=keys.__getitem__), np.int64)
+    shared = [common_prefix([each[a], each[b]]) for a, b in zip(order[:-1].tolist(), order[1:].tolist(), strict=True)]
+    return order, np.array([0, *shared], np.int64)
+
+
+def _joined(shared: Int64[np.ndarray, "B"]) -> Bool[np.ndarray, "B"]:
+    """Which sequences go with the one before: those that share half as much with it as either does on its other side.
+
+    >>> _joined(np.array([0, 90, 60, 20, 80])).tolist()
+    [False, True, True, False, True]
+    """
+    before, after = np.append(0, shared[:-1]), np.append(shared[1:], 0)
+    return (shared > 0) & (2 * shared >= np.maximum(before, after))
+
+
+def _rows(order: list[int], shared: Int64[np.ndarray, "B"], lengths: list[int], shape: RowShape) -> list[list[Run]]:
+    """Each sequence into the row of the one before it, if it fits there, and into its run, if they go together."""
+    rows: list[list[Run]] = [[]]
+    for i, with_last, common in zip(order, _joined(shared).tolist(), shared.tolist(), strict=True):
+        row, alone = rows[-1], Run([i], 0, lengths[i])
+        longer = [*row[:-1], _extend(row[-1], alone, common)] if row and with_last else [*row, alone]
+        fits = _tokens(longer) <= shape.positions and sum(len(run.members) for run in longer) <= shape.slots
+        if fits:
+            rows[-1] = longer
+        else:
+            rows.append([alone])
+    return rows
+
+
+def _extend(run: Run, other: Run, common: int) -> Run:
+    """The run with a sequence that shares `common` tokens with its last one."""
+    prefix = min(common, run.prefix or common)
+    whole = run.tokens + (len(run.members) - 1) * run.prefix + other.tokens  # tokens, were nothing shared
+    return Run([*run.members, *other.members], prefix, whole - len(run.members) * prefix)
+
+
+def _tokens(row: list[Run]) -> int:
+    return sum(run.tokens for run in row)

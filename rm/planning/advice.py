@@ -1,0 +1,75 @@
+"""What to change in an update, so that it fits or takes less time."""
+
+import dataclasses
+import math
+
+from ..errors import ConfigError
+from .chips import Topology
+from .estimates import Case, Cost, activation_bytes, check_case, estimate
+
+
+def largest_batch(case: Case, cost: Cost, memory: float) -> int:
+    """The most rows at once that fit, where the formula is off by the same factor as at `case.rows`."""
+    step = case.mesh.get("data", 1) * case.mesh.get("fsdp", 1)
+    off = cost.activations / activation_bytes(case)
+
+    def fits(rows: int) -> bool:
+        more = activation_bytes(dataclasses.replace(case, rows=rows))
+        return cost.peak - cost.activations + off * more <= memory
+
+    most = 0
+    for bit in reversed(range(20)):
+        most += (1 << bit) * fits((most + (1 << bit)) * step)
+    return most * step
+
+
+def more_rows(rows: int, most: int, computing: float | None, sending: float | None) -> tuple[str, ...]:
+    """Weights are sent once for all rows at once: where that takes longer than computing, more rows hide it."""
+    if not computing or not sending or sending <= computing or most <= rows:
+        return ()
+    enough = min(most, rows * math.ceil(sending / computing))
+    return (f"--batch-size {enough}: sending takes {sending / computing:.1f} times as long as computing {rows} rows",)
+
+
+def advise(case: Case, cost: Cost, where: Topology) -> tuple[str, ...]:
+    """What to change: so that it fits, or, where it does, so that it computes less."""
+    if cost.peak > where.chip.memory:
+        return _advise_less(case, where)
+    for remat in ("none", "dots") if case.remat == "full" else ():
+        peak = cost.peak - cost.activations + activation_bytes(dataclasses.replace(case, remat=remat))
+        if peak <= 0.9 * where.chip.memory:
+            return (f"--remat {remat} fits too ({peak / 1e9:.1f} GB by estimate) and computes less again",)
+    return ()
+
+
+def _advise_less(case: Case, where: Topology) -> tuple[str, ...]:
+    """Flags that help, the least harmful first, until the estimate fits."""
+    rows = min(case.rows, where.devices)
+    steps = [
+        ({"mesh": {"fsdp": where.devices}}, f"--mesh fsdp={where.devices}"),
+        ({"remat": "full"}, "--remat full"),
+        ({"rows": rows}, f"--batch-size {rows}"),
+        ({"moments": "bfloat16"}, "--moments bfloat16"),
+        ({"offload": True}, "--offload"),
+        ({"parameters": "bfloat16"}, "--parameters bfloat16"),
+        ({"optimizer": "adafactor"}, "--optimizer adafactor"),
+    ]
+    taken: list[str] = []
+    peak = estimate(case).peak
+    for change, flag in steps:
+        other = dataclasses.replace(case, **change)
+        try:
+            check_case(other)
+            less = estimate(other).peak
+        except ConfigError:
+            continue
+        if less < peak:
+            case, peak, taken = other, less, [*taken, flag]
+        if peak <= where.chip.memory:
+            return (f"{' '.join(taken)}: {peak / 1e9:.1f} GB by estimate",)
+    whole = sum(estimate(dataclasses.replace(case, mesh={"fsdp": 1}))[:3])
+    least = math.ceil(whole / (0.8 * where.chip.memory))
+    return (
+        f"even with {' '.join(taken) or 'nothing else to change'} it needs {peak / 1e9:.1f} GB; "
+        f"what is kept asks for about {least} such devices, and a row for each",
+    )

@@ -1,0 +1,197 @@
+"""What an update costs a device, by formula: what it keeps, what it holds on the way, what it exchanges."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from ..devices.mesh import AXES
+from ..errors import ConfigError
+from ..model.attention_choice import Attention
+from ..model.config import LlamaConfig
+from ..model.forward import Remat
+from ..model.reward_model import RewardModel, init_reward_model
+from ..model.sharding import check_mesh, context_order, partition_specs, state_specs
+from ..training.optimizers import Dtype, OptimizerName, make_optimizer
+from .flops import Work, count_work, update_flops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """An update to be planned: `rows` rows of `max_length` tokens, a quarter prompt, the rest two responses."""
+
+    config: LlamaConfig
+    mesh: dict[str, int]
+    rows: int
+    max_length: int = 2048
+    dtype: Dtype = "bfloat16"
+    remat: Remat = "full"
+    optimizer: OptimizerName = "adamw"
+    moments: Dtype = "float32"
+    parameters: Dtype = "float32"
+    attention: Attention = "auto"
+    offload: bool = False  # whether the optimizer's state is kept by the host
+
+    @property
+    def regions(self) -> tuple[int, int, int]:
+        """Prompt and responses of a row."""
+        return self.max_length // 4, self.max_length * 3 // 8, self.max_length * 3 // 8
+
+    @property
+    def work(self) -> Work:
+        """Tokens and visible pairs of the update."""
+        return count_work(np.array([self.regions] * self.rows, np.int64).reshape(-1, 3))
+
+
+class Kept(NamedTuple):
+    """Shapes of what lives from update to update, and the specs of where it lies."""
+
+    model: RewardModel
+    moments: Any
+    specs: Any
+    moment_specs: Any
+
+
+class Cost(NamedTuple):
+    """Bytes of one device in one update."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    activations: int  # and gathered weights
+
+    @property
+    def peak(self) -> int:
+        """All of it at once."""
+        return sum(self)
+
+
+def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
+    """A mesh without devices."""
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
+
+
+def check_case(case: Case) -> None:
+    """Refuses what cannot be run.
+
+    **Raises:** `ConfigError` where the rows are none, or the mesh does not divide heads, rows, weights or regions.
+    """
+    size = abstract_mesh(case.mesh).shape
+    if case.rows < 1 or case.rows % (size["data"] * size["fsdp"]):
+        found = f"data·fsdp = {size['data'] * size['fsdp']}"
+        raise ConfigError(f"a batch of {case.rows} rows does not divide over {found} devices; choose a multiple of it")
+    if case.max_length < 8 or case.max_length % 8:
+        raise ConfigError(f"rows must be a multiple of 8 tokens long, found {case.max_length}")
+    check_mesh(case.config, abstract_mesh(case.mesh))
+    context_order(case.regions, size["context"])
+
+
+def kept(case: Case) -> Kept:
+    """The model, the optimizer's state and their specs; nothing is allocated."""
+    mesh = abstract_mesh(case.mesh)
+    optimizer = make_optimizer(case.optimizer, 1e-5, moments=case.moments, offload=case.offload)
+    dtype = jnp.dtype(case.parameters)
+
+    def init() -> tuple[RewardModel, Any]:
+        model = init_reward_model(case.config, key=jax.random.key(0), dtype=dtype)
+        return model, optimizer.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model))  # pyright: ignore
+
+    model, moments = jax.eval_shape(init)
+    specs = partition_specs(model, mesh)
+    return Kept(model, moments, specs, state_specs(moments, model, specs))
+
+
+def bytes_of(tree: Any, specs: Any, sizes: dict[str, int], itemsize: int | None = None) -> int:
+    """Bytes that one device keeps of a tree."""
+    total = 0
+    for leaf, spec in zip(
+        jax.tree.leaves(tree), jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)), strict=True
+    ):
+        axes = [axis for part in spec if part for axis in ((part,) if isinstance(part, str) else part)]
+        total += leaf.size * (itemsize or leaf.dtype.itemsize) // math.prod(sizes.get(axis, 1) for axis in axes)
+    return total
+
+
+def estimate(case: Case) -> Cost:
+    """The memory of one device: what is kept exactly, activations by formula.
+
+    With `offload`, the state of two leaves visits the device when the activations have gone.
+    """
+    shapes = kept(case)
+    return Cost(
+        parameters=bytes_of(shapes.model, shapes.specs, case.mesh),
+        optimizer=0 if case.offload else optimizer_bytes(case),
+        gradients=bytes_of(shapes.model, shapes.specs, case.mesh, itemsize=4),
+        activations=max(activation_bytes(case), 2 * _largest_state(case) if case.offload else 0),
+    )
+
+
+def optimizer_bytes(case: Case) -> int:
+    """What the optimizer keeps for a device, in its memory or in the host's."""
+    shapes = kept(case)
+    return bytes_of(shapes.moments, shapes.moment_specs, case.mesh)
+
+
+def _largest_state(case: Case) -> int:
+    """What the optimizer keeps of the leaf for which it keeps most."""
+    shapes = kept(case)
+    moments, specs = shapes.moments[1].leaves, shapes.moment_specs[1].leaves  # after clipping, see `make_optimizer`
+    return max(bytes_of(*each, case.mesh) for each in zip(moments, specs, strict=True))
+
+
+def activation_bytes(case: Case) -> int:
+    """What one device holds on the way, by formula.
+
+    With `T` tokens a device, `full` remat holds the `L` carries `T·D` and one block: about `6 T·D + 4 T·F/tensor`
+    numbers, its scores, its weights whole and their gradient. Without remat what a block makes is held `L` times, under
+    `dots` its products.
+    """
+    config, size = case.config, abstract_mesh(case.mesh).shape
+    itemsize, width = jnp.dtype(case.dtype).itemsize, config.num_attention_heads * config.head_dim
+    rows = case.rows // (size["data"] * size["fsdp"])
+    tokens = rows * case.max_length // size["context"]
+    layers, hidden, ffn = config.num_hidden_layers, config.hidden_size, config.intermediate_size // size["tensor"]
+    products = tokens * (2 * hidden + 2 * width // size["tensor"] + 2 * ffn) * itemsize
+    block = products + tokens * (4 * hidden + 2 * ffn) * itemsize
+    if case.attention == "xla":
+        heads, query = config.num_attention_heads // size["tensor"], max(case.regions) // size["context"]
+        block += 3 * 4 * rows * heads * query * (case.regions[0] + max(case.regions))
+    weights = (2 * width * hidden + 2 * config.num_key_value_heads * config.head_dim * hidden) // size["tensor"]
+    weights = (weights + 3 * hidden * ffn) * (itemsize + 4) if size["fsdp"] > 1 else 0
+    held = {"full": 0, "dots": products, "none": block}[case.remat]
+    return layers * (tokens * hidden * itemsize + held) + block + weights
+
+
+def communication(case: Case) -> dict[str, int]:
+    """Bytes that one device sends along each axis in one update, with ring algorithms.
+
+    A gather or a scatter over `n` devices sends `(n-1)/n` of the whole, a sum twice that. `fsdp` gathers every matrix
+    for the forward and the backward pass (once more where `remat` computes again) and scatters float32 gradients;
+    `data` sums gradients; `tensor` sums two activations a block and pass; `context` gathers keys and values.
+    """
+    config, size, shapes = case.config, abstract_mesh(case.mesh).shape, kept(case)
+    itemsize, again = jnp.dtype(case.dtype).itemsize, case.remat == "full"
+    share = {axis: (size[axis] - 1) / size[axis] for axis in AXES}
+    whole = sum(leaf.size for leaf in jax.tree.leaves((shapes.model.blocks, shapes.model.last_block))) // size["tensor"]
+    tokens = case.rows * case.max_length // (size["data"] * size["fsdp"] * size["context"])
+    gradients = bytes_of(shapes.model, shapes.specs, case.mesh, itemsize=4)
+    heads = 2 * config.num_key_value_heads * config.head_dim // size["tensor"]
+    layers, passes = config.num_hidden_layers, 2 + again
+    sent = {
+        "data": 2 * share["data"] * gradients,
+        "fsdp": share["fsdp"] * (whole * (passes * itemsize + 4) + 2 * tokens * config.hidden_size * itemsize),
+        "context": share["context"] * layers * passes * tokens * size["context"] * heads * itemsize
+        + 2 * share["context"] * gradients,
+        "tensor": 2 * share["tensor"] * layers * (4 + again) * tokens * config.hidden_size * itemsize,
+    }
+    return {axis: int(sent[axis]) for axis in AXES if size[axis] > 1}
+
+
+def operations(case: Case) -> int:
+    """Floating-point operations of all devices in one update, with what `remat` computes again."""
+    return update_flops(case.config, case.work, remat=case.remat).total

@@ -1,0 +1,159 @@
+"""The training state on disk, through Orbax: a reader sees a whole checkpoint or none, and no damaged one."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..devices.processes import agree, leads
+from ..errors import CheckpointError, OutputError, first_line
+from ..files.checksum import checksums
+from ..training.step import TrainState
+
+_LONGEST_SAVE = 30 * 86400  # seconds; slow disks are no error, nor is a clock that was put forward
+
+
+class Checkpoints:
+    """The checkpoints of a run: `save` returns at once, writing goes on behind it.
+
+    **Arguments:** `keep`, how many of the newest stay, all when `None`; `best`, the metric given to `save` whose best
+    checkpoint stays as well, the lowest where its name ends in `loss`, else the highest; `read_only`, which leaves a
+    directory alone that a run may be writing to.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, keep: int | None = None, best: str | None = None, read_only: bool = False
+    ):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+        self._ocp, self._best, self.directory = ocp, best, Path(directory).absolute()
+        lowest = best is not None and best.endswith("loss")
+        policies: list[Any] = [LatestN(n=keep)]
+        if best is not None:
+            policies.append(
+                BestN(
+                    get_metric_fn=lambda found: found["best"],
+                    reverse=lowest,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies),
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
+            async_options=ocp.options.AsyncOptions(timeout_secs=_LONGEST_SAVE),
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    @property
+    def steps(self) -> list[int]:
+        """After which updates there is a whole checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, notes: dict[str, Any], metrics: Mapping[str, float] = {}) -> None:
+        """Saves the state after `step` updates, with `notes` (JSON) beside it.
+
+        **Raises:** `OutputError` where it, or the one before it, cannot be written.
+        """
+        if step in self.steps:
+            return
+        taken = copy.deepcopy(notes)  # they are written later, and may have changed by then
+        record = _seal({"step": step, "notes": taken, "checksums": checksums(state)})
+        parts = {"state": self._ocp.args.StandardSave(state), "notes": self._ocp.args.JsonSave(record)}
+        best = {"best": float(metrics[self._best])} if self._best and self._best in metrics else None
+        with self._writing():
+            self._manager.save(step, args=self._ocp.args.Composite(**parts), metrics=best)
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state and the notes saved at `step`; `like` gives the shapes, types and placement to expect.
+
+        **Raises:** `CheckpointError` where what is read is not what was saved.
+        """
+        parts = {"state": self._ocp.args.StandardRestore(like), "notes": self._ocp.args.JsonRestore()}
+        try:
+            restored = self._manager.restore(step, args=self._ocp.args.Composite(**parts))
+            state, record = restored["state"], restored["notes"]
+            if not isinstance(record, dict) or _seal(record) != record or record["step"] != step:
+                raise CheckpointError("its notes have changed since they were written")
+            changed = [name for name, value in checksums(state).items() if record["checksums"].get(name) != value]
+            if changed:
+                raise CheckpointError(f"{changed[0]} has changed since it was written")
+        except jax.errors.JaxRuntimeError:  # out of memory, or another process has gone
+            raise
+        except Exception as error:  # damage can show anywhere in what reads it
+            where = self.directory / str(step)
+            raise CheckpointError(f"{where}: cannot be restored ({first_line(error)})") from None
+        return state, record["notes"]
+
+    def restore_newest(self, like: TrainState, report: Callable[[str], None]) -> tuple[int, TrainState, dict[str, Any]]:
+        """The newest checkpoint that is whole; damaged ones are reported and set aside as `damaged-STEP`.
+
+        **Raises:** `CheckpointError` where there is none.
+        """
+        for step in reversed(self.steps):
+            error = None
+            try:
+                state, notes = self.restore(step, like)
+            except CheckpointError as found:
+                error, state, notes = found, None, {}
+            if agree(error is None):
+                return step, state, notes  # pyright: ignore[reportReturnType]
+            aside = self.directory / f"damaged-{step}"
+            report(f"{error or f'checkpoint {step} cannot be restored by another process'}; it is now {aside.name}")
+            if leads():
+                (self.directory / str(step)).rename(aside)
+            agree(True)  # once it is done
+            self._manager.reload()
+        raise CheckpointError(f"{self.directory}: no checkpoint that can be restored; remove it to start again")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            advice = "those before it are whole, and --resume auto goes on from there"
+            raise OutputError(f"{self.directory}: a checkpoint cannot be written ({reason}); {advice}") from None
+
+    def wait(self) -> None:
+        """Waits for what is being written.
+
+        **Raises:** `OutputError` where it cannot be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for what is being written, and ends."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+def _seal(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the hash of the rest of it."""
+    rest = {name: value for name, value in record.items() if name != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def abstract(state: TrainState) -> TrainState:
+    """The shapes, types and placement of a state, which then need not be kept."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

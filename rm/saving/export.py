@@ -1,0 +1,107 @@
+"""Reward models written as Hugging Face directories, which `transformers`, TRL and vLLM load."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..devices.processes import fetch, leads
+from ..errors import WeightsError
+from ..files.hub import RECORD, sha256_of
+from ..files.output import new_directory
+from ..files.weights import write_json, write_tensors
+from ..model.reward_model import RewardModel
+from ..model.tensor_names import leaf_name, tensor_names
+from ..text.pad_token import match_tokenizer
+from ..text.portable import portable_files, with_date
+from ..text.tokenizer import Tokenizer
+from ..version import __version__
+from .card import Texts, model_card
+
+
+def save_reward_model(
+    path: str | Path,
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    *,
+    dtype=None,
+    max_shard_bytes: int = 5_000_000_000,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
+
+    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files (as they came, but for
+    what `portable_files` changes and a pad token that no sequence ends in, see `match_tokenizer`), a model card and
+    `rm.json`. All of it appears at once.
+
+    **Arguments:** `dtype`, of the weights on disk, the parameters' own when `None` (the head is always float32);
+    `provenance`, what `rm.json` and the card say of the run.
+
+    **Raises:** `OutputError` where something stands at `path` already or cannot be written.
+    """
+    model, tokenizer = match_tokenizer(model, tokenizer)
+    if not leads():  # it takes part in fetching what is written
+        write_model(None, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        return
+    pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
+    record = {"rm_version": __version__, "pooling": pooling, **(provenance or {})}
+    if tokenizer.chat_template is not None:
+        record["chat_template_date"] = tokenizer.today.isoformat()
+    with new_directory(path) as directory:
+        record["tensors"] = write_model(directory, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        stored = jnp.dtype(model.norm.dtype if dtype is None else dtype).name
+        write_json(directory / "config.json", model.config.to_hf() | {"dtype": stored})
+        files = portable_files(tokenizer)
+        for name, content in files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(content)
+        record["sha256"] = {name: sha256_of(directory / name) for name in ("config.json", *files)}
+        write_json(directory / RECORD, record)
+        card = model_card(Path(path).name, record, _texts(tokenizer))
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def _texts(tokenizer: Tokenizer) -> Texts:
+    templates = "\n".join(filter(None, (tokenizer.chat_template, *tokenizer.named_templates.values())))
+    asks = "strftime_now(" in templates
+    return Texts(
+        chat=bool(templates),
+        eos_token=tokenizer.eos_token,
+        date=tokenizer.today.isoformat() if asks else None,
+        date_is_written="strftime_now(" not in with_date(templates, tokenizer.today),
+    )
+
+
+def write_model(
+    directory: Path | None, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True
+) -> dict[str, str]:
+    """Writes the tensors of a model under their Hugging Face names, the score head only where `head`.
+
+    Returns their checksums. Without a directory they are fetched all the same, as another process that has one needs.
+    """
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
+    if not head:
+        del where["score.weight"]
+
+    def disk_dtype(leaf: str) -> np.dtype:
+        return jnp.dtype(leaves[leaf].dtype if dtype is None or leaf == "score" else dtype)
+
+    def shape(leaf: str) -> tuple[int, ...]:
+        return leaves[leaf].shape[leaf.startswith("blocks.") :]
+
+    def read(name: str) -> np.ndarray:
+        leaf, layer = where[name]
+        part = leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            values = fetch(part).astype(disk_dtype(leaf))
+        if not np.isfinite(values).all():
+            raise WeightsError(f"tensor {name!r} has become NaN or infinite as {values.dtype}; nothing was written")
+        return values
+
+    sizes = {name: math.prod(shape(leaf)) * disk_dtype(leaf).itemsize for name, (leaf, _) in sorted(where.items())}
+    return write_tensors(directory, sizes, read, max_shard_bytes=max_shard_bytes)

@@ -1,0 +1,16 @@
+"""Rewards over HTTP."""
+
+from .app import make_app
+from .batching import Batcher
+from .requests import Limits
+from .server import make_server, run_server
+from .traffic import make_metrics
+
+__all__ = [
+    "Batcher",
+    "Limits",
+    "make_app",
+    "make_metrics",
+    "make_server",
+    "run_server",
+]

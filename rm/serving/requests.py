@@ -1,0 +1,123 @@
+"""A request's body: read within limits of size and time, parsed, and its inputs found."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+_HELD = 32  # times `max_request_bytes` that all bodies together may take of the memory
+_DISCARDED = 4  # times `max_request_bytes` that are read and thrown away: who still sends does not see an answer
+_CLOSE = {"Connection": "close"}  # what is left of the body is not the next request
+
+
+Truncation = Literal["refuse", "truncate-right"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request may ask for; `request_timeout` in seconds, `truncation` of inputs over `max_length` tokens."""
+
+    max_request_bytes: int = 8 * 2**20
+    max_inputs: int = 1024
+    max_length: int = 4096
+    truncation: Truncation = "refuse"
+    request_timeout: float = 30.0
+
+
+def body_holder(limits: Limits) -> "Callable[[Request], AbstractAsyncContextManager[bytes]]":
+    """A context that reads a request's body and holds it.
+
+    It raises `HTTPException`: 413 where the body is too large, 408 where it is too slow, 503 where the bodies of all
+    requests together are too large.
+    """
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+
+    held, most = 0, limits.max_request_bytes
+
+    @asynccontextmanager
+    async def hold(request: "Request") -> AsyncIterator[bytes]:
+        nonlocal held
+        body, size = bytearray(), 0
+        if "expect" in request.headers and int(request.headers.get("content-length", 0)) > most:
+            raise HTTPException(413, _too_large(limits), _CLOSE)  # it asks before it sends
+        try:
+            async with asyncio.timeout(limits.request_timeout):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > _DISCARDED * most:
+                        break
+                    if size <= most:
+                        body += chunk
+                        held += len(chunk)
+                    if held > _HELD * most:
+                        raise busy("the bodies of all requests together are too large")
+            if size > most:
+                raise HTTPException(413, _too_large(limits), _CLOSE)
+            yield bytes(body)
+        except TimeoutError:
+            late = f"body: expected within {limits.request_timeout:g} seconds, {size} bytes came"
+            raise HTTPException(408, late, _CLOSE) from None
+        except ClientDisconnect:
+            raise HTTPException(400, "body: the connection was closed before its end") from None
+        finally:
+            held -= len(body)
+
+    return hold
+
+
+def busy(why: str) -> Exception:
+    """An answer of 503, which says when to try again."""
+    from starlette.exceptions import HTTPException
+
+    return HTTPException(503, f"{why}; try again later", {"Retry-After": "1"})
+
+
+def parse_body(body: bytes) -> Any:
+    """The JSON of a body; raises `HTTPException` (400) where it is none."""
+    from starlette.exceptions import HTTPException
+
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:  # thousands of nested lists
+        raise HTTPException(400, f"body: expected JSON ({error})") from None
+
+
+def list_of(body: Any, name: str, kinds: dict[type, str], most: int, *, alone: bool = False) -> list[Any]:
+    """The list in the field `name` of a request's body.
+
+    **Arguments:** `kinds` of its items, and what errors call them; `most` items; `alone`, without other fields.
+
+    **Raises:** `DataError`, naming the field.
+
+    >>> list_of({"inputs": ["a", 5]}, "inputs", {str: "a text", dict: "an object"}, 8)
+    Traceback (most recent call last):
+    rm.errors.DataError: inputs[1]: expected a text or an object, found int
+    """
+    if not isinstance(body, dict):
+        raise DataError(f"body: expected an object with the field {name!r}, found {type(body).__name__}")
+    if name not in body:
+        raise DataError(f"{name}: missing; expected this field, found {', '.join(body) or 'an empty object'}")
+    others = [other for other in body if other != name]
+    if alone and others:
+        raise DataError(f"{others[0]}: unknown field; expected {name!r} alone")
+    values = body[name]
+    if not isinstance(values, list):
+        raise DataError(f"{name}: expected a list, found {type(values).__name__}")
+    if len(values) > most:
+        raise DataError(f"{name}: expected at most {most} items (--max-inputs), found {len(values)}")
+    for i, value in enumerate(values):
+        if not isinstance(value, tuple(kinds)):
+            raise DataError(f"{name}[{i}]: expected {' or '.join(kinds.values())}, found {type(value).__name__}")
+    return values
+
+
+def _too_large(limits: Limits) -> str:
+    return f"body: expected at most {limits.max_request_bytes} bytes (--max-request-bytes)"

@@ -1,0 +1,21 @@
+"""Losses, metrics, optimizers and the pure update."""
+
+from .losses import centering_penalty, pairwise_loss
+from .metrics import preference_metrics
+from .optimizers import adamw, learning_rate_schedule, make_optimizer
+from .step import TrainState, accumulate, apply_gradients, init_state, jit_update, update
+
+__all__ = [
+    "TrainState",
+    "accumulate",
+    "adamw",
+    "apply_gradients",
+    "centering_penalty",
+    "init_state",
+    "jit_update",
+    "learning_rate_schedule",
+    "make_optimizer",
+    "pairwise_loss",
+    "preference_metrics",
+    "update",
+]

@@ -1,0 +1,52 @@
+"""Losses of reward arrays: one value per comparison, the caller takes the mean."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpy import ndarray
+
+from ..shapes import checked
+
+
+@checked
+def pairwise_loss(
+    chosen: Float[Array | ndarray, "*B"],
+    rejected: Float[Array | ndarray, "*B"],
+    margin: Float[Array | ndarray, "*B"] | None = None,
+) -> Float[Array, "*B"]:
+    """Bradley–Terry negative log-likelihood, `-log σ(chosen - rejected - margin)`.
+
+    **Arguments:** `chosen`, `rejected`, the rewards of the two responses of each comparison; `margin`, the reward
+    difference asked for, 0 when `None`. All of one shape: `(B,)` against `(B, 1)` raises instead of broadcasting.
+
+    **Returns:** one float32 value per comparison, `log 2` where the rewards differ by exactly the margin.
+
+    **Raises:** `jaxtyping.TypeCheckError` when the shapes differ.
+
+    >>> loss = pairwise_loss(jnp.array([1.0, 3.0]), jnp.array([1.0, -2.0]))
+    >>> [round(value, 4) for value in loss.tolist()]
+    [0.6931, 0.0067]
+
+    **Source:** Ouyang et al. 2022, arXiv 2203.02155, eq. 1; the margin: Touvron et al. 2023, arXiv 2307.09288, eq. 2.
+    """
+    difference = jnp.asarray(chosen, jnp.float32) - jnp.asarray(rejected, jnp.float32)
+    if margin is not None:
+        difference = difference - jnp.asarray(margin, jnp.float32)
+    return jax.nn.softplus(-difference)  # stable where log(1 + exp(-x)) overflows
+
+
+@checked
+def centering_penalty(
+    chosen: Float[Array | ndarray, "*B"], rejected: Float[Array | ndarray, "*B"]
+) -> Float[Array, "*B"]:
+    """`(chosen + rejected)²`, which draws the mean reward of a comparison to zero.
+
+    The Bradley–Terry loss does not change when all rewards shift; times a small coefficient (0.01 to 0.1) this term
+    pins the shift down. Arguments, result and error are those of `pairwise_loss`.
+
+    >>> centering_penalty(jnp.array([1.0, 3.0]), jnp.array([1.0, -2.0])).tolist()
+    [4.0, 1.0]
+
+    **Source:** Eisenstein et al. 2023, arXiv 2312.09244, eq. 2.
+    """
+    return (jnp.asarray(chosen, jnp.float32) + jnp.asarray(rejected, jnp.float32)) ** 2

@@ -1,0 +1,119 @@
+"""The usual optimizer, composed of optax's parts; any other optax transformation does as well."""
+
+from typing import Literal
+
+import jax
+import optax
+from jaxtyping import Array
+
+from ..model.reward_model import RewardModel
+from .offload import keep_on_host
+from .rounding import keep_moments
+
+Schedule = Literal["linear", "cosine", "constant"]
+OptimizerName = Literal["adamw", "lion", "muon", "adafactor"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+def learning_rate_schedule(
+    kind: Schedule, *, peak: float, steps: int, end: float = 0.0, warmup_steps: int = 0
+) -> optax.Schedule:
+    """Learning rate of update `0 … steps - 1`: linear warm-up from 0 to `peak`, then down to `end`.
+
+    **Arguments:** `kind`, the way down: `linear`, `cosine` (half a period) or `constant` (none); `warmup_steps`, the
+    updates before `peak` is reached.
+
+    >>> rate = learning_rate_schedule("linear", peak=1.0, steps=4)
+    >>> [float(rate(step)) for step in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    down = max(1, steps - warmup_steps)
+    after = {
+        "linear": lambda: optax.linear_schedule(peak, end, down),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, down, alpha=end / peak),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[kind]()
+    if not warmup_steps:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = 1.0,
+    moments: Dtype = "float32",
+) -> optax.GradientTransformation:
+    """AdamW(0.9, 0.999, 1e-8) after clipping by global norm, TRL's defaults; norms and biases do not decay.
+
+    **Source:** Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2.
+    """
+    return make_optimizer(
+        "adamw", learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm, moments=moments
+    )
+
+
+def make_optimizer(
+    name: OptimizerName,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = 1.0,
+    moments: Dtype = "float32",
+    offload: bool = False,
+) -> optax.GradientTransformation:
+    """One of optax's optimizers after clipping by global norm; norms and biases do not decay.
+
+    | name        | kept for a parameter, bytes                   | source                                       |
+    |-------------|-----------------------------------------------|----------------------------------------------|
+    | `adamw`     | two moments: 8, or 4 with bfloat16 `moments`  | Loshchilov & Hutter 2019, arXiv 1711.05101   |
+    | `lion`      | one: 4 or 2                                   | Chen et al. 2023, arXiv 2302.06675, alg. 2   |
+    | `muon`      | one for matrices of blocks, else as `adamw`   | Liu et al. 2025, arXiv 2502.16982, eq. 4     |
+    | `adafactor` | sums over rows and columns: almost none       | Shazeer & Stern 2018, arXiv 1804.04235, alg. 4 |
+
+    **Arguments:** `moments`, the type they are kept in; bfloat16 ones are rounded stochastically (`keep_moments`);
+    `offload`, whether they stay in the host's memory between updates (`keep_on_host`).
+
+    >>> make_optimizer("lion", 1e-4).init({"weight": jax.numpy.zeros((2, 2))})[1][0].mu["weight"].shape
+    (2, 2)
+    """
+    rule = {
+        "adamw": lambda: optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask),
+        "lion": lambda: optax.lion(learning_rate, weight_decay=weight_decay, mask=decay_mask),
+        "muon": lambda: _muon(learning_rate, weight_decay),
+        "adafactor": lambda: optax.adafactor(
+            learning_rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decay_mask
+        ),
+    }[name]()
+    clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    rule = rule if moments == "float32" else keep_moments(rule)
+    return optax.chain(clip, keep_on_host(rule) if offload else rule)
+
+
+def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    """Muon for the matrices of blocks, AdamW for the rest; updates as large as AdamW's, so rates carry over."""
+    from optax.contrib import MuonDimensionNumbers, muon
+
+    def kinds(params: RewardModel) -> RewardModel:
+        def kind(path: tuple, _: Array) -> str:
+            return "matrix" if jax.tree_util.keystr(path).endswith("_proj.weight") else "rest"
+
+        return jax.tree_util.tree_map_with_path(kind, params)
+
+    def axes(params: RewardModel) -> RewardModel:  # in and out features of matrices that may be stacked
+        return jax.tree.map(lambda leaf: MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2), params)
+
+    matrix = muon(learning_rate, weight_decay=weight_decay, muon_weight_dimension_numbers=axes, consistent_rms=0.2)  # pyright: ignore
+    rest = optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask)
+    return optax.partition({"matrix": matrix, "rest": rest}, kinds)
+
+
+def decay_mask(model: RewardModel) -> RewardModel:
+    """Where weight decay applies: matrices, but neither norms nor biases."""
+
+    def decays(path: tuple, _: Array) -> bool:
+        name = jax.tree_util.keystr(path)
+        return "norm" not in name and "bias" not in name
+
+    return jax.tree_util.tree_map_with_path(decays, model)

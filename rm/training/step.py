@@ -1,0 +1,228 @@
+"""The training state and the pure update: one optimizer step over exactly the comparisons it is given."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from ..devices.mesh import mesh_of, shardings
+from ..model.batch import PreferenceBatch
+from ..model.reward_model import RewardModel
+from ..model.sharding import partition_specs, state_specs
+from ..shapes import checked
+from .metrics import preference_metrics
+from .offload import HOST, OnHost, place_on_host
+from .rounding import add_updates
+
+# The loss of every slot and the rewards it was computed from; the update masks, sums and divides.
+Objective = Callable[[Any, PreferenceBatch], tuple[Float[Array, "R S"], Float[Array, "R S K"]]]
+
+
+class TrainState(eqx.Module):
+    """Everything an update changes: the step counter, the model and the optimizer's state."""
+
+    step: Int[Array, ""]
+    model: RewardModel
+    opt_state: optax.OptState
+
+
+class Sums(eqx.Module):
+    """What the micro-batches of an update have added up to."""
+
+    gradients: RewardModel  # float32 sums
+    metrics: dict[str, Float[Array, ""]]  # over the comparisons so far
+    comparisons: Int[Array, ""]
+
+
+def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update.
+
+    The arrays of `model` become part of the state: when the update donates it, use `state.model` from then on. What
+    the optimizer keeps for a parameter goes to the same devices of a mesh, or to their host (`keep_on_host`).
+
+    **Raises:** `ConfigError` where the devices cannot reach the host's memory.
+    """
+
+    def init(model: RewardModel) -> tuple[Array, optax.OptState]:
+        return jnp.zeros((), jnp.int32), optimizer.init(_as_float32(model))  # pyright: ignore[reportArgumentType]
+
+    mesh = mesh_of(model)
+    _, shapes = jax.eval_shape(init, model)
+    if mesh is not None:
+        first, where = shardings((P(), state_specs(shapes, model, partition_specs(model, mesh))), mesh)
+    else:
+        where = model.norm.sharding  # every leaf committed, as an update returns it: or the second one compiles again
+        model = jax.tree.map(lambda leaf: jax.device_put(leaf, where), model)  # one by one, which `vmap` can map
+        first, where = jax.tree.map(lambda _: model.norm.sharding, (0, shapes))
+    step, opt_state = jax.jit(init, out_shardings=(first, place_on_host(where, shapes)))(model)
+    return TrainState(step, model, opt_state)
+
+
+def _as_float32(model: RewardModel) -> RewardModel:
+    """What optimizers see: gradients come in float32, so moments must stay in it whatever the parameters' type."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
+
+
+@checked
+def accumulate(sums: Sums | None, model: RewardModel, batch: PreferenceBatch, objective: Objective) -> Sums:
+    """Adds the gradients and the metrics of a micro-batch to `sums`, which are `None` before the first."""
+
+    def total(model: RewardModel) -> tuple[Array, Array]:
+        loss, rewards = objective(model, batch)
+        if loss.shape != batch.index.shape:
+            raise TypeError(f"the objective must return a loss of shape {batch.index.shape}, found {loss.shape}")
+        return jnp.sum(loss, where=batch.mask), rewards
+
+    (loss, rewards), gradients = jax.value_and_grad(total, has_aux=True)(model)
+    count = jnp.sum(batch.mask, dtype=jnp.int32)
+    metrics = {
+        "loss": loss / count.astype(jnp.float32),
+        **preference_metrics(rewards[..., 0], rewards[..., 1], batch.mask),
+    }
+    new = Sums(_as_float32(gradients), metrics, count)
+    return new if sums is None else add_sums(sums, new)
+
+
+def add_sums(one: Sums, other: Sums) -> Sums:
+    """Sums over the micro-batches of both."""
+    gradients = jax.tree.map(jnp.add, one.gradients, other.gradients)
+    metrics = _merge(one.metrics, one.comparisons, other.metrics, other.comparisons)
+    return Sums(gradients, metrics, one.comparisons + other.comparisons)
+
+
+def _merge(old: dict[str, Array], old_count: Array, new: dict[str, Array], count: Array) -> dict[str, Array]:
+    """Metrics over two sets of comparisons from those over each; an empty set changes nothing."""
+    share = count.astype(jnp.float32) / jnp.maximum(old_count + count, 1).astype(jnp.float32)
+    merged = {name: old[name] + share * (new[name] - old[name]) for name in old}
+    merged["min_reward"] = jnp.minimum(old["min_reward"], new["min_reward"])
+    merged["max_reward"] = jnp.maximum(old["max_reward"], new["max_reward"])
+    merged = {name: jnp.where(old_count > 0, merged[name], new[name]) for name in old}
+    return {name: jnp.where(count > 0, merged[name], old[name]) for name in old}
+
+
+@checked
+def apply_gradients(
+    state: TrainState,
+    sums: Sums,
+    optimizer: optax.GradientTransformation,
+    skip_above: Float[Array, ""] | float = math.inf,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm` and `skipped`.
+
+    Where the loss or the norm of the gradient is not finite, or the norm is above `skip_above`, the state stays as it
+    is and `skipped` is 1.
+    """
+    count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
+    norm = optax.tree.norm(sums.gradients) / count
+    good = jnp.isfinite(sums.metrics["loss"]) & jnp.isfinite(norm) & (norm <= skip_above)
+    scale = jnp.where(good, 1 / count, jnp.nan)  # see `keep_on_host`; one factor needs no arrays of its own
+    gradients = jax.tree.map(lambda total: total * scale, sums.gradients)
+    parameters: Any = _as_float32(state.model)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)  # pyright: ignore[reportArgumentType]
+    model = add_updates(state.model, updates, state.step)
+    metrics = sums.metrics | {"grad_norm": norm, "skipped": (~good).astype(jnp.float32)}
+    return _choose(good, TrainState(state.step + 1, model, opt_state), state), metrics  # pyright: ignore
+
+
+def _choose(good: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+    """The new state where the update is good; `keep_on_host` has chosen already for what it keeps."""
+
+    def choose(new: Any, old: Any) -> Any:
+        return new if isinstance(new, OnHost) else jnp.where(good, new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda node: isinstance(node, OnHost))
+
+
+@checked
+def update(
+    state: TrainState,
+    batches: Sequence[PreferenceBatch],
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    skip_above: Float[Array, ""] | float = math.inf,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One optimizer step over all comparisons of `batches`: `θ ← θ - optimizer(∇ mean loss)`.
+
+    Gradients are summed over the micro-batches in float32 and divided by the number of comparisons, so the step does
+    not depend on how the comparisons are packed. Pure; jit it at the edge: `jax.jit(partial(update,
+    objective=objective, optimizer=optimizer), donate_argnums=0)`, or with `jit_update` where shapes vary.
+
+    **Arguments:** `objective(model, batch)` returns the loss of every slot `[R, S]` and the rewards `[R, S, K]` that it
+    was computed from; `optimizer`, any optax transformation; `skip_above`, the norm of the gradient above which the
+    update is skipped.
+
+    **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping), `skipped` and
+    `preference_metrics` of the first response of each comparison against the second. An update whose loss or gradient
+    is not finite is skipped: the state is the one given, and `skipped` is 1.
+
+    **Raises:** `TypeError` where the objective's loss does not have the shape of the slots.
+
+    >>> from rm import LlamaConfig, init_reward_model, pairwise_loss, rewards
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...                      num_attention_heads=4)
+    >>> batch = PreferenceBatch(
+    ...     tokens=jnp.array([[5, 6, 7, 8]]), segments=jnp.array([[1, 1, 1, 1]]), parts=jnp.array([[0, 0, 1, 2]]),
+    ...     positions=jnp.array([[0, 1, 2, 2]]), ends=jnp.array([[[2, 3]]]), index=jnp.array([[0]]),
+    ...     margin=jnp.zeros((1, 1)), regions=(2, 1, 1))
+    >>> def objective(model, batch):
+    ...     r = rewards(model, batch)
+    ...     return pairwise_loss(r[..., 0], r[..., 1]), r
+    >>> optimizer = optax.adamw(1e-2)
+    >>> state = init_state(init_reward_model(config, key=jax.random.key(0)), optimizer)
+    >>> step = jax.jit(partial(update, objective=objective, optimizer=optimizer), donate_argnums=0)
+    >>> for _ in range(3):
+    ...     state, metrics = step(state, [batch])
+    >>> float(metrics["loss"]) < 0.69
+    True
+    """
+    _check_batches(batches)
+    sums = accumulate(None, state.model, batches[0], objective)
+    for batch in batches[1:]:
+        sums = accumulate(sums, state.model, batch, objective)
+    return apply_gradients(state, sums, optimizer, skip_above)
+
+
+def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
+    if not batches:
+        raise ValueError("an update needs at least one batch, found none")
+
+
+def jit_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
+    """`update` for a loop whose batches vary in number and shape: `step(state, batches, skip_above)`.
+
+    It composes the jitted parts, so there is one compilation per batch shape rather than one per combination. The
+    state given in is donated: use the one returned, which has every array where the one given had it.
+    """
+    first = jax.jit(partial(accumulate, None, objective=objective))
+    add = jax.jit(add_sums, donate_argnums=0)
+
+    @cache
+    def finish(placement: tuple, structure: Any) -> Callable:
+        where = (structure.unflatten(placement), None) if placement else None
+
+        def apply(state: TrainState, sums: Sums, skip_above: Array) -> tuple[TrainState, dict[str, Array]]:
+            return apply_gradients(state, sums, optimizer, skip_above)
+
+        return jax.jit(apply, donate_argnums=0, out_shardings=where)
+
+    def step(
+        state: TrainState, batches: Sequence[PreferenceBatch], skip_above: float = math.inf
+    ) -> tuple[TrainState, dict[str, Array]]:
+        _check_batches(batches)
+        sums = first(state.model, batches[0])
+        for batch in batches[1:]:
+            sums = add(sums, first(state.model, batch))
+        leaves, structure = jax.tree.flatten(state)
+        away = mesh_of(state) is not None or any(leaf.sharding.memory_kind == HOST for leaf in leaves)
+        placement = tuple(leaf.sharding for leaf in leaves) if away else ()
+        return finish(placement, structure)(state, sums, np.float32(skip_above))
+
+    return step
