@@ -117,7 +117,7 @@ def break_down(workload: Path, tokens: int, dtype: str, rounds: int) -> dict[str
     model, batch, products = load(workload, tokens)
 
     def objective(model, batch):
-        r = rm.rewards(model, batch, dtype=jnp.dtype(dtype), remat="none")
+        r = rm.rewards(model, batch, rm.Compute(dtype=dtype, remat="none"))
         return rm.pairwise_loss(r[..., 0], r[..., 1]), r
 
     optimizer = rm.adamw(1e-5)

@@ -29,7 +29,6 @@ PHASES = ("import", "model and data", "update")
 def first_update(args: argparse.Namespace) -> None:
     """What a run does; prints the seconds of its phases and the programs that it asked for and that were compiled."""
     import jax
-    import jax.numpy as jnp
 
     import rm
 
@@ -45,7 +44,7 @@ def first_update(args: argparse.Namespace) -> None:
     times.append(time.time())
 
     def objective(model, batch):
-        r = rm.rewards(model, batch, dtype=jnp.dtype(args.dtype), remat=args.remat)
+        r = rm.rewards(model, batch, rm.Compute(dtype=args.dtype, remat=args.remat))
         return rm.pairwise_loss(r[..., 0], r[..., 1]), r
 
     optimizer = rm.adamw(1e-5)

@@ -28,12 +28,13 @@ Scorer = Callable[[list[str]], list[float]]
 
 
 def rm_scorer(directory: Path, dtype: str) -> Scorer:
-    import jax.numpy as jnp
 
     import rm
 
     model, tokenizer = rm.load_reward_model(directory), rm.load_tokenizer(directory)
-    return lambda texts: rm.score(model, tokenizer, texts, batch_size=BATCH_SIZE, dtype=jnp.dtype(dtype)).tolist()
+    return lambda texts: rm.score(
+        model, tokenizer, texts, batch_size=BATCH_SIZE, compute=rm.Compute(dtype=dtype)
+    ).tolist()
 
 
 def transformers_scorer(directory: Path, dtype: str) -> Scorer:

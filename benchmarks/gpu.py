@@ -209,6 +209,7 @@ def make_update(case: Case):
     import jax
     import jax.numpy as jnp
 
+    from rm.model.compute import Compute
     from rm.model.forward import rewards
     from rm.training.losses import pairwise_loss
     from rm.training.optimizers import adamw
@@ -217,7 +218,7 @@ def make_update(case: Case):
     kept = TYPES[case.types]
 
     def objective(model, batch):
-        r = rewards(model, batch, dtype=jnp.bfloat16, remat=case.remat, attention=case.attention)
+        r = rewards(model, batch, Compute(dtype=jnp.bfloat16, remat=case.remat, attention=case.attention))
         return pairwise_loss(r[..., 0], r[..., 1], batch.margin), r
 
     optimizer = adamw(1e-5)

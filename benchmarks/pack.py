@@ -38,7 +38,7 @@ def comparisons_of(shared: Path, name: str, model: str):
 def fill(shared: Path) -> None:
     """One whole epoch, by lengths."""
     import rm
-    from rm.packing.row_shapes import Layout
+    from rm.model.attention_choice import Layout
 
     print("\n| data | layout | batch size | shapes | filled | fit s |\n|---|---|---|---|---|---|")
     for name in DATA:

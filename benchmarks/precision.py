@@ -28,7 +28,7 @@ BATCH_SIZE = 16
 
 def train(model: rm.RewardModel, comparisons, dtype: str, seed: int, updates: int) -> rm.RewardModel:
     def objective(model, batch):
-        r = rm.rewards(model, batch, dtype=jnp.dtype(dtype), remat="none")
+        r = rm.rewards(model, batch, rm.Compute(dtype=dtype, remat="none"))
         return rm.pairwise_loss(r[..., 0], r[..., 1]) + 0.01 * rm.centering_penalty(r[..., 0], r[..., 1]), r
 
     plan = rm.plan_batches(comparisons, BATCH_SIZE, seed=seed)
@@ -59,7 +59,7 @@ def transformers_rewards(directory: str, texts: list[list[int]], dtype: str, aut
 def differences(model: rm.RewardModel, tokenizer, inputs: list[dict], reference: np.ndarray) -> dict[str, float]:
     """The largest difference from the rewards in float32, `reference`, for each other way to compute them."""
     found = {
-        "rm": rm.score(model, tokenizer, inputs, dtype=jnp.bfloat16),
+        "rm": rm.score(model, tokenizer, inputs, compute=rm.Compute(dtype=jnp.bfloat16)),
         "weights alone": rm.score(rounded_weights(model), tokenizer, inputs),
     }
     if importlib.util.find_spec("transformers"):
@@ -91,7 +91,7 @@ def main() -> None:
         kept = np.random.default_rng(0).permutation(len(comparisons))
         held_out, learned = (comparisons.take(part) for part in np.split(kept, [len(kept) // 10]))
         models = [train(base, learned, dtype, seed, args.updates) for dtype in DTYPES]
-        metrics = [rm.evaluate(m, held_out, dtype=jnp.dtype(d)) for m, d in zip(models, DTYPES, strict=True)]
+        metrics = [rm.evaluate(m, held_out, compute=rm.Compute(dtype=d)) for m, d in zip(models, DTYPES, strict=True)]
         accuracy = [values["accuracy"] for values in metrics]
         inputs = [{"messages": rows[i]["prompt"] + rows[i]["chosen"]} for i in range(200)]
         rewards = rm.score(models[0], matched, inputs)

@@ -28,7 +28,7 @@ import numpy as np
 from random_comparisons import random_comparisons
 
 import rm
-from rm.model.forward import Remat
+from rm.model.compute import Remat
 from rm.planning.flops import count_parameters, count_work, update_flops
 
 REMAT: tuple[Remat, ...] = ("full", "none")
@@ -114,7 +114,7 @@ def objective_of(remat: Remat):
     """The mean over neighbours in the order of preference, so that every response counts."""
 
     def objective(model, batch):
-        r = rm.rewards(model, batch, remat=remat)
+        r = rm.rewards(model, batch, rm.Compute(remat=remat))
         return rm.pairwise_loss(r[..., :-1], r[..., 1:]).mean(-1), r
 
     return objective

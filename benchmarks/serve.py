@@ -49,7 +49,6 @@ def write_tiny(shared: Path, directory: Path) -> None:
 
 def score_offline(model_directory: Path, texts_file: Path) -> None:
     """The offline side's process: prints seconds and rewards."""
-    import jax.numpy as jnp
 
     import rm
     from rm.serving.batching import score_batch, shapes
@@ -59,7 +58,7 @@ def score_offline(model_directory: Path, texts_file: Path) -> None:
     texts = json.loads(texts_file.read_text())
     sizes = {"max_batch_size": BATCH_SIZE, "max_length": MAX_LENGTH}
     for count, length in shapes(**sizes):  # the server compiles before its first request, too
-        score_batch(model, [[0] * length] * count, dtype=jnp.float32, **sizes)
+        score_batch(model, [[0] * length] * count, compute=rm.Compute(), **sizes)
     rm.score(model, tokenizer, texts[:BATCH_SIZE], batch_size=BATCH_SIZE)
     start = time.perf_counter()
     rewards = rm.score(model, tokenizer, texts, batch_size=BATCH_SIZE)

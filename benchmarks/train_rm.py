@@ -20,7 +20,7 @@ def main() -> None:
     dtype = jnp.dtype(args.dtype)
 
     def objective(model, batch):
-        r = rm.rewards(model, batch, dtype=dtype, remat="none")
+        r = rm.rewards(model, batch, rm.Compute(dtype=dtype, remat="none"))
         return rm.pairwise_loss(r[..., 0], r[..., 1]), r
 
     optimizer = rm.adamw(1e-5)

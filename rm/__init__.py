@@ -6,6 +6,7 @@ from .errors import CheckpointError, ConfigError, DataError, OutputError, RmErro
 from .evaluation import comparison_rewards, evaluate, findings, plots, score, statistics
 from .files import push_reward_model
 from .model import (
+    Compute,
     LlamaConfig,
     PreferenceBatch,
     RewardModel,
@@ -43,6 +44,7 @@ __all__ = [
     "Calibration",
     "CheckpointError",
     "Checkpoints",
+    "Compute",
     "ConfigError",
     "DataError",
     "LlamaConfig",

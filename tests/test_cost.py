@@ -36,7 +36,7 @@ def llama(layers: int = 4) -> rm.LlamaConfig:
 
 
 def objective(model, batch, **options):
-    rewards = rm.rewards(model, batch, **options)
+    rewards = rm.rewards(model, batch, rm.Compute(**options))
     return rm.pairwise_loss(rewards[..., 0], rewards[..., 1]), rewards
 
 

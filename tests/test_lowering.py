@@ -92,7 +92,7 @@ def test_the_model_takes_the_form_that_is_chosen(forward_inputs):
         jax.clear_caches()  # the platform is no part of what JAX knows a trace by
 
         def forward(model, batch):
-            return rm.rewards(model, batch, dtype=jnp.bfloat16, attention=attention)
+            return rm.rewards(model, batch, rm.Compute(dtype=jnp.bfloat16, attention=attention))
 
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return str(jax.make_jaxpr(forward)(model, batch)).count("pallas_call")

@@ -62,7 +62,7 @@ def alone(model: rm.RewardModel, tokens: jax.Array, length: jax.Array) -> jax.Ar
         margin=jnp.zeros((1, 1)),
         regions=(tokens.shape[0],),
     )
-    return rm.rewards(model, batch, remat="none", attention="xla")[0, 0, 0]
+    return rm.rewards(model, batch, rm.Compute(remat="none", attention="xla"))[0, 0, 0]
 
 
 def one_by_one(model, sequences, weights) -> tuple[np.ndarray, rm.RewardModel]:
@@ -83,7 +83,7 @@ def packed(
     @jax.jit
     @partial(jax.value_and_grad, has_aux=True)
     def weighted(model, batch):
-        rewards = rm.rewards(model, batch, attention=attention, dtype=dtype)
+        rewards = rm.rewards(model, batch, rm.Compute(attention=attention, dtype=dtype))
         return (weights[batch.index] * rewards).sum(where=batch.mask[..., None]), rewards
 
     rewards, gradients = np.zeros(weights.shape), jax.tree.map(jnp.zeros_like, model)
@@ -159,7 +159,7 @@ def test_recomputing_changes_no_gradient(remat):
 
     def gradients(remat):
         def total(model):
-            return (rm.rewards(model, batch, remat=remat) ** 2).sum(where=batch.mask[..., None])
+            return (rm.rewards(model, batch, rm.Compute(remat=remat)) ** 2).sum(where=batch.mask[..., None])
 
         return jax.jit(jax.grad(total))(model)
 
@@ -195,6 +195,6 @@ def test_bfloat16_compute_stays_near_float32():
     model = rm.init_reward_model(CONFIG, key=jax.random.key(0), head_std=0.1)
     comparisons = flatten(odd_comparisons(2), [0.0] * 10, CONFIG)
     (batch, *_) = pack(comparisons, range(4), fit_row_shapes(comparisons, 4))
-    low = rm.rewards(model, batch, dtype=jnp.bfloat16)
+    low = rm.rewards(model, batch, rm.Compute(dtype=jnp.bfloat16))
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, rm.rewards(model, batch), atol=5e-2)

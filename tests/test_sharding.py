@@ -59,7 +59,7 @@ def one_batch(comparisons, layout: str) -> rm.PreferenceBatch:
 
 
 def objective(model, batch, **options):
-    rewards = rm.rewards(model, batch, **options)
+    rewards = rm.rewards(model, batch, rm.Compute(**options))
     chosen, rejected = rewards[..., 0], rewards[..., 1]
     return rm.pairwise_loss(chosen, rejected, batch.margin) + 0.1 * rm.centering_penalty(chosen, rejected), rewards
 
@@ -153,7 +153,7 @@ def test_a_stretched_rope_sees_whole_sequences(comparisons):
     config = dataclasses.replace(CONFIG, rope=rope, max_position_embeddings=8, num_attention_heads=8, head_dim=4)
     model = rm.init_reward_model(config, key=jax.random.key(0), head_std=0.5)
     batch, mesh = one_batch(comparisons, "regions"), rm.make_mesh(data=2, context=4)
-    found = jax.jit(partial(rm.rewards, mesh=mesh))(rm.place_model(model, mesh), batch)
+    found = jax.jit(partial(rm.rewards, compute=rm.Compute(mesh=mesh)))(rm.place_model(model, mesh), batch)
     np.testing.assert_allclose(found, jax.jit(rm.rewards)(model, batch), atol=1e-5)
 
 
@@ -288,7 +288,7 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_batch(comparisons):
         model = jax.eval_shape(
             lambda: rm.init_reward_model(dataclasses.replace(CONFIG, **changes), key=jax.random.key(0))
         )
-        jax.eval_shape(partial(rm.rewards, mesh=mesh), model, batch)
+        jax.eval_shape(partial(rm.rewards, compute=rm.Compute(mesh=mesh)), model, batch)
 
     with pytest.raises(rm.ConfigError, match=r"^mesh tensor=8: must divide num_key_value_heads, found 4; use fsdp"):
         trace(rm.make_mesh(tensor=8), num_key_value_heads=4)

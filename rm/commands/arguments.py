@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..files.hub import is_repository
 from ..model.attention_choice import Attention
-from ..model.forward import Remat
+from ..model.compute import Remat
 from ..training.optimizers import Dtype, OptimizerName, Schedule
 from .flags import check_finite, check_not_negative, check_positive
 from .read import DataOptions

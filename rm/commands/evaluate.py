@@ -23,6 +23,7 @@ from ..files.checksum import checksums
 from ..files.hub import read_json
 from ..files.output import check_writable, locked, replace_file
 from ..files.row_files import LINE, UNREADABLE
+from ..model.compute import Compute
 from ..model.loading import load_config
 from ..text.tokenizer import Tokenizer
 from .flags import check_positive
@@ -132,7 +133,7 @@ def score_with(
     write_record(args.output, {"arguments": dataclasses.asdict(args), "models": known, "versions": versions()})
     scores = args.output / "scores.jsonl"
     for part in parts:
-        score_rows(scores, name, model, part, describe, batch_size=args.batch_size, dtype=args.dtype)
+        score_rows(scores, name, model, part, describe, batch_size=args.batch_size, compute=Compute(dtype=args.dtype))
     if len(parts) > 1:
         write_scores(scores, in_order_of_rows(read_scores(scores)))
     return table

@@ -3,13 +3,12 @@
 import time
 from typing import Any
 
-import jax.numpy as jnp
-
 from ..data.comparisons import TokenizedComparisons
 from ..devices.processes import leads
 from ..errors import RmError
 from ..evaluation.scoring import METRICS, evaluate
 from ..files.hub import push_reward_model
+from ..model.compute import Compute
 from ..model.reward_model import RewardModel
 from ..saving.export import save_reward_model
 from ..text.tokenizer import Tokenizer
@@ -24,7 +23,7 @@ def evaluate_all(
     model: RewardModel, held_out: dict[str, TokenizedComparisons], args: TrainArguments
 ) -> dict[str, float]:
     """`eval_NAME_METRIC` of every evaluation set."""
-    options: Any = {"batch_size": args.batch_size, "dtype": jnp.dtype(args.dtype)}
+    options: Any = {"batch_size": args.batch_size, "compute": Compute(dtype=args.dtype)}
     options["center_rewards_coefficient"] = args.center_rewards_coefficient
     found = {name: evaluate(model, comparisons, **options) for name, comparisons in held_out.items()}
     return {f"eval_{name}_{metric}": found[name][metric] for name in found for metric in METRICS}

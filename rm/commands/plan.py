@@ -8,7 +8,7 @@ from typing import Any
 from ..devices.mesh import parse_mesh
 from ..files.output import check_file
 from ..model.attention_choice import Attention
-from ..model.forward import Remat
+from ..model.compute import Remat
 from ..planning.plans import Plan, plan
 from ..training.optimizers import Dtype, OptimizerName
 

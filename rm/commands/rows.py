@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ..data.comparisons import TokenizedComparisons
@@ -18,6 +17,7 @@ from ..errors import RmError
 from ..evaluation.scores import read_scores
 from ..evaluation.scoring import reward_chunks
 from ..files.output import append_line, replace_file
+from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.reward_model import RewardModel
 from ..text.tokenizer import Tokenizer
@@ -137,7 +137,7 @@ def score_rows(
     describe: Describe,
     *,
     batch_size: int,
-    dtype: str,
+    compute: Compute,
 ) -> None:
     """Appends a line for every comparison that has none yet; what was interrupted goes on at a whole chunk.
 
@@ -151,7 +151,7 @@ def score_rows(
         others = [line for line in lines if line["model"] != name or len(line["rewards"]) != size]
         write_scores(path, [*others, *mine[:done]])
     ready: list[str] = []
-    for indices, rewards in reward_chunks(model, comparisons, batch_size, jnp.dtype(dtype), start=done):
+    for indices, rewards in reward_chunks(model, comparisons, batch_size, compute, start=done):
         for index, found in zip(indices, rewards, strict=True):
             entry = describe(int(comparisons.row[index]), found, comparisons.lengths[index, 1:])
             ready.append(json.dumps({"model": name, **entry}))

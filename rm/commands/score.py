@@ -6,13 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-import jax.numpy as jnp
-
 from ..data.sources import parse_source
 from ..errors import DataError, OutputError
 from ..evaluation.scoring import encode_inputs, score_sequences
 from ..files.output import check_file, replace_file
 from ..files.row_files import checked_rows
+from ..model.compute import Compute
 from ..saving.calibration import normalize, require_calibration
 from .flags import check_positive
 from .load import load
@@ -63,7 +62,7 @@ def score(args: ScoreArguments) -> None:
     counts: Counter[str] = Counter()
     sequences = encode_inputs(rows, tokenizer, model.config, names=names, counts=counts)
     rewards = score_sequences(
-        model, sequences, dtype=jnp.dtype(args.dtype), batch_size=args.batch_size, max_length=args.max_length
+        model, sequences, compute=Compute(dtype=args.dtype), batch_size=args.batch_size, max_length=args.max_length
     )
     rewards = normalize(rewards, calibration) if calibration else rewards
     scored = ({**row, "reward": float(reward)} for row, reward in zip(rows, rewards, strict=True))

@@ -7,10 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import jax.numpy as jnp
-
 from ..data.sources import parse_source
 from ..errors import ConfigError
+from ..model.compute import Compute
 from ..saving.calibration import require_calibration
 from ..serving.app import make_app
 from ..serving.batching import Batcher, score_batch, shapes
@@ -80,7 +79,7 @@ def serve(args: ServeArguments) -> None:
         sizes = {"max_batch_size": args.max_batch_size, "max_length": args.max_length}
         metrics = make_metrics()
         batcher = Batcher(
-            partial(score_batch, model, dtype=jnp.dtype(args.dtype), **sizes),
+            partial(score_batch, model, compute=Compute(dtype=args.dtype), **sizes),
             warm_up=([[0] * length] * count for count, length in shapes(**sizes)),
             max_batch_size=args.max_batch_size,
             max_wait=args.max_wait / 1000,

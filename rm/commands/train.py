@@ -8,7 +8,6 @@ from signal import SIGTERM
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ..data.table import describe_table
@@ -16,6 +15,7 @@ from ..devices.processes import ballot, connect, ending_together, leads, prepare
 from ..devices.signals import stop_on_signals
 from ..errors import RmError, first_line
 from ..model.batch import PreferenceBatch
+from ..model.compute import Compute
 from ..model.forward import rewards
 from ..model.reward_model import RewardModel
 from ..packing.prefetching import prefetch
@@ -77,8 +77,8 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
     schedule, optimizer = training_optimizer(args, steps)
 
     def objective(model: RewardModel, batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
-        dtype = jnp.dtype(args.dtype)
-        scores = rewards(model, batch, dtype=dtype, remat=args.remat, attention=args.attention, mesh=mesh)
+        compute = Compute(dtype=args.dtype, remat=args.remat, attention=args.attention, mesh=mesh)
+        scores = rewards(model, batch, compute)
         chosen, rejected = scores[..., 0], scores[..., 1]
         loss = pairwise_loss(chosen, rejected, batch.margin)
         return loss + args.center_rewards_coefficient * centering_penalty(chosen, rejected), scores

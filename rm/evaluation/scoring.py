@@ -1,12 +1,13 @@
 """Using a reward model: scores of texts, metrics on comparisons."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int64
@@ -16,12 +17,13 @@ from ..data.encode import without_double_bos
 from ..data.render import RowError, as_messages, check_text, render_messages, render_response
 from ..devices.mesh import mesh_of, row_shards
 from ..errors import DataError
+from ..model.attention_choice import default_layout
 from ..model.batch import PreferenceBatch
+from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.forward import rewards
 from ..model.reward_model import RewardModel
 from ..model.sharding import place_batch
-from ..packing.batches import default_layout
 from ..packing.fit_shapes import fit_row_shapes
 from ..packing.row_shapes import RowShape
 from ..packing.rows import pack
@@ -29,8 +31,8 @@ from ..packing.sequences import pack_sequences, round_up
 from ..shapes import checked
 from ..text.pad_token import check_vocabulary
 from ..text.tokenizer import Tokenizer
-from ..training.losses import centering_penalty, pairwise_loss
 from ..training.metrics import preference_metrics
+from ..training.objectives import Objective, check_objective, pairwise_objective
 from .summary import summarize
 
 Input = str | Mapping[str, Any]
@@ -38,10 +40,25 @@ Input = str | Mapping[str, Any]
 METRICS = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "std_reward")  # of `evaluate`
 
 
-@partial(jax.jit, static_argnames=("dtype", "mesh"))
-def _jit_rewards(model: RewardModel, batch: PreferenceBatch, *, dtype: Any, mesh: Mesh | None) -> Array:
-    out = rewards(model, batch, dtype=dtype, remat="none", mesh=mesh)
-    return out if mesh is None else jax.lax.with_sharding_constraint(out, NamedSharding(mesh, PartitionSpec()))
+@partial(jax.jit, static_argnames="compute")
+def _jit_rewards(model: RewardModel, batch: PreferenceBatch, *, compute: Compute) -> Array:
+    return _on_every_device(rewards(model, batch, compute), compute.mesh)
+
+
+@eqx.filter_jit
+def _jit_objective(objective: Objective, mesh: Mesh | None, model: Any, batch: PreferenceBatch) -> tuple:
+    return _on_every_device(check_objective(objective(model, batch), batch), mesh)
+
+
+def _on_every_device(tree: Any, mesh: Mesh | None) -> Any:
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _forward_only(model: Any, compute: Compute) -> Compute:
+    """The same without recomputation, which only a backward pass needs, on the mesh that the model is on."""
+    return replace(compute, remat="none", mesh=compute.mesh or mesh_of(model))
 
 
 @checked
@@ -50,7 +67,7 @@ def score(
     tokenizer: Tokenizer,
     inputs: Sequence[Input],
     *,
-    dtype: Any = jnp.float32,
+    compute: Compute = Compute(),
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> Float[np.ndarray, "n"]:
@@ -60,9 +77,9 @@ def score(
     taken away, as it is from training data.
 
     **Arguments:** `inputs`, each a text (tokenized as given), or a dict with `text`, with `prompt` and `response`, or
-    with `messages` (the last two go the way of the training data); `dtype`, of the computation; `batch_size`, sequences
-    of average length that go through the model together; `max_length`, tokens after which an input is cut off, all
-    kept when `None`.
+    with `messages` (the last two go the way of the training data); `compute`, type, form of attention and mesh, by
+    default the one that the model is on; `batch_size`, sequences of average length that go through the model together;
+    `max_length`, tokens after which an input is cut off, all kept when `None`.
 
     **Raises:** `DataError`, naming the input, where it has none of these forms.
 
@@ -70,7 +87,7 @@ def score(
     """
     names = [f"input {number}" for number in range(len(inputs))]
     sequences = encode_inputs(inputs, tokenizer, model.config, names=names)
-    return score_sequences(model, sequences, dtype=dtype, batch_size=batch_size, max_length=max_length)
+    return score_sequences(model, sequences, compute=compute, batch_size=batch_size, max_length=max_length)
 
 
 @checked
@@ -78,7 +95,7 @@ def score_sequences(
     model: RewardModel,
     sequences: Sequence[Sequence[int]],
     *,
-    dtype: Any = jnp.float32,
+    compute: Compute = Compute(),
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> Float[np.ndarray, "n"]:
@@ -88,9 +105,9 @@ def score_sequences(
     if not sequences:
         return np.zeros(0, np.float32)
     cut = flatten([[ids[:max_length]] for ids in sequences], [0.0] * len(sequences), model.config, share_prefix=False)
-    out = np.empty(len(sequences), np.float32)
-    rows = _rows(cut, model.config, batch_size, row_shards(mesh_of(model)))
-    for batch, computed in _compute(model, rows, dtype):
+    out, compute = np.empty(len(sequences), np.float32), _forward_only(model, compute)
+    rows = _rows(cut, model.config, batch_size, row_shards(compute.mesh))
+    for batch, computed in _run(partial(_jit_rewards, model, compute=compute), rows, compute.mesh):
         out[batch.index[batch.index >= 0]] = computed[batch.index >= 0, 0]
     return out
 
@@ -154,20 +171,23 @@ def _render_input(item: Input, tokenizer: Tokenizer) -> tuple[str, bool]:
 
 @checked
 def evaluate(
-    model: RewardModel,
+    model: Any,
     comparisons: TokenizedComparisons,
     *,
     subsets: Sequence[str] | None = None,
     batch_size: int = 16,
-    dtype: Any = jnp.float32,
+    compute: Compute = Compute(),
     center_rewards_coefficient: float = 0.0,
+    objective: Objective | None = None,
 ) -> dict[str, Any]:
     """How well a model ranks comparisons, each with the same weight: `loss`, `preference_metrics` and `summarize`.
 
     **Arguments:** `comparisons`, pairs as `tokenize_comparisons` returns them; `subsets`, the name of the subset of
-    each; the rest as for training. Lengths are those of what responses have of their own.
+    each; `objective`, of training, in place of the pairwise one with `compute` and `center_rewards_coefficient`: the
+    model is then whatever it takes. Lengths are those of what responses have of their own.
 
-    **Returns:** plain numbers, nested as `rm.summary.summarize` describes; `METRICS` are those that training logs.
+    **Returns:** plain numbers, nested as `rm.evaluation.summary.summarize` describes; `METRICS` are those that training
+    logs, and `objective` has the means of the objective's own metrics where there are any.
 
     **Raises:** `ValueError` where comparisons are not pairs, or `subsets` are not as many.
     """
@@ -175,52 +195,68 @@ def evaluate(
         raise ValueError(f"expected pairs, found comparisons of {comparisons.ends.shape[1]} responses; see best_of_n")
     if subsets is not None and len(subsets) != len(comparisons):
         raise ValueError(f"expected a subset for each of {len(comparisons)} comparisons, found {len(subsets)}")
-    both = comparison_rewards(model, comparisons, batch_size=batch_size, dtype=dtype)
-    chosen, rejected = both[:, 0], both[:, 1]
-    loss = pairwise_loss(chosen, rejected, comparisons.margin)
-    loss += center_rewards_coefficient * centering_penalty(chosen, rejected)
-    metrics = {"loss": loss.mean(), **preference_metrics(chosen, rejected), "std_reward": both.std()}
+    if objective is None:
+        objective = pairwise_objective(center_rewards_coefficient, _forward_only(model, compute))
+    losses, both, own = _objective_values(model, comparisons, objective, batch_size, compute.mesh or mesh_of(model))
+    metrics = {"loss": losses.mean(), **preference_metrics(both[:, 0], both[:, 1]), "std_reward": both.std()}
     lengths = comparisons.lengths[:, 1:]
-    found = summarize(chosen, rejected, lengths[:, 0], lengths[:, 1], subsets=subsets)
-    return {name: float(metrics[name]) for name in METRICS} | found
+    found = summarize(both[:, 0], both[:, 1], lengths[:, 0], lengths[:, 1], subsets=subsets)
+    means = {"objective": {name: float(values.mean()) for name, values in own.items()}} if own else {}
+    return {name: float(metrics[name]) for name in METRICS} | found | means
+
+
+def _objective_values(
+    model: Any, comparisons: TokenizedComparisons, objective: Objective, batch_size: int, mesh: Mesh | None
+) -> tuple[Float[np.ndarray, "B"], Float[np.ndarray, "B K"], dict[str, Float[np.ndarray, "B"]]]:
+    """Loss, rewards and metrics of every comparison."""
+    run = partial(_jit_objective, objective, mesh, model)
+    chunks = [values for _, values in _chunks(run, comparisons, batch_size, mesh)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
 
 
 @checked
 def comparison_rewards(
-    model: RewardModel, comparisons: TokenizedComparisons, *, batch_size: int = 16, dtype: Any = jnp.float32
+    model: RewardModel, comparisons: TokenizedComparisons, *, batch_size: int = 16, compute: Compute = Compute()
 ) -> Float[np.ndarray, "B K"]:
     """The rewards of every response, float32, best response first as in `comparisons`.
 
     **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; `batch_size`, comparisons that go through the
-    model together; `dtype`, of the computation.
+    model together; `compute`, type, form of attention and mesh, by default the one that the model is on.
     """
-    return np.concatenate([found for _, found in reward_chunks(model, comparisons, batch_size, dtype)])
+    return np.concatenate([found for _, found in reward_chunks(model, comparisons, batch_size, compute)])
 
 
 def reward_chunks(
-    model: RewardModel, comparisons: TokenizedComparisons, batch_size: int, dtype: Any, *, start: int = 0
+    model: RewardModel, comparisons: TokenizedComparisons, batch_size: int, compute: Compute, *, start: int = 0
 ) -> Iterator[tuple[Int64[np.ndarray, "B"], Float[np.ndarray, "B K"]]]:
     """Indices and rewards of `batch_size` comparisons at a time, in order, from `start` on."""
-    shapes = fit_row_shapes(comparisons, batch_size, rows=row_shards(mesh_of(model)), layout=default_layout())
+    compute = _forward_only(model, compute)
+    run = partial(_jit_rewards, model, compute=compute)
+    return _chunks(run, comparisons, batch_size, compute.mesh, start=start)
+
+
+def _chunks(
+    run: Callable, comparisons: TokenizedComparisons, batch_size: int, mesh: Mesh | None, *, start: int = 0
+) -> Iterator[tuple[Int64[np.ndarray, "B"], Any]]:
+    """Indices of `batch_size` comparisons at a time, and what `run` computes of each, in order."""
+    shapes = fit_row_shapes(comparisons, batch_size, rows=row_shards(mesh), layout=default_layout())
     for first in range(start, len(comparisons), batch_size):
         indices = np.arange(first, min(first + batch_size, len(comparisons)))
-        out = np.empty((len(indices), comparisons.ends.shape[1]), np.float32)
-        for batch, computed in _compute(model, pack(comparisons, indices, shapes), dtype):
-            for row, slot in np.argwhere(batch.index >= 0):
-                out[batch.index[row, slot] - first] = computed[row, slot]
-        yield indices, out
+        parts = [
+            (batch.index[batch.index >= 0], jax.tree.map(lambda x, used=batch.index >= 0: x[used], found))
+            for batch, found in _run(run, pack(comparisons, indices, shapes), mesh)
+        ]
+        order = np.argsort(np.concatenate([index for index, _ in parts]))
+        values = [found for _, found in parts]
+        yield indices, jax.tree.map(lambda *those, order=order: np.concatenate(those)[order], *values)
 
 
-def _compute(
-    model: RewardModel, batches: Iterable[PreferenceBatch], dtype: Any
-) -> Iterator[tuple[PreferenceBatch, Float[np.ndarray, "R S K"]]]:
-    """Every batch with its rewards; the next one is made while the one before is computed."""
-    running: list[tuple[PreferenceBatch, Array]] = []
-    mesh = mesh_of(model)
+def _run(run: Callable, batches: Iterable[PreferenceBatch], mesh: Mesh | None) -> Iterator[tuple[PreferenceBatch, Any]]:
+    """Every batch with what is computed of it; the next one is made while the one before is computed."""
+    running: list[tuple[PreferenceBatch, Any]] = []
     for batch in batches:
-        placed = batch if mesh is None else place_batch(batch, mesh)
-        running.append((batch, _jit_rewards(model, placed, dtype=dtype, mesh=mesh)))
+        running.append((batch, run(batch if mesh is None else place_batch(batch, mesh))))
         if len(running) > 1:
             done, computed = running.pop(0)
-            yield done, np.asarray(computed)
-    yield from ((batch, np.asarray(computed)) for batch, computed in running)
+            yield done, jax.tree.map(np.asarray, computed)
+    yield from ((batch, jax.tree.map(np.asarray, computed)) for batch, computed in running)

@@ -2,14 +2,16 @@
 
 from .attention_choice import Attention
 from .batch import PreferenceBatch
+from .compute import Compute, Remat
 from .config import LlamaConfig, Rope
-from .forward import Remat, hidden_states, rewards
+from .forward import hidden_states, rewards
 from .loading import load_config, load_reward_model
 from .reward_model import RewardModel, init_reward_model
 from .sharding import partition_specs, place_batch, place_model
 
 __all__ = [
     "Attention",
+    "Compute",
     "LlamaConfig",
     "PreferenceBatch",
     "Remat",

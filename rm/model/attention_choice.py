@@ -10,6 +10,7 @@ from ..devices.platform import platform
 from ..errors import ConfigError
 
 Attention = Literal["auto", "xla", "block", "splash", "cudnn"]
+Layout = Literal["whole", "regions"]  # of rows: segments one after the other, or a region for each of their parts
 
 _PLATFORMS = {"block": ("cpu",), "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
 _TYPES = {"splash": (jnp.bfloat16,), "cudnn": (jnp.bfloat16, jnp.float16)}
@@ -43,6 +44,11 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
     if reason:
         raise ConfigError(f"attention {attention!r} {reason}; use 'auto' or 'xla'")
     return attention
+
+
+def default_layout() -> Layout:
+    """The layout of rows for the platform's form of attention: whole segments for blocks, regions for kernels."""
+    return "whole" if platform() == "cpu" else "regions"
 
 
 def refuses(form: str, inputs: Inputs) -> str | None:

@@ -1,7 +1,7 @@
 """The forward of a reward model, as pure functions over a `PreferenceBatch`."""
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,13 @@ from .attention import Marks, attend, shared_prefix_attention, visible
 from .attention_choice import Attention, Inputs, choose_attention
 from .batch import PreferenceBatch
 from .block_attention import Blocks, block_attention, find_blocks
+from .compute import Compute, Remat
 from .config import LlamaConfig
 from .cudnn_attention import cudnn_attention
 from .layers import PRODUCT, linear, rms_norm, rotary_table, rotate, swiglu
 from .reward_model import Block, RewardModel
 from .sharding import check_mesh, context_order, partition_specs
 from .splash_attention import splash_attention
-
-Remat = Literal["none", "dots", "full"]
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -44,23 +43,11 @@ class Row(NamedTuple):
 
 
 @checked
-def rewards(
-    model: RewardModel,
-    batch: PreferenceBatch,
-    *,
-    dtype=jnp.float32,
-    remat: Remat = "full",
-    attention: Attention = "auto",
-    mesh: Mesh | None = None,
-) -> Float[Array, "R S K"]:
+def rewards(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compute()) -> Float[Array, "R S K"]:
     """The reward of every response, `score · hidden`, float32; empty slots hold a finite value that means nothing.
 
-    **Arguments:** `batch`, comparisons packed in rows; `dtype`, of the activations and matrix products (norms, softmax
-    and the head stay float32); `remat`, what the backward pass computes again: `"full"` every block, `"dots"`
-    everything but the products with weights, `"none"` nothing; `attention`, how it is computed: `"xla"` is the plain
-    form, `"block"` skips what no query sees, `"splash"` and `"cudnn"` are kernels of TPUs and GPUs, `"auto"` takes the
-    one of the platform where it is exact, and says why where it does not; `mesh`, the devices that compute it, where
-    they are several (`make_mesh`): every one keeps a part of the model (`partition_specs`) and of the rows.
+    **Arguments:** `batch`, comparisons packed in rows; `compute`, the type, the recomputation, the form of
+    attention and the mesh.
 
     **Raises:** `ConfigError` where the mesh does not divide the heads, the rows or the regions, or a form of attention
     is not exact for the rows or not for the platform.
@@ -76,8 +63,7 @@ def rewards(
     >>> rewards(model, batch).shape  # one row, one comparison, two responses of one token after a prefix of two
     (1, 1, 2)
     """
-    features = hidden_states(model, batch, dtype=dtype, remat=remat, attention=attention, mesh=mesh)
-    return apply_head(features, model.score)
+    return apply_head(hidden_states(model, batch, compute), model.score)
 
 
 @checked
@@ -89,29 +75,21 @@ def apply_head(features: Float[Array, "*B D"], head: Float[Array, "1 D"]) -> Flo
 
 
 @checked
-def hidden_states(
-    model: RewardModel,
-    batch: PreferenceBatch,
-    *,
-    dtype=jnp.float32,
-    remat: Remat = "full",
-    attention: Attention = "auto",
-    mesh: Mesh | None = None,
-) -> Float[Array, "R S K D"]:
+def hidden_states(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compute()) -> Float[Array, "R S K D"]:
     """The normed last hidden state at every reward position, float32: what the score head reads.
 
-    The arguments are those of `rewards`.
+    The arguments are those of `rewards`. A head of your own is a function of it.
     """
     R, S, K = batch.ends.shape
-    forward = partial(_forward, slots=S, dtype=dtype, remat=remat, attention=attention)
+    forward = partial(_forward, slots=S, compute=compute)
     tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
     lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=positions.dtype), tokens.shape)
     of_tokens, ends = (tokens, segments, parts, places, positions, lengths), jnp.asarray(batch.ends).reshape(R, S * K)
-    if mesh is None:
+    if compute.mesh is None:
         x = forward(model, of_tokens, ends, batch.regions)
     else:
-        x = _on_mesh(forward, mesh, model, of_tokens, ends, batch.regions)
+        x = _on_mesh(forward, compute.mesh, model, of_tokens, ends, batch.regions)
     return x.reshape(R, S, K, -1)
 
 
@@ -138,26 +116,25 @@ def _forward(
     regions: tuple[int, ...],
     *,
     slots: int,
-    dtype,
-    remat: Remat,
-    attention: Attention,
+    compute: Compute,
 ) -> Float[Array, "R M D"]:
     """The normed last hidden state at `ends`, from what a device has of the model and the tokens."""
     config, (tokens, segments, parts, places, positions, lengths) = model.config, of_tokens
     queries = Marks(segments, parts, places)
     keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
     table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
-    inputs = Inputs(regions, slots, config.head_dim, jnp.dtype(dtype), shards("context"))
-    form = choose_attention(attention, inputs)
+    form = choose_attention(
+        compute.attention, Inputs(regions, slots, config.head_dim, compute.dtype, shards("context"))
+    )
     row = Row(table, queries, keys, ends, find_blocks(queries, keys) if form == "block" else None)
-    block = _remat(partial(apply_block, config=config, regions=regions, attention=form), remat)
-    last_block = _remat(partial(apply_last_block, config=config), remat)
+    block = _remat(partial(apply_block, config=config, regions=regions, attention=form), compute.remat)
+    last_block = _remat(partial(apply_last_block, config=config), compute.remat)
 
-    x = look_up(model.embed_tokens, tokens, dtype)
+    x = look_up(model.embed_tokens, tokens, compute.dtype)
     if model.blocks is not None:
         # unrolled, XLA for CPUs copies no weights and activations in and out of the stacks, but it undoes recomputing
         # and keeps the weights that it has gathered
-        unroll = platform() == "cpu" and remat == "none" and shards("fsdp") == 1
+        unroll = platform() == "cpu" and compute.remat == "none" and shards("fsdp") == 1
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks, unroll=unroll)
     x = last_block(x, model.last_block, row)
     return rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)

@@ -5,16 +5,16 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
-import jax
 import numpy as np
 from jaxtyping import Int64
 
 from ..data.comparisons import TokenizedComparisons
+from ..model.attention_choice import Layout, default_layout
 from ..model.batch import PreferenceBatch
 from .bin_packing import pack_bins
 from .fit_shapes import fit_row_shapes
 from .groups import make_items
-from .row_shapes import Layout, RowShape
+from .row_shapes import RowShape
 from .rows import pack
 
 _UPDATES_AT_ONCE = 1024  # of which the rows are planned together; bounds the memory
@@ -75,11 +75,6 @@ class BatchPlan:
             tokens += int(needs[..., 1:].sum())
             positions += int((counts @ [shape.positions for shape in self.shapes]).sum())
         return tokens / positions
-
-
-def default_layout() -> Layout:
-    """Whole segments where attention goes by blocks, regions elsewhere."""
-    return "whole" if jax.default_backend() == "cpu" else "regions"
 
 
 @lru_cache(maxsize=2)  # at the turn of an epoch, two are in use

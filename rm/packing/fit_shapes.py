@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..data.comparisons import TokenizedComparisons
+from ..model.attention_choice import Layout
 from .bin_packing import pack_bins
 from .groups import make_items
-from .row_shapes import Layout, RowShape, costs
+from .row_shapes import RowShape, costs
 
 _MULTIPLE = 32  # region lengths are multiples of this, which vector units like
 _SHAPES = 8

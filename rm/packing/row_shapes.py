@@ -3,12 +3,9 @@
 import dataclasses
 from functools import lru_cache
 from itertools import combinations_with_replacement
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32, Int64
-
-Layout = Literal["regions", "whole"]  # of a row: a region for each part of the segments, or one for segments as a whole
 
 _MICRO_BATCH_SURCHARGE = 128  # what starting a micro-batch costs, in tokens
 _MOST_FREELY_CHOSEN = 4  # micro-batches of a combination; sums of so many sizes lie close together

@@ -25,6 +25,7 @@ from ..devices.mesh import ROWS, make_mesh, shardings
 from ..devices.platform import compiling_for
 from ..errors import ConfigError, RmError
 from ..model.batch import PreferenceBatch
+from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.forward import rewards
 from ..training.losses import pairwise_loss
@@ -157,9 +158,10 @@ def lower_update(case: Case, devices: list[Any]) -> Any:
     def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
+    compute = Compute(dtype=case.dtype, remat=case.remat, attention=case.attention, mesh=mesh)
+
     def objective(model: Any, batch: PreferenceBatch):
-        options = {"dtype": jnp.dtype(case.dtype), "remat": case.remat, "attention": case.attention}
-        r = rewards(model, batch, mesh=mesh, **options)
+        r = rewards(model, batch, compute)
         return pairwise_loss(r[..., 0], r[..., 1]), r
 
     over_rows = shardings(P(ROWS), mesh)

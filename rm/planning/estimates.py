@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from ..devices.mesh import AXES
 from ..errors import ConfigError
 from ..model.attention_choice import Attention
+from ..model.compute import Remat
 from ..model.config import LlamaConfig
-from ..model.forward import Remat
 from ..model.reward_model import RewardModel, init_reward_model
 from ..model.sharding import check_mesh, context_order, partition_specs, state_specs
 from ..training.optimizers import Dtype, OptimizerName, make_optimizer

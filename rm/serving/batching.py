@@ -11,15 +11,16 @@ import numpy as np
 from jaxtyping import Float
 
 from ..evaluation.scoring import score_sequences
+from ..model.attention_choice import default_layout
+from ..model.compute import Compute
 from ..model.reward_model import RewardModel
-from ..packing.batches import default_layout
 from ..packing.sequences import ROW_TOKENS, TOKENS_OF_SLOT, round_up
 
 Sequences = Sequence[Sequence[int]]
 
 
 def score_batch(
-    model: RewardModel, sequences: Sequences, *, dtype: Any, max_batch_size: int, max_length: int
+    model: RewardModel, sequences: Sequences, *, compute: Compute, max_batch_size: int, max_length: int
 ) -> Float[np.ndarray, "n"]:
     """`score_sequences`, called so that traffic of all kinds compiles no more than the shapes of `shapes`.
 
@@ -27,10 +28,10 @@ def score_batch(
     """
     if default_layout() == "whole":  # rows of a few lengths, with the same number of slots where that is the largest
         slots = round_up(max(max_length, ROW_TOKENS)) // TOKENS_OF_SLOT
-        return score_sequences(model, sequences, dtype=dtype, batch_size=slots)
+        return score_sequences(model, sequences, compute=compute, batch_size=slots)
     fitting = (count for count in _counts(max_batch_size) if count >= len(sequences))
     dummies = [[0]] * (next(fitting, len(sequences)) - len(sequences))
-    rewards = score_sequences(model, [*sequences, *dummies], dtype=dtype, batch_size=max_batch_size)
+    rewards = score_sequences(model, [*sequences, *dummies], compute=compute, batch_size=max_batch_size)
     return rewards[: len(sequences)]
 
 

@@ -2,10 +2,12 @@
 
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
+from .objectives import Objective, pairwise_objective
 from .optimizers import adamw, learning_rate_schedule, make_optimizer
 from .step import TrainState, accumulate, apply_gradients, init_state, jit_update, update
 
 __all__ = [
+    "Objective",
     "TrainState",
     "accumulate",
     "adamw",
@@ -16,6 +18,7 @@ __all__ = [
     "learning_rate_schedule",
     "make_optimizer",
     "pairwise_loss",
+    "pairwise_objective",
     "preference_metrics",
     "update",
 ]

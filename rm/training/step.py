@@ -1,7 +1,7 @@
 """The training state and the pure update: one optimizer step over exactly the comparisons it is given."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -10,82 +10,113 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from ..devices.mesh import mesh_of, shardings
 from ..model.batch import PreferenceBatch
-from ..model.reward_model import RewardModel
-from ..model.sharding import partition_specs, state_specs
+from ..model.sharding import state_specs
 from ..shapes import checked
 from .metrics import preference_metrics
+from .objectives import Objective, check_objective
 from .offload import HOST, OnHost, place_on_host
 from .rounding import add_updates
 
-# The loss of every slot and the rewards it was computed from; the update masks, sums and divides.
-Objective = Callable[[Any, PreferenceBatch], tuple[Float[Array, "R S"], Float[Array, "R S K"]]]
-
 
 class TrainState(eqx.Module):
-    """Everything an update changes: the step counter, the model and the optimizer's state."""
+    """Everything an update changes: the step counter, the model and the optimizer's state.
+
+    `model` is any tree of floating-point arrays: a `RewardModel`, one with a head of your own beside it, an adapter.
+    """
 
     step: Int[Array, ""]
-    model: RewardModel
+    model: Any
     opt_state: optax.OptState
 
 
 class Sums(eqx.Module):
     """What the micro-batches of an update have added up to."""
 
-    gradients: RewardModel  # float32 sums
+    gradients: Any  # float32 sums, in the tree of the model
     metrics: dict[str, Float[Array, ""]]  # over the comparisons so far
     comparisons: Int[Array, ""]
 
 
-def init_state(model: RewardModel, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update.
 
     The arrays of `model` become part of the state: when the update donates it, use `state.model` from then on. What
     the optimizer keeps for a parameter goes to the same devices of a mesh, or to their host (`keep_on_host`).
 
-    **Raises:** `ConfigError` where the devices cannot reach the host's memory.
+    **Arguments:** `model`, any tree of floating-point arrays; also traced ones, as under `jax.vmap` and `jax.jit`.
+
+    **Raises:** `TypeError`, naming the leaf that is no floating-point array; `ConfigError` where the devices cannot
+    reach the host's memory.
     """
+    _check_leaves(model)
 
-    def init(model: RewardModel) -> tuple[Array, optax.OptState]:
-        return jnp.zeros((), jnp.int32), optimizer.init(_as_float32(model))  # pyright: ignore[reportArgumentType]
+    def init(model: Any) -> tuple[Array, optax.OptState]:
+        return jnp.zeros((), jnp.int32), optimizer.init(_as_float32(model))
 
-    mesh = mesh_of(model)
-    _, shapes = jax.eval_shape(init, model)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
+        step, opt_state = init(model)
+        return TrainState(step, model, opt_state)
+    mesh, (_, shapes) = mesh_of(model), jax.eval_shape(init, model)
     if mesh is not None:
-        first, where = shardings((P(), state_specs(shapes, model, partition_specs(model, mesh))), mesh)
+        model = jax.tree.map(lambda leaf: jax.device_put(leaf, _on_mesh(leaf, mesh)), model)
+        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, model)
+        first, where = shardings((P(), state_specs(shapes, model, specs)), mesh)
     else:
-        where = model.norm.sharding  # every leaf committed, as an update returns it: or the second one compiles again
-        model = jax.tree.map(lambda leaf: jax.device_put(leaf, where), model)  # one by one, which `vmap` can map
-        first, where = jax.tree.map(lambda _: model.norm.sharding, (0, shapes))
+        model = jax.tree.map(_commit, model)
+        first, where = jax.tree.map(lambda _: jax.tree.leaves(model)[0].sharding, (0, shapes))
     step, opt_state = jax.jit(init, out_shardings=(first, place_on_host(where, shapes)))(model)
     return TrainState(step, model, opt_state)
 
 
-def _as_float32(model: RewardModel) -> RewardModel:
+def _check_leaves(model: Any) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    if not leaves:
+        raise TypeError("the model has no arrays to train")
+    for path, leaf in leaves:
+        if not isinstance(leaf, Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name, found = jax.tree_util.keystr(path, simple=True, separator="."), getattr(leaf, "dtype", type(leaf))
+            advice = "close the objective over what is not trained (or split it off by eqx.partition)"
+            raise TypeError(f"{name}: expected a floating-point array, found {found}; {advice}")
+
+
+def _on_mesh(leaf: Array, mesh: Mesh) -> NamedSharding:
+    """The place that an array has on the mesh; one that is not on it goes to every device as a whole."""
+    own = getattr(leaf, "sharding", None)
+    return own if isinstance(own, NamedSharding) and own.mesh == mesh else NamedSharding(mesh, P())
+
+
+def _commit(leaf: Array) -> Array:
+    """The array committed to its device, as an update returns it: or the second update compiles again."""
+    leaf = jnp.asarray(leaf)
+    return jax.device_put(leaf, leaf.sharding)
+
+
+def _as_float32(model: Any) -> Any:
     """What optimizers see: gradients come in float32, so moments must stay in it whatever the parameters' type."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
 
 
 @checked
-def accumulate(sums: Sums | None, model: RewardModel, batch: PreferenceBatch, objective: Objective) -> Sums:
+def accumulate(sums: Sums | None, model: Any, batch: PreferenceBatch, objective: Objective) -> Sums:
     """Adds the gradients and the metrics of a micro-batch to `sums`, which are `None` before the first."""
 
-    def total(model: RewardModel) -> tuple[Array, Array]:
-        loss, rewards = objective(model, batch)
-        if loss.shape != batch.index.shape:
-            raise TypeError(f"the objective must return a loss of shape {batch.index.shape}, found {loss.shape}")
-        return jnp.sum(loss, where=batch.mask), rewards
+    def total(model: Any) -> tuple[Array, tuple[Array, Mapping[str, Array]]]:
+        loss, rewards, own = check_objective(objective(model, batch), batch)
+        return jnp.sum(loss, where=batch.mask), (rewards, own)
 
-    (loss, rewards), gradients = jax.value_and_grad(total, has_aux=True)(model)
+    (loss, (rewards, own)), gradients = jax.value_and_grad(total, has_aux=True)(model)
     count = jnp.sum(batch.mask, dtype=jnp.int32)
     metrics = {
         "loss": loss / count.astype(jnp.float32),
         **preference_metrics(rewards[..., 0], rewards[..., 1], batch.mask),
+        **{name: jnp.mean(values.astype(jnp.float32), where=batch.mask) for name, values in own.items()},
     }
     new = Sums(_as_float32(gradients), metrics, count)
     return new if sums is None else add_sums(sums, new)
@@ -126,7 +157,7 @@ def apply_gradients(
     scale = jnp.where(good, 1 / count, jnp.nan)  # see `keep_on_host`; one factor needs no arrays of its own
     gradients = jax.tree.map(lambda total: total * scale, sums.gradients)
     parameters: Any = _as_float32(state.model)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)  # pyright: ignore[reportArgumentType]
+    updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)
     model = add_updates(state.model, updates, state.step)
     metrics = sums.metrics | {"grad_norm": norm, "skipped": (~good).astype(jnp.float32)}
     return _choose(good, TrainState(state.step + 1, model, opt_state), state), metrics  # pyright: ignore
@@ -156,14 +187,17 @@ def update(
     objective=objective, optimizer=optimizer), donate_argnums=0)`, or with `jit_update` where shapes vary.
 
     **Arguments:** `objective(model, batch)` returns the loss of every slot `[R, S]` and the rewards `[R, S, K]` that it
-    was computed from; `optimizer`, any optax transformation; `skip_above`, the norm of the gradient above which the
-    update is skipped.
+    was computed from, and may return metrics of its own, `{name: [R, S]}`; the model is any tree of floating-point
+    arrays that the objective understands; `optimizer`, any optax transformation; `skip_above`, the norm of the gradient
+    above which the update is skipped.
 
-    **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping), `skipped` and
-    `preference_metrics` of the first response of each comparison against the second. An update whose loss or gradient
-    is not finite is skipped: the state is the one given, and `skipped` is 1.
+    **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping), `skipped`,
+    `preference_metrics` of the first response of each comparison against the second, and the means of the objective's
+    own metrics. An update whose loss or gradient is not finite is skipped: the state is the one given, and `skipped`
+    is 1.
 
-    **Raises:** `TypeError` where the objective's loss does not have the shape of the slots.
+    **Raises:** `TypeError` where the objective's loss or metrics do not have the shape of the slots; `ValueError` where
+    a metric of its own has a name that is taken.
 
     >>> from rm import LlamaConfig, init_reward_model, pairwise_loss, rewards
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -199,9 +233,17 @@ def jit_update(objective: Objective, optimizer: optax.GradientTransformation) ->
     """`update` for a loop whose batches vary in number and shape: `step(state, batches, skip_above)`.
 
     It composes the jitted parts, so there is one compilation per batch shape rather than one per combination. The
-    state given in is donated: use the one returned, which has every array where the one given had it.
+    state given in is donated: use the one returned, which has every array where the one given had it. Arrays in an
+    objective that is a tree (an `eqx.Module`, `jax.tree_util.Partial(loss, base)`) are arguments of what
+    is compiled.
     """
-    first = jax.jit(partial(accumulate, None, objective=objective))
+    arrays, rest = eqx.partition(objective, eqx.is_array)
+
+    @jax.jit
+    def start(arrays: Any, model: Any, batch: PreferenceBatch) -> Sums:
+        return accumulate(None, model, batch, eqx.combine(arrays, rest))
+
+    first = partial(start, arrays)
     add = jax.jit(add_sums, donate_argnums=0)
 
     @cache
