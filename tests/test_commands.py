@@ -13,7 +13,7 @@ import pytest
 
 import rm
 from rm.__main__ import main
-from rm.commands.run import dataset_name
+from rm.commands.run_directory import dataset_name
 from rm.commands.train import TrainArguments
 from rm.evaluation.scoring import METRICS
 

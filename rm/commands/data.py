@@ -9,11 +9,12 @@ from ..data.table import describe_table
 from ..model.loading import load_config
 from ..text.pad_token import match_config
 from ..text.tokenizer import Tokenizer
-from .read import DataOptions, describe_plan, plan_updates, read_comparisons, read_tokenizer
+from .options import ReadOptions
+from .read import describe_plan, plan_updates, read_comparisons, read_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataArguments(DataOptions):
+class DataArguments(ReadOptions):
     """Show what training would read: what is kept and dropped, how it is packed, and rows as the model sees them."""
 
     show: int = 3

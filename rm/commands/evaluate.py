@@ -23,13 +23,12 @@ from ..files.checksum import checksums
 from ..files.hub import read_json
 from ..files.output import check_writable, locked, replace_file
 from ..files.row_files import LINE, UNREADABLE
-from ..model.compute import Compute
 from ..model.loading import load_config
 from ..text.tokenizer import Tokenizer
-from .flags import check_positive
 from .load import is_checkpoint, load
+from .options import ForwardOptions, PrecisionOptions, check_positive, names_of
 from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size, write_scores
-from .run import check_same_arguments, versions, write_record
+from .run_directory import check_same_arguments, versions, write_record
 from .show import show_evaluation
 
 if TYPE_CHECKING:
@@ -38,33 +37,36 @@ if TYPE_CHECKING:
 Sections = Mapping[str, Mapping[str, int | float]]
 
 _ANY_LENGTH = 2**31 - 1
-_DECIDES_SCORES = ("dataset", "split", "by", "dtype", "batch_size", "max_length", "invalid")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
-    """Evaluate one reward model, or compare several, on preference data: statistics, every score, and a page."""
+class ScoredOptions(PrecisionOptions):
+    """What decides the scores of a model."""
 
-    model: tuple[str, ...]
-    """Exported reward models (RUN/model), any LlamaForSequenceClassification, hub ids, or RUN/checkpoints/STEP."""
     dataset: str
     """Preferences: a file, pattern, saved directory or hub id (org/name[:config][@revision]); pairs, or K-wise rows."""
-    output: Path
-    """Directory for evaluation.json, report.html and scores.jsonl."""
     split: str = "train"
     """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
     by: str | None = None
     """Column that names the subset of a row."""
-    sections: str | None = None
-    """How subsets make sections: rewardbench, or a JSON file {"SECTION": {"SUBSET": WEIGHT}}."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and matrix products; the score head stays float32."""
     batch_size: int = 16
     """Comparisons of one forward."""
     max_length: int | None = None
     """Leave out comparisons with a longer side (tokens), and say how many; by default none is."""
     invalid: Invalid = "raise"
     """What happens to a malformed row: it ends the evaluation, or it is left out and counted."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(ForwardOptions, ScoredOptions):
+    """Evaluate one reward model, or compare several, on preference data: statistics, every score, and a page."""
+
+    model: tuple[str, ...]
+    """Exported reward models (RUN/model), any LlamaForSequenceClassification, hub ids, or RUN/checkpoints/STEP."""
+    output: Path
+    """Directory for evaluation.json, report.html and scores.jsonl."""
+    sections: str | None = None
+    """How subsets make sections: rewardbench, or a JSON file {"SECTION": {"SUBSET": WEIGHT}}."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on after the rows that an earlier, interrupted evaluation has scored."""
 
@@ -118,7 +120,8 @@ def score_with(
     args: EvaluateArguments, name: str, text: str, rows: "Dataset", describe: Describe, known: dict[str, Any]
 ) -> dict[str, Any]:
     """Has one model score the rows that it has not scored yet; the table of what was read."""
-    model, tokenizer = load(text)
+    compute = args.compute()
+    model, tokenizer = load(text, compute.mesh)
     path = parse_source(args.dataset).path
     options: Any = {"source": path, "max_length": args.max_length or _ANY_LENGTH, "invalid": args.invalid}
     read = read_as_sections_ask(args, name, rows, tokenizer)
@@ -133,7 +136,7 @@ def score_with(
     write_record(args.output, {"arguments": dataclasses.asdict(args), "models": known, "versions": versions()})
     scores = args.output / "scores.jsonl"
     for part in parts:
-        score_rows(scores, name, model, part, describe, batch_size=args.batch_size, compute=Compute(dtype=args.dtype))
+        score_rows(scores, name, model, part, describe, batch_size=args.batch_size, compute=compute)
     if len(parts) > 1:
         write_scores(scores, in_order_of_rows(read_scores(scores)))
     return table
@@ -170,7 +173,7 @@ def check_free(args: EvaluateArguments) -> dict[str, Any]:
     if args.output.is_file():
         raise OutputError(f"{args.output}: is a file; choose a directory")
     if args.resume == "auto":
-        check_same_arguments(args.output, {name: getattr(args, name) for name in _DECIDES_SCORES})
+        check_same_arguments(args.output, {name: getattr(args, name) for name in names_of(ScoredOptions)})
         path = args.output / "run.json"
         return read_json(path).get("models", {}) if path.is_file() else {}
     if any((args.output / name).exists() for name in ("run.json", "scores.jsonl", "evaluation.json")):

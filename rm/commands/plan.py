@@ -7,14 +7,13 @@ from typing import Any
 
 from ..devices.mesh import parse_mesh
 from ..files.output import check_file
-from ..model.attention_choice import Attention
-from ..model.compute import Remat
 from ..planning.plans import Plan, plan
-from ..training.optimizers import Dtype, OptimizerName
+from ..training.optimizers import Dtype
+from .options import StateOptions, UpdateOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanArguments:
+class PlanArguments(UpdateOptions, StateOptions):
     """Say what an update needs on devices that need not be here; exits with 1 where it does not fit."""
 
     model: str
@@ -29,18 +28,6 @@ class PlanArguments:
     """Tokens of a row."""
     dtype: Dtype = "bfloat16"
     """Type of activations and matrix products."""
-    remat: Remat = "full"
-    """What the backward pass computes again."""
-    optimizer: OptimizerName = "adamw"
-    """Optimizer, by what it keeps for every parameter."""
-    moments: Dtype = "float32"
-    """Type of what the optimizer keeps."""
-    parameters: Dtype = "float32"
-    """Type of the parameters."""
-    attention: Attention = "auto"
-    """How attention is computed."""
-    offload: bool = False
-    """Whether the optimizer's state is kept in the host's memory."""
     compilers: Path | None = None
     """Folder of compilers; by default RM_COMPILERS, else rm/compilers in the user's cache folder."""
     json: Path | None = None

@@ -1,79 +1,22 @@
-"""What every command reads that is given preferences: the options, the comparisons, the plan of the batches."""
+"""The data path of every command that is given preferences: the tokenizer, the comparisons, the plan of the batches."""
 
-import dataclasses
-import datetime
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..data.comparisons import TokenizedComparisons, mix
-from ..data.encode import Invalid, Truncation
 from ..data.sources import Source, expand, load_comparisons, parse_source
 from ..data.tokenize import tokenize_comparisons
 from ..errors import ConfigError, DataError
 from ..model.config import LlamaConfig
 from ..packing.batches import BatchPlan, plan_batches
 from ..text.tokenizer import Tokenizer, load_tokenizer
-from .flags import check_positive
-from .run import dataset_name
+from .options import ReadOptions
+from .run_directory import dataset_name
 
 _SHUFFLE_BUFFER = 10_000  # rows that a stream is shuffled within
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """What the data path is told, in every command that reads preferences."""
-
-    model: str
-    """Llama weights: a directory with config.json, safetensors and tokenizer.json, or a hub id, org/name[@revision]."""
-    dataset: tuple[str, ...]
-    """Preferences: files, patterns, saved directories, hub ids (org/name[:config][@revision]); mixed: A=0.7 B=0.3."""
-    split: str = "train"
-    """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
-    max_length: int = 1024
-    """Tokens that a side may have."""
-    truncation: Truncation = "drop"
-    """What becomes of longer sides: drop the comparison, or cut off the beginning of the prompt, or the side's end."""
-    chat_template: Path | None = None
-    """File with a chat template (jinja) instead of the model's own; the export carries it."""
-    chat_template_date: datetime.date | None = None
-    """Today's date for chat templates that ask; by default the one that the model was trained with, else 2024-07-26."""
-    margin_from_scores: bool = False
-    """Take the margin from score_chosen - score_rejected, or from the scores of a K-wise row."""
-    min_score_margin: float | None = None
-    """Drop comparisons whose scores differ by less."""
-    drop_empty: bool = False
-    """Drop comparisons with an empty response."""
-    invalid: Invalid = "raise"
-    """What happens to a malformed row: it ends the run, or it is dropped and counted."""
-    share_prefix: bool = True
-    """Compute the tokens that the responses of a comparison begin with once."""
-    streaming: bool = False
-    """Read only as many rows as the updates need (--max-steps), shuffled within 10,000 rows."""
-    max_steps: int | None = None
-    """Updates in all, whatever --epochs says."""
-    batch_size: int = 16
-    """Comparisons of an update."""
-    drop_last: bool = False
-    """Leave out the last, short batch of an epoch."""
-    shuffle: bool = True
-    """Shuffle the data, anew every epoch."""
-    seed: int = 0
-    """Seed of the new score head and of the order of the data."""
-    num_proc: int = 1
-    """Processes that tokenize."""
-    cache: bool = True
-    """Keep tokenized data in the cache of datasets, and take it from there."""
-
-    def __post_init__(self):
-        check_positive(self, "max_length", "batch_size", "max_steps", "num_proc")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"--seed must be between 0 and 2**32 - 1, found {self.seed}")
-        if self.streaming and self.max_steps is None:
-            raise ConfigError("--streaming needs --max-steps, which says how many rows to read")
-
-
-def read_tokenizer(args: DataOptions) -> Tokenizer:
+def read_tokenizer(args: ReadOptions) -> Tokenizer:
     """The model's tokenizer, with the chat template and the date that the options ask for."""
     model = parse_source(args.model)
     return load_tokenizer(
@@ -82,7 +25,7 @@ def read_tokenizer(args: DataOptions) -> Tokenizer:
 
 
 def read_comparisons(
-    datasets: Sequence[str], split: str, tokenizer: Tokenizer, config: LlamaConfig, args: DataOptions
+    datasets: Sequence[str], split: str, tokenizer: Tokenizer, config: LlamaConfig, args: ReadOptions
 ) -> tuple[TokenizedComparisons, dict[str, dict[str, Any]]]:
     """The comparisons of one data set, or of several mixed, and the table of each by its name."""
     sources = [parse_source(text) for text in datasets]
@@ -107,7 +50,7 @@ def read_comparisons(
 
 
 def _read_source(
-    source: Source, split: str, share: float, tokenizer: Tokenizer, config: LlamaConfig, args: DataOptions
+    source: Source, split: str, share: float, tokenizer: Tokenizer, config: LlamaConfig, args: ReadOptions
 ) -> tuple[TokenizedComparisons, dict[str, Any]]:
     names = ("max_length", "truncation", "share_prefix", "margin_from_scores", "min_score_margin", "drop_empty")
     options: dict[str, Any] = {name: getattr(args, name) for name in (*names, "invalid", "num_proc", "cache")}
@@ -130,7 +73,7 @@ def _read_source(
         raise
 
 
-def plan_updates(comparisons: TokenizedComparisons, args: DataOptions, *, rows: int = 1) -> BatchPlan:
+def plan_updates(comparisons: TokenizedComparisons, args: ReadOptions, *, rows: int = 1) -> BatchPlan:
     """The plan of the run's batches, in micro-batches of `rows`."""
     if args.drop_last and len(comparisons) < args.batch_size:
         raise ConfigError(

@@ -4,21 +4,19 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 from ..data.sources import parse_source
 from ..errors import DataError, OutputError
 from ..evaluation.scoring import encode_inputs, score_sequences
 from ..files.output import check_file, replace_file
 from ..files.row_files import checked_rows
-from ..model.compute import Compute
 from ..saving.calibration import normalize, require_calibration
-from .flags import check_positive
 from .load import load
+from .options import ForwardOptions, check_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreArguments:
+class ScoreArguments(ForwardOptions):
     """Add a reward to every row of a JSON-lines file."""
 
     model: str
@@ -28,8 +26,6 @@ class ScoreArguments:
     """JSON lines (.jsonl, also .gz) with text (tokenized as given), prompt and response, or messages."""
     output: Path
     """The same rows in the same order, each with its reward."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and matrix products; the score head stays float32."""
     batch_size: int = 16
     """Sequences of one forward."""
     max_length: int | None = None
@@ -57,13 +53,12 @@ def score(args: ScoreArguments) -> None:
             raise DataError(f"{args.input}: {place}: has a field 'reward' already; rename it")
     source = parse_source(args.model)
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
-    model, tokenizer = load(args.model)
+    compute = args.compute()
+    model, tokenizer = load(args.model, compute.mesh)
     names = [f"{args.input}: {place}" for place in places]
     counts: Counter[str] = Counter()
     sequences = encode_inputs(rows, tokenizer, model.config, names=names, counts=counts)
-    rewards = score_sequences(
-        model, sequences, compute=Compute(dtype=args.dtype), batch_size=args.batch_size, max_length=args.max_length
-    )
+    rewards = score_sequences(model, sequences, compute=compute, batch_size=args.batch_size, max_length=args.max_length)
     rewards = normalize(rewards, calibration) if calibration else rewards
     scored = ({**row, "reward": float(reward)} for row, reward in zip(rows, rewards, strict=True))
     replace_file(args.output, (json.dumps(row) + "\n" for row in scored))

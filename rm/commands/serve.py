@@ -5,25 +5,23 @@ import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from ..data.sources import parse_source
 from ..errors import ConfigError
-from ..model.compute import Compute
 from ..saving.calibration import require_calibration
 from ..serving.app import make_app
 from ..serving.batching import Batcher, score_batch, shapes
 from ..serving.requests import Limits, Truncation
 from ..serving.server import listen, make_server, run_server
 from ..serving.traffic import make_metrics
-from .flags import check_not_negative, check_positive
 from .load import load
+from .options import ForwardOptions, check_not_negative, check_positive
 
 _TOKEN = "RM_SERVE_TOKEN"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeArguments:
+class ServeArguments(ForwardOptions):
     """Give rewards over HTTP, to OpenRLHF (POST /get_reward) and others (POST /score)."""
 
     model: str
@@ -33,8 +31,6 @@ class ServeArguments:
     """Address to listen at; 0.0.0.0 for all of this machine's."""
     port: int = 8000
     """Port to listen at; 0 chooses a free one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and matrix products; the score head stays float32."""
     normalize: bool = False
     """Give (reward - mean) / std, with mean and std over the evaluation sets of the training (rm.json)."""
     max_batch_size: int = 64
@@ -75,11 +71,12 @@ def serve(args: ServeArguments) -> None:
     token, source = read_token(args.token_file), parse_source(args.model)
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
     with listen(args.host, args.port) as listener:  # before the model is read, which may take minutes
-        model, tokenizer = load(args.model)
+        compute = args.compute()
+        model, tokenizer = load(args.model, compute.mesh)
         sizes = {"max_batch_size": args.max_batch_size, "max_length": args.max_length}
         metrics = make_metrics()
         batcher = Batcher(
-            partial(score_batch, model, compute=Compute(dtype=args.dtype), **sizes),
+            partial(score_batch, model, compute=compute, **sizes),
             warm_up=([[0] * length] * count for count, length in shapes(**sizes)),
             max_batch_size=args.max_batch_size,
             max_wait=args.max_wait / 1000,

@@ -1,43 +1,198 @@
-"""`python -m rm train`: from a Llama directory and preference data to a reward model."""
+"""`python -m rm train`: from a Llama directory and preference data to a reward model, told from top to bottom.
+
+The arguments; then `train`, which prepares (reads and checks everything while nothing is written yet), runs the loop
+with its log, evaluations and checkpoints, and finishes with the export.
+"""
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from signal import SIGTERM
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from ..data.comparisons import TokenizedComparisons
+from ..data.sources import parse_source
 from ..data.table import describe_table
+from ..devices.mesh import row_shards
 from ..devices.processes import ballot, connect, ending_together, leads, prepare_together
 from ..devices.signals import stop_on_signals
-from ..errors import RmError, first_line
-from ..model.batch import PreferenceBatch
+from ..errors import ConfigError, RmError, first_line
+from ..evaluation.scoring import METRICS, evaluate
+from ..files.hub import check_push, is_repository, push_reward_model
+from ..files.output import locked
+from ..model.attention_choice import Inputs, choose_attention
 from ..model.compute import Compute
-from ..model.forward import rewards
+from ..model.config import LlamaConfig
+from ..model.loading import load_config, load_reward_model
 from ..model.reward_model import RewardModel
+from ..packing.batches import BatchPlan
 from ..packing.prefetching import prefetch
 from ..saving.checkpoints import Checkpoints, abstract
-from ..training.losses import centering_penalty, pairwise_loss
-from ..training.optimizers import learning_rate_schedule, make_optimizer
+from ..saving.export import save_reward_model
+from ..text.pad_token import match_config, match_tokenizer
+from ..text.tokenizer import Tokenizer
+from ..training.objectives import Objective, pairwise_objective
+from ..training.optimizers import Schedule, learning_rate_schedule, make_optimizer
 from ..training.step import TrainState, init_state, jit_update
-from .arguments import TrainArguments
-from .finish import evaluate_all, finish
 from .log import TrainingLog
-from .prepare import Prepared, check_finished, facts, hold, prepare
+from .options import (
+    PrecisionOptions,
+    ReadingOptions,
+    ReadOptions,
+    SourceOptions,
+    StateOptions,
+    UpdateOptions,
+    check_finite,
+    check_not_negative,
+    check_positive,
+    choose_mesh,
+    flag,
+    names_of,
+)
 from .progress import Reporter, print_once, warn
-from .provenance import describe_run
-from .read import describe_plan
-from .run import write_record
-from .trackers import PACKAGES, Track, guarded, open_trackers
+from .read import describe_plan, plan_updates, read_comparisons, read_tokenizer
+from .run_directory import (
+    Resume,
+    check_output,
+    check_same_arguments,
+    check_same_data,
+    dataset_name,
+    pool_rewards,
+    provenance,
+    run_id,
+    versions,
+    write_record,
+)
+from .trackers import PACKAGES, Track, check_installed, guarded, open_trackers
+
+# The arguments.
 
 
-def train(args: TrainArguments, *, track: Track | None = None) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions(StateOptions, PrecisionOptions):
+    """What is learned, and how: the objective and the optimizer."""
+
+    epochs: float = 1.0
+    """Passes over the data."""
+    learning_rate: float = 5e-6
+    """Peak learning rate."""
+    learning_rate_end: float = 0.0
+    """Learning rate that the schedule ends at."""
+    schedule: Schedule = "linear"
+    """How the learning rate goes down after the warm-up."""
+    warmup_ratio: float = 0.0
+    """Share of the updates over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; norms and biases do not decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm; 0 turns clipping off."""
+    skip_spikes: float | None = None
+    """Skip updates whose gradient has more than this many times the median norm of the 50 before."""
+    center_rewards_coefficient: float = 0.1
+    """Weight of the centering penalty, which holds rewards around 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run goes, what it tells, and when it evaluates and saves."""
+
+    output: Path
+    """Directory of the run; metrics.jsonl, run.json, checkpoints/ and model/ appear in it."""
+    resume: Resume = "never"
+    """auto goes on from the newest whole checkpoint in --output, or begins where there is none; required refuses to
+    begin. Give the same arguments as before, but any --mesh."""
+    eval_dataset: tuple[str, ...] = ()
+    """Data sets to evaluate on, each like --dataset, one by one."""
+    eval_split: str | None = None
+    """Split to evaluate on: of every --eval-dataset (default: train), or of --dataset where there is none."""
+    log_every: int = 10
+    """Updates between lines of metrics.jsonl."""
+    eval_every: int | None = None
+    """Updates between evaluations; the last update is always evaluated where there is something to evaluate on."""
+    save_every: int | None = None
+    """Updates between checkpoints; there is always one at the end, and where SIGTERM or SIGINT stops the run."""
+    keep: int = 3
+    """How many of the newest checkpoints stay."""
+    keep_best: str | None = None
+    """Metric of the evaluations, such as eval_pairs_accuracy, whose best checkpoint stays as well (of a loss, the
+    lowest); updates that are both evaluated and saved count."""
+    max_skipped: int = 10
+    """Updates in a row that may be skipped, because their loss or gradient is not finite; then the run stops."""
+    wandb: str | None = None
+    """Project of Weights & Biases to send metrics to as well; WANDB_MODE=offline only writes them to --output."""
+    tensorboard: bool = False
+    """Write the metrics as TensorBoard's event files, too, in --output/tensorboard."""
+    trackio: str | None = None
+    """Project of trackio to write the metrics to as well: on this machine, or to the Space in TRACKIO_SPACE_ID."""
+    quiet: bool = False
+    """Say nothing but warnings and errors."""
+    push_to: str | None = None
+    """Repository of the hub, org/name, that the reward model is uploaded to in the end; a new one is private."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """The processes that train together."""
+
+    distributed: bool = False
+    """This is one of several processes; they find each other on SLURM, Open MPI, GKE and TPU pods."""
+    coordinator: str | None = None
+    """Address of process 0, HOST:PORT, where --distributed cannot find it."""
+    num_processes: int | None = None
+    """How many processes there are, with --coordinator."""
+    process_id: int | None = None
+    """Which of them this is, counted from 0, with --coordinator."""
+
+
+# what may change when a run goes on: none of it decides what the run computes
+_MAY_CHANGE = names_of(ReadingOptions, UpdateOptions, RunOptions, ProcessOptions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions, ReadOptions):
+    """Train a reward model on preference pairs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "epochs", "learning_rate", "log_every", "eval_every", "save_every", "keep")
+        check_positive(self, "max_skipped", "skip_spikes")
+        check_finite(self)
+        check_not_negative(self, "max_grad_norm", "weight_decay", "learning_rate_end")
+        given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(self, name) is not None]
+        if given and (not self.distributed or len(given) < 3):
+            raise ConfigError("--coordinator, --num-processes and --process-id go together, with --distributed")
+        if self.push_to is not None and not is_repository(self.push_to):
+            raise ConfigError(f"--push-to: expected org/name, found {self.push_to!r}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
+
+    def compute(self) -> Compute:
+        """How rewards are computed, for an objective of your own as for the usual one."""
+        return Compute(dtype=self.dtype, remat=self.remat, attention=self.attention, mesh=choose_mesh(self.mesh))
+
+    def decisive(self) -> dict[str, Any]:
+        """The arguments that decide what the run computes, which stay the same when it goes on."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _MAY_CHANGE}
+
+
+# The command.
+
+
+def train(args: TrainArguments, *, objective: Objective | None = None, track: Track | None = None) -> int:
     """One process, or each of several, from reading to the exported model; returns the exit code.
 
-    **Arguments:** `track`, a tracker of your own, called like the others (see `rm.trackers`).
+    **Arguments:** `objective(model, batch)`, a loss of your own in place of the pairwise one with centering, for training
+    and evaluation (see `rm.update`; `args.compute()` has the type and the mesh for `rm.rewards`); `track`, a tracker of
+    your own, called like the others (see `rm.commands.trackers`).
 
     >>> train(TrainArguments(…), track=lambda step, values: print(step, values.get("loss")))  # doctest: +SKIP
     """
@@ -48,7 +203,7 @@ def train(args: TrainArguments, *, track: Track | None = None) -> int:
     if args.distributed:
         connect(args.coordinator, args.num_processes, args.process_id)
     with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
-        prepared = prepare_together(partial(prepare, args), partial(facts, args))
+        prepared = prepare_together(partial(prepare, args, objective), partial(facts, args))
         prepare_together(partial(hold, args, stack), lambda _: {})
         return run(args, prepared, track)
 
@@ -69,6 +224,132 @@ def explaining_memory(args: TrainArguments) -> Iterator[None]:
         ) from None
 
 
+# What a run needs before its first update.
+
+
+class Prepared(NamedTuple):
+    """What a run needs, read and checked."""
+
+    model: RewardModel
+    tokenizer: Tokenizer
+    comparisons: TokenizedComparisons
+    held_out: dict[str, TokenizedComparisons]
+    tables: dict[str, dict[str, Any]]
+    plan: BatchPlan
+    objective: Objective | None  # one of the caller's own
+    mesh: Mesh | None
+
+    @property
+    def hashes(self) -> list[str]:
+        """Fingerprints of all comparisons."""
+        return _hashes(self.comparisons, self.held_out)
+
+
+def prepare(args: TrainArguments, objective: Objective | None = None) -> Prepared:
+    """Reads and checks everything, before the output directory appears."""
+    for tracker in PACKAGES:
+        if getattr(args, tracker):
+            check_installed(tracker)
+    check_output(args.output, resume=args.resume)
+    if args.push_to and leads():
+        check_push(args.push_to)
+    if args.resume != "never":
+        check_same_arguments(args.output, args.decisive())
+    compute = args.compute()
+    source = parse_source(args.model)
+    model = load_reward_model(
+        source.path,
+        dtype=jnp.dtype(args.parameters),
+        key=jax.random.key(args.seed),
+        revision=source.revision,
+        mesh=compute.mesh,
+    )
+    model, tokenizer = match_tokenizer(model, read_tokenizer(args))
+    comparisons, held_out, tables = _read_data(args, tokenizer, model.config)
+    if args.keep_best is not None:
+        check_keep_best(args.keep_best, held_out, objective)
+    plan = plan_updates(comparisons, args, rows=row_shards(compute.mesh))
+    check_attention(compute, plan, model.config)
+    prepared = Prepared(model, tokenizer, comparisons, held_out, tables, plan, objective, compute.mesh)
+    if args.resume != "never":
+        check_same_data(args.output, prepared.hashes)
+    return prepared
+
+
+def check_keep_best(metric: str, held_out: Mapping[str, Any], objective: Objective | None) -> None:
+    """Refuses a metric that no evaluation will have; an objective of your own may have any."""
+    known = [f"eval_{name}_{metric}" for name in held_out for metric in METRICS]
+    if metric not in known and not (objective and metric.startswith(tuple(f"eval_{name}_" for name in held_out))):
+        raise ConfigError(f"--keep-best {metric}: expected one of {', '.join(known) or 'none, without --eval-split'}")
+
+
+def check_attention(compute: Compute, plan: BatchPlan, config: LlamaConfig) -> None:
+    """Refuses a form of attention that is not exact for the rows of the plan."""
+    context = 1 if compute.mesh is None else compute.mesh.shape["context"]
+    for shape in plan.shapes:
+        choose_attention(compute.attention, Inputs(shape.regions, shape.slots, config.head_dim, compute.dtype, context))
+
+
+def check_finished(args: TrainArguments) -> None:
+    """Refuses a finished run that other arguments or other data have made.
+
+    **Raises:** `RmError`.
+    """
+    check_same_arguments(args.output, args.decisive())
+    source = parse_source(args.model)
+    config, tokenizer = match_config(load_config(source.path, revision=source.revision), read_tokenizer(args))
+    comparisons, held_out, _ = _read_data(args, tokenizer, config)
+    check_same_data(args.output, _hashes(comparisons, held_out))
+
+
+def _read_data(
+    args: TrainArguments, tokenizer: Tokenizer, config: LlamaConfig
+) -> tuple[TokenizedComparisons, dict[str, TokenizedComparisons], dict[str, dict[str, Any]]]:
+    """The comparisons to train on, those to evaluate on by name, and the tables of all."""
+    comparisons, read = read_comparisons(args.dataset, args.split, tokenizer, config, args)
+    tables = {"train" if len(read) == 1 else f"train_{name}": table for name, table in read.items()}
+    held_out: dict[str, TokenizedComparisons] = {}
+    for dataset, split in _evaluation_sets(args):
+        name = dataset_name(parse_source(dataset).path, list(held_out))
+        whole = dataclasses.replace(args, streaming=False)
+        held_out[name], read = read_comparisons([dataset], split, tokenizer, config, whole)
+        tables |= {f"eval_{name}": table for table in read.values()}
+    return comparisons, held_out, tables
+
+
+def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str]]:
+    """Data set and split of everything to evaluate on."""
+    if not args.eval_dataset and not args.eval_split:
+        return []
+    return [(dataset, args.eval_split or "train") for dataset in args.eval_dataset or args.dataset]
+
+
+def _hashes(comparisons: TokenizedComparisons, held_out: Mapping[str, TokenizedComparisons]) -> list[str]:
+    return [each.fingerprint for each in (comparisons, *held_out.values())]
+
+
+def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:
+    """Keeps other runs out of the output directory, in the process that leads."""
+    if not leads():
+        return
+    before = stack.enter_context(locked(args.output))
+    if before:
+        say = warn if args.quiet else print_once
+        say(f"{args.output}: process {before['process']} on {before['host']} did not end well; this one goes on")
+    check_output(args.output, resume=args.resume)  # another run may have been there meanwhile
+
+
+def facts(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
+    """Values that must be equal in all processes."""
+    own = names_of(ReadingOptions) | {"process_id"}
+    arguments = {flag(n): v for n, v in dataclasses.asdict(args).items() if n not in own}
+    packages = {f"{name} version": value for name, value in versions().items() if name != "device"}
+    return {**arguments, **packages, "data (a hash)": prepared.hashes}
+
+
+# The loop.
+
+
 def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) -> int:
     """The training loop, with its logs, evaluations and checkpoints, and the export; returns the exit code."""
     model, held_out, plan, mesh = prepared.model, prepared.held_out, prepared.plan, prepared.mesh
@@ -76,13 +357,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
     record = describe_run(args, prepared, steps)
     schedule, optimizer = training_optimizer(args, steps)
 
-    def objective(model: RewardModel, batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
-        compute = Compute(dtype=args.dtype, remat=args.remat, attention=args.attention, mesh=mesh)
-        scores = rewards(model, batch, compute)
-        chosen, rejected = scores[..., 0], scores[..., 1]
-        loss = pairwise_loss(chosen, rejected, batch.margin)
-        return loss + args.center_rewards_coefficient * centering_penalty(chosen, rejected), scores
-
+    objective = prepared.objective or pairwise_objective(args.center_rewards_coefficient, args.compute())
     state, advance = init_state(model, optimizer), jit_update(objective, optimizer)
     evaluation, stopped = {}, False
     with contextlib.ExitStack() as stack:
@@ -104,7 +379,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
             if evaluating or saving:
                 with log.paused():
                     if evaluating:
-                        evaluation = evaluate_all(state.model, held_out, args)
+                        evaluation = evaluate_all(state.model, prepared, args)
                         log.write(step, evaluation)
                     if saving:
                         checkpoints.save(step, state, log.notes, evaluation if evaluating else {})
@@ -115,6 +390,28 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
         return 128 + (signal() or SIGTERM)
     finish(args, prepared, state.model, record, evaluation, log.skipped)
     return 0
+
+
+def describe_run(args: TrainArguments, prepared: Prepared, steps: int) -> dict[str, Any]:
+    """The record of the run, as run.json has it from the beginning on."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(prepared.model))
+    return {
+        "arguments": dataclasses.asdict(args),
+        "objective": _name_of(prepared.objective),
+        "run_id": run_id(args.output),
+        "versions": versions(),
+        "data": prepared.tables,
+        "data_sha256": prepared.hashes,
+        "model": dataclasses.asdict(prepared.model.config)
+        | {"parameters": parameters, "pad_token": prepared.tokenizer.pad_token},
+        "row_shapes": [dataclasses.asdict(shape) for shape in prepared.plan.shapes],
+        "steps": steps,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _name_of(objective: Objective | None) -> str:
+    return "pairwise" if objective is None else getattr(objective, "__qualname__", type(objective).__name__)
 
 
 def go_on(args: TrainArguments, checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState, dict[str, Any]]:
@@ -136,13 +433,15 @@ def opened_log(
     start: int,
     track: Track | None,
 ) -> Iterator[TrainingLog]:
-    """What tells of the run: lines on the terminal, metrics.jsonl and trackers, each in a guard of its own."""
+    """The log of the run: lines on the terminal, metrics.jsonl, and trackers, which never end the run."""
     plan, steps = prepared.plan, record["steps"]
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(Reporter(steps, done=start, quiet=args.quiet))
         for name, table in prepared.tables.items():
             report.print(describe_table(f"{name} ({table['source']})", table))
         report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
+        if prepared.objective:
+            report.print(f"objective {record['objective']}; --center-rewards-coefficient has no effect")
         if start:
             report.print(f"goes on after update {start}")
         if prepared.mesh is None and jax.device_count() > 1:
@@ -193,3 +492,49 @@ def due(every: int | None, step: int) -> bool:
     (False, True, False)
     """
     return every is not None and step % every == 0
+
+
+# What ends a run.
+
+
+def evaluate_all(model: RewardModel, prepared: Prepared, args: TrainArguments) -> dict[str, float]:
+    """`eval_NAME_METRIC` of every evaluation set, with the metrics of the objective's own."""
+    options: Any = {"batch_size": args.batch_size, "compute": args.compute(), "objective": prepared.objective}
+    found = {}
+    for name, comparisons in prepared.held_out.items():
+        values = evaluate(model, comparisons, center_rewards_coefficient=args.center_rewards_coefficient, **options)
+        own = {metric: values[metric] for metric in METRICS} | values.get("objective", {})
+        found |= {f"eval_{name}_{metric}": value for metric, value in own.items()}
+    return found
+
+
+def finish(
+    args: TrainArguments,
+    prepared: Prepared,
+    model: RewardModel,
+    record: dict[str, Any],
+    evaluation: dict[str, float],
+    skipped: int,
+) -> None:
+    """Evaluates a last time, completes run.json and exports, unless most updates were skipped."""
+    held_out, steps = prepared.held_out, record["steps"]
+    if 2 * skipped > steps:
+        raise RmError(f"{skipped} of {steps} updates were skipped, see metrics.jsonl; nothing is exported")
+    if held_out and not evaluation:  # the run had ended, but not been exported
+        evaluation = evaluate_all(model, prepared, args)
+    record |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "evaluation": evaluation}
+    if evaluation:
+        record["reward"] = pool_rewards(evaluation, {name: 2 * len(each) for name, each in held_out.items()})
+    write_record(args.output, record)
+    export(args, model, prepared.tokenizer, record)
+
+
+def export(args: TrainArguments, model: RewardModel, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
+    """Writes the reward model, and gives it to the hub where it is to go there."""
+    where = args.output / "model"
+    decisive = {name: value for name, value in args.decisive().items() if name not in names_of(SourceOptions)}
+    facts = provenance(record, tokenizer, hyperparameters=decisive, repository=args.push_to)
+    save_reward_model(where, model, tokenizer, provenance=facts)
+    print_once(f"the reward model is in {where}", quiet=args.quiet)
+    if args.push_to and leads():
+        print_once(f"and at {push_reward_model(where, args.push_to)}", quiet=args.quiet)

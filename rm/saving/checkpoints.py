@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, SingleDeviceSharding
 
+from ..devices.mesh import shardings
 from ..devices.processes import agree, leads
 from ..errors import CheckpointError, OutputError, first_line
 from ..files.checksum import checksums
+from ..model.sharding import partition_specs
 from ..training.step import TrainState
 
 _LONGEST_SAVE = 30 * 86400  # seconds; slow disks are no error, nor is a clock that was put forward
@@ -79,20 +82,30 @@ class Checkpoints:
         **Raises:** `CheckpointError` where what is read is not what was saved.
         """
         parts = {"state": self._ocp.args.StandardRestore(like), "notes": self._ocp.args.JsonRestore()}
-        try:
+        with self._reading(step):
             restored = self._manager.restore(step, args=self._ocp.args.Composite(**parts))
-            state, record = restored["state"], restored["notes"]
-            if not isinstance(record, dict) or _seal(record) != record or record["step"] != step:
-                raise CheckpointError("its notes have changed since they were written")
-            changed = [name for name, value in checksums(state).items() if record["checksums"].get(name) != value]
-            if changed:
-                raise CheckpointError(f"{changed[0]} has changed since it was written")
-        except jax.errors.JaxRuntimeError:  # out of memory, or another process has gone
-            raise
-        except Exception as error:  # damage can show anywhere in what reads it
-            where = self.directory / str(step)
-            raise CheckpointError(f"{where}: cannot be restored ({first_line(error)})") from None
-        return state, record["notes"]
+            _check(restored["state"], restored["notes"], step)
+        return restored["state"], restored["notes"]["notes"]
+
+    def restore_model(self, step: int, like: Any, *, mesh: Mesh | None = None) -> Any:
+        """The model alone of the state saved at `step`: the optimizer's state is not read.
+
+        **Arguments:** `like`, the shapes and types to expect; `mesh`, the devices that the model is spread over.
+
+        **Raises:** `CheckpointError` where what is read is not what was saved.
+        """
+        placement: Any = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), like)
+        if mesh is not None:
+            placement = shardings(partition_specs(like, mesh), mesh)
+        placed = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), like, placement)
+        restore = self._ocp.checkpoint_utils.construct_restore_args({"model": placed})
+        part = self._ocp.args.PyTreeRestore({"model": placed}, restore_args=restore, partial_restore=True)
+        with self._reading(step):
+            restored = self._manager.restore(
+                step, args=self._ocp.args.Composite(state=part, notes=self._ocp.args.JsonRestore())
+            )
+            _check({"model": restored["state"]["model"]}, restored["notes"], step)
+        return restored["state"]["model"]
 
     def restore_newest(self, like: TrainState, report: Callable[[str], None]) -> tuple[int, TrainState, dict[str, Any]]:
         """The newest checkpoint that is whole; damaged ones are reported and set aside as `damaged-STEP`.
@@ -114,6 +127,16 @@ class Checkpoints:
             agree(True)  # once it is done
             self._manager.reload()
         raise CheckpointError(f"{self.directory}: no checkpoint that can be restored; remove it to start again")
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # out of memory, or another process has gone
+            raise
+        except Exception as error:  # damage can show anywhere in what reads it
+            where = self.directory / str(step)
+            raise CheckpointError(f"{where}: cannot be restored ({first_line(error)})") from None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -146,6 +169,15 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+
+
+def _check(tree: Any, record: Any, step: int) -> None:
+    """Refuses notes or arrays that are not what was saved."""
+    if not isinstance(record, dict) or _seal(record) != record or record["step"] != step:
+        raise CheckpointError("its notes have changed since they were written")
+    changed = [name for name, value in checksums(tree).items() if record["checksums"].get(name) != value]
+    if changed:
+        raise CheckpointError(f"{changed[0]} has changed since it was written")
 
 
 def _seal(record: dict[str, Any]) -> dict[str, Any]:

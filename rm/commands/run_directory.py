@@ -1,5 +1,6 @@
-"""A run's directory: what may stand in it, and run.json."""
+"""The directory of a run: what may stand in it, run.json, and what an export says of the run."""
 
+import hashlib
 import json
 import platform
 import uuid
@@ -9,43 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
+from ..data.sources import is_file_name, parse_source
 from ..devices.processes import leads
 from ..errors import ConfigError, DataError, OutputError
 from ..files.hub import read_json
 from ..files.output import check_writable, replace_file
+from ..text.tokenizer import Tokenizer
 from ..version import __version__
-from .flags import flag
+from .options import flag
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "tokenizers", "datasets", "safetensors", "orbax-checkpoint")
-
-MAY_CHANGE = {
-    "output",
-    "resume",
-    "eval_dataset",
-    "eval_split",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep",
-    "keep_best",
-    "max_skipped",
-    "wandb",
-    "tensorboard",
-    "trackio",
-    "quiet",
-    "push_to",
-    "num_proc",
-    "cache",
-    "attention",
-    "offload",
-    "mesh",
-    "distributed",
-    "coordinator",
-    "num_processes",
-    "process_id",
-}
-
 
 Resume = Literal["never", "auto", "required"]
 
@@ -71,13 +47,13 @@ def check_output(output: Path, *, resume: Resume) -> None:
 
 
 def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:
-    """Refuses to resume with arguments that would make another run of it.
+    """Refuses to resume with other values of arguments that decide what a run computes.
 
     **Raises:** `ConfigError`, naming the flag.
     """
     before = read_json(output / "run.json").get("arguments", {}) if (output / "run.json").is_file() else {}
     now = json.loads(json.dumps(arguments, default=str))
-    for name in now.keys() - MAY_CHANGE:
+    for name in now:
         if name in before and before[name] != now[name]:  # an older run may not know of a flag
             found = f"the run has {flag(name)} {before[name]}, found {now[name]}"
             raise ConfigError(f"{output}: {found}; resume with the same")
@@ -124,3 +100,56 @@ def dataset_name(dataset: str, taken: Sequence[str] = ()) -> str:
     name = "".join(letter if letter.isalnum() else "_" for letter in stem)
     names = (name, *(f"{name}_{number}" for number in range(2, len(taken) + 3)))
     return next(name for name in names if name not in taken)
+
+
+def pool_rewards(evaluation: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Mean and spread of the rewards of all evaluation sets together, every reward with the same weight.
+
+    `mean = Σ nᵢ mᵢ / Σ nᵢ` and `std² = Σ nᵢ (sᵢ² + (mᵢ - mean)²) / Σ nᵢ`, which need not what each reward was.
+
+    **Arguments:** `evaluation`, with `eval_NAME_mean_reward` and `eval_NAME_std_reward`; `counts`, the rewards of each
+    set, two for a comparison.
+
+    >>> found = {"eval_a_mean_reward": 1.0, "eval_a_std_reward": 1.0}  # of 0, 0, 2, 2
+    >>> found |= {"eval_b_mean_reward": 4.0, "eval_b_std_reward": 0.0}  # of 4, 4
+    >>> pool_rewards(found, {"a": 4, "b": 2})
+    {'mean': 2.0, 'std': 1.632993161855452, 'count': 6, 'data': ['a', 'b']}
+    """
+    sizes = list(counts.values())
+    means, stds = (np.array([evaluation[f"eval_{name}_{kind}_reward"] for name in counts]) for kind in ("mean", "std"))
+    mean = np.average(means, weights=sizes)
+    std = np.sqrt(np.average(stds**2 + (means - mean) ** 2, weights=sizes))
+    return {"mean": float(mean), "std": float(std), "count": sum(sizes), "data": list(counts)}
+
+
+def provenance(
+    record: Mapping[str, Any], tokenizer: Tokenizer, *, hyperparameters: Mapping[str, Any], repository: str | None
+) -> dict[str, Any]:
+    """What an export says of its run; it is made to be given away, so local files are named without their place."""
+    arguments, template = record["arguments"], tokenizer.chat_template
+    base = parse_source(arguments["model"])
+    return {
+        "base_model": _public_name(base.path),
+        "base_model_is_hub_id": _is_hub_id(base.path),
+        "dataset": [_public_name(parse_source(dataset).path) for dataset in arguments["dataset"]],
+        "data": {
+            name: table | {"source": _public_name(table["source"]), "hub": _is_hub_id(table["source"])}
+            for name, table in record["data"].items()
+        },
+        "hyperparameters": json.loads(json.dumps(hyperparameters, default=str)),
+        "steps": record["steps"],
+        "parameters": record["model"]["parameters"],
+        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
+        "evaluation": record["evaluation"],
+        **({"reward": record["reward"]} if "reward" in record else {}),
+        "repository": repository,
+        "versions": record["versions"],
+    }
+
+
+def _is_hub_id(path: str) -> bool:
+    return not Path(path).exists() and not is_file_name(path)
+
+
+def _public_name(path: str) -> str:
+    return path if _is_hub_id(path) else Path(path).resolve().name

@@ -1,0 +1,196 @@
+"""The flags that several commands share, in groups: a command inherits from those that it takes."""
+
+import dataclasses
+import datetime
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ..data.encode import Invalid, Truncation
+from ..devices.mesh import make_mesh, parse_mesh
+from ..errors import ConfigError
+from ..model.attention_choice import Attention
+from ..model.compute import Compute, Remat
+from ..training.optimizers import Dtype, OptimizerName
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What is read."""
+
+    model: str
+    """Llama weights: a directory with config.json, safetensors and tokenizer.json, or a hub id, org/name[@revision]."""
+    dataset: tuple[str, ...]
+    """Preferences: files, patterns, saved directories, hub ids (org/name[:config][@revision]); mixed: A=0.7 B=0.3."""
+    chat_template: Path | None = None
+    """File with a chat template (jinja) instead of the model's own; the export carries it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(SourceOptions):
+    """Which comparisons are made of it, and which of them each update takes."""
+
+    split: str = "train"
+    """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
+    max_length: int = 1024
+    """Tokens that a side may have."""
+    truncation: Truncation = "drop"
+    """What becomes of longer sides: drop the comparison, or cut off the beginning of the prompt, or the side's end."""
+    chat_template_date: datetime.date | None = None
+    """Today's date for chat templates that ask; by default the one that the model was trained with, else 2024-07-26."""
+    margin_from_scores: bool = False
+    """Take the margin from score_chosen - score_rejected, or from the scores of a K-wise row."""
+    min_score_margin: float | None = None
+    """Drop comparisons whose scores differ by less."""
+    drop_empty: bool = False
+    """Drop comparisons with an empty response."""
+    invalid: Invalid = "raise"
+    """What happens to a malformed row: it ends the run, or it is dropped and counted."""
+    share_prefix: bool = True
+    """Compute the tokens that the responses of a comparison begin with once."""
+    streaming: bool = False
+    """Read only as many rows as the updates need (--max-steps), shuffled within 10,000 rows."""
+    max_steps: int | None = None
+    """Updates in all, whatever --epochs says."""
+    batch_size: int = 16
+    """Comparisons of an update."""
+    drop_last: bool = False
+    """Leave out the last, short batch of an epoch."""
+    shuffle: bool = True
+    """Shuffle the data, anew every epoch."""
+    seed: int = 0
+    """Seed of the new score head and of the order of the data."""
+
+    def __post_init__(self):
+        check_positive(self, "max_length", "batch_size", "max_steps")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"--seed must be between 0 and 2**32 - 1, found {self.seed}")
+        if self.streaming and self.max_steps is None:
+            raise ConfigError("--streaming needs --max-steps, which says how many rows to read")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How fast data are read."""
+
+    num_proc: int = 1
+    """Processes that tokenize."""
+    cache: bool = True
+    """Keep tokenized data in the cache of datasets, and take it from there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadOptions(ReadingOptions, DataOptions):
+    """All that the data path is told."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "num_proc")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """The type that is computed in."""
+
+    dtype: Dtype = "float32"
+    """Type of activations and matrix products; losses and the score head stay float32."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """The devices, and what they compute attention with: the same results up to rounding."""
+
+    attention: Attention = "auto"
+    """How attention is computed; auto takes the fastest form of the platform that is exact for the rows."""
+    mesh: str | None = None
+    """Devices to use together, such as fsdp=8 or data=2,fsdp=4 (of data, fsdp, tensor, context); by default one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardOptions(DeviceOptions, PrecisionOptions):
+    """How rewards are computed."""
+
+    def compute(self) -> Compute:
+        """The options as the library takes them."""
+        return Compute(dtype=self.dtype, attention=self.attention, mesh=choose_mesh(self.mesh))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateOptions(DeviceOptions):
+    """What an update keeps on the devices and what it computes again."""
+
+    remat: Remat = "full"
+    """What the backward pass computes again instead of keeping: full needs least memory, none least time."""
+    offload: bool = False
+    """Keep the optimizer's state in the host's memory; it visits the device in every update."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StateOptions:
+    """What is kept for every parameter."""
+
+    optimizer: OptimizerName = "adamw"
+    """Optimizer; its memory is what python -m rm plan shows."""
+    moments: Dtype = "float32"
+    """Type that the optimizer's moments are kept in; bfloat16 halves them and is rounded stochastically."""
+    parameters: Dtype = "float32"
+    """Type that the parameters are kept in; bfloat16 ones are rounded stochastically at every update."""
+
+
+def choose_mesh(sizes: str | None) -> Mesh | None:
+    """The mesh of `--mesh`; without it a single process takes a single device, and several spread out over `fsdp`."""
+    if sizes is not None:
+        return make_mesh(**parse_mesh(sizes))  # pyright: ignore[reportArgumentType]
+    return make_mesh(fsdp=jax.device_count()) if jax.process_count() > 1 else None
+
+
+def names_of(*groups: type) -> set[str]:
+    """The names of the fields of groups.
+
+    >>> sorted(names_of(PrecisionOptions, DeviceOptions))
+    ['attention', 'dtype', 'mesh']
+    """
+    return {field.name for group in groups for field in dataclasses.fields(group)}
+
+
+def flag(name: str) -> str:
+    """How the command line spells an argument.
+
+    >>> flag("max_length")
+    '--max-length'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def check_positive(arguments: Any, *names: str) -> None:
+    """Refuses arguments that are there and not greater than 0.
+
+    **Raises:** `ConfigError`, naming the flag.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{flag(name)} must be greater than 0, found {value}")
+
+
+def check_not_negative(arguments: Any, *names: str) -> None:
+    """Refuses arguments less than 0.
+
+    **Raises:** `ConfigError`, naming the flag.
+    """
+    for name in names:
+        if getattr(arguments, name) < 0:
+            raise ConfigError(f"{flag(name)} must not be negative, found {getattr(arguments, name)}")
+
+
+def check_finite(arguments: Any) -> None:
+    """Refuses numbers that are infinite or none.
+
+    **Raises:** `ConfigError`, naming the flag.
+    """
+    for name, value in vars(arguments).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{flag(name)} must be finite, found {value}")
