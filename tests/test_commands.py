@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import rm
 from rm.__main__ import main
 from rm.commands.run_directory import dataset_name
-from rm.commands.train import TrainArguments
+from rm.commands.train import TrainArguments, train
 from rm.evaluation.scoring import METRICS
 
 pytestmark = [pytest.mark.optax, pytest.mark.long]
@@ -175,6 +176,48 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkey
     assert deterministic(lines(cut / "metrics.jsonl")) == deterministic(lines(whole / "metrics.jsonl"))
     for a, b in zip(*(jax.tree.leaves(rm.load_reward_model(out / "model")) for out in (whole, cut)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def hinge(model, batch, compute=rm.Compute()):
+    """`max(0, 1 - (r₁ - r₂))`, with the share of comparisons inside the margin."""
+    r = rm.rewards(model, batch, compute)
+    loss = jax.nn.relu(1 - (r[..., 0] - r[..., 1]))
+    return loss, r, {"inside": (loss > 0).astype(loss.dtype)}
+
+
+@pytest.mark.parametrize("mesh", [None, "data=8"])
+def test_an_objective_of_ones_own_has_the_whole_command_around_it(
+    tmp_path, llama_directory, pairs_file, monkeypatch, mesh
+):
+    """Log, evaluations, checkpoints, resuming and meshes are for every loss, and touch no file of the package."""
+    fixed = {"model": str(llama_directory), "dataset": (str(pairs_file),), "eval_split": "train[:6]", "mesh": mesh}
+    fixed |= {"batch_size": 4, "learning_rate": 1e-3, "max_steps": 4, "save_every": 2, "log_every": 2, "quiet": True}
+
+    def run(name, **more):
+        args = TrainArguments(output=tmp_path / name, **fixed, **more)
+        assert train(args, objective=partial(hinge, compute=args.compute())) == 0
+        return tmp_path / name
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        batch_at = rm.BatchPlan.batch_at
+        patch.setattr(
+            rm.BatchPlan, "batch_at", lambda plan, step, *rows: batch_at(plan, step, *rows) if step < 3 else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            run("cut")
+    cut = run("cut", resume="auto")
+    assert deterministic(lines(cut / "metrics.jsonl")) == deterministic(lines(whole / "metrics.jsonl"))
+
+    model, tokenizer = rm.load_reward_model(cut / "model"), rm.load_tokenizer(cut / "model")
+    rows = rm.load_comparisons(pairs_file, split="train[:6]")
+    chosen, rejected = rm.comparison_rewards(model, rm.tokenize_comparisons(rows, tokenizer, model.config)[0]).T
+    losses = np.maximum(0, 1 - (chosen.astype(float) - rejected))
+    (evaluation,) = [entry for entry in lines(cut / "metrics.jsonl") if "eval_pairs_loss" in entry]
+    assert evaluation["eval_pairs_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert evaluation["eval_pairs_inside"] == pytest.approx((losses > 0).mean())
+    assert all(0 <= entry["inside"] <= 1 for entry in lines(cut / "metrics.jsonl") if "loss" in entry)
+    assert json.loads((cut / "run.json").read_text())["objective"] == "hinge"
 
 
 def test_an_interrupted_process_leaves_its_last_checkpoint(run, tmp_path, llama_directory, pairs_file):

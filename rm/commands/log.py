@@ -19,10 +19,12 @@ from ..data.comparisons import TokenizedComparisons
 from ..devices.processes import leads
 from ..errors import RmError
 from ..files.output import append_line, replace_file
+from ..training.objectives import TAKEN
 from .progress import Reporter
 from .trackers import Track, finite_numbers
 
 _NOTES = ("num_tokens", "skipped", "skipped_in_a_row", "window", "norms")
+_AVERAGED = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
 _NORMS, _FEWEST_NORMS = 50, 10  # of which a median is taken
 
 
@@ -114,9 +116,9 @@ class TrainingLog:
     def _close_window(self, step: int) -> None:
         now = time.perf_counter()
         seconds, self._since = max(now - self._since, 1e-9), now  # a coarse clock may not have moved
-        averaged = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
         good = [values for values in self.window if not values["skipped"]] or self.window
-        entry = {name: sum(values[name] for values in good) / len(good) for name in averaged}
+        own = sorted(good[0].keys() - TAKEN)
+        entry = {name: sum(values[name] for values in good) / len(good) for name in (*_AVERAGED, *own)}
         entry |= {
             "grad_norm": good[-1]["grad_norm"],
             "skipped": self.skipped,

@@ -190,8 +190,8 @@ class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions,
 def train(args: TrainArguments, *, objective: Objective | None = None, track: Track | None = None) -> int:
     """One process, or each of several, from reading to the exported model; returns the exit code.
 
-    **Arguments:** `objective(model, batch)`, a loss of your own in place of the pairwise one with centering, for training
-    and evaluation (see `rm.update`; `args.compute()` has the type and the mesh for `rm.rewards`); `track`, a tracker of
+    **Arguments:** `objective(model, batch)`, a loss of your own in place of the pairwise one with centering, in updates
+    and evaluations (see `rm.update`; `args.compute()` has type and mesh for `rm.rewards`); `track`, a tracker of
     your own, called like the others (see `rm.commands.trackers`).
 
     >>> train(TrainArguments(…), track=lambda step, values: print(step, values.get("loss")))  # doctest: +SKIP
@@ -411,7 +411,10 @@ def describe_run(args: TrainArguments, prepared: Prepared, steps: int) -> dict[s
 
 
 def _name_of(objective: Objective | None) -> str:
-    return "pairwise" if objective is None else getattr(objective, "__qualname__", type(objective).__name__)
+    if objective is None:
+        return "pairwise"
+    function = getattr(objective, "func", objective)  # of a partial
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def go_on(args: TrainArguments, checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState, dict[str, Any]]:

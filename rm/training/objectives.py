@@ -55,9 +55,7 @@ def check_objective(
     own = rest[0] if rest else {}
     taken = sorted(own.keys() & TAKEN)
     if taken:
-        raise ValueError(
-            f"the objective's own metric {taken[0]!r} has the name of one that every update has; rename it"
-        )
+        raise ValueError(f"the objective's own metric {taken[0]!r} is a name that every update has; rename it")
     for name, values in {"loss": loss, **own}.items():
         if values.shape != batch.index.shape:
             what = f"a {name}" if name == "loss" else f"a metric {name!r}"
