@@ -109,7 +109,7 @@ class Case:
 
     shape: str
     attention: Any  # one of rm.model.attention_choice.Attention
-    remat: Any  # one of rm.model.forward.Remat
+    remat: Any  # one of rm.model.llama.Remat
     types: str  # one of TYPES
 
 
@@ -210,7 +210,7 @@ def make_update(case: Case):
     import jax.numpy as jnp
 
     from rm.model.compute import Compute
-    from rm.model.forward import rewards
+    from rm.model.llama import rewards
     from rm.training.losses import pairwise_loss
     from rm.training.optimizers import adamw
     from rm.training.step import init_state, update
@@ -235,7 +235,7 @@ def random_model(shape: str, dtype):
     import jax
     import jax.numpy as jnp
 
-    from rm.model.reward_model import init_reward_model
+    from rm.model.llama import init_reward_model
 
     config = llama(shape)
     shapes = jax.eval_shape(partial(init_reward_model, config, key=jax.random.key(0), dtype=dtype))

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import rm
-from rm.model.forward import apply_head
+from rm.model.llama import apply_head
 from rm.packing.row_shapes import RowShape
 from rm.packing.rows import pack
 from rm.training import pairwise_objective

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from ..data.sources import parse_source
 from ..files.hub import read_json
+from ..model.llama import RewardModel, init_reward_model
 from ..model.loading import load_config, load_reward_model
-from ..model.reward_model import RewardModel, init_reward_model
 from ..saving.checkpoints import Checkpoints
 from ..text.pad_token import match_config, match_tokenizer
 from ..text.tokenizer import Tokenizer, load_tokenizer

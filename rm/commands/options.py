@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ..data.encode import Invalid, Truncation
+from ..data.encode import RowOptions
 from ..devices.mesh import make_mesh, parse_mesh
 from ..errors import ConfigError
 from ..model.attention_choice import Attention
@@ -30,27 +30,13 @@ class SourceOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions(SourceOptions):
+class DataOptions(RowOptions, SourceOptions):
     """Which comparisons are made of it, and which of them each update takes."""
 
     split: str = "train"
     """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
-    max_length: int = 1024
-    """Tokens that a side may have."""
-    truncation: Truncation = "drop"
-    """What becomes of longer sides: drop the comparison, or cut off the beginning of the prompt, or the side's end."""
     chat_template_date: datetime.date | None = None
     """Today's date for chat templates that ask; by default the one that the model was trained with, else 2024-07-26."""
-    margin_from_scores: bool = False
-    """Take the margin from score_chosen - score_rejected, or from the scores of a K-wise row."""
-    min_score_margin: float | None = None
-    """Drop comparisons whose scores differ by less."""
-    drop_empty: bool = False
-    """Drop comparisons with an empty response."""
-    invalid: Invalid = "raise"
-    """What happens to a malformed row: it ends the run, or it is dropped and counted."""
-    share_prefix: bool = True
-    """Compute the tokens that the responses of a comparison begin with once."""
     streaming: bool = False
     """Read only as many rows as the updates need (--max-steps), shuffled within 10,000 rows."""
     max_steps: int | None = None

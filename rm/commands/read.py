@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.comparisons import TokenizedComparisons, mix
+from ..data.encode import RowOptions
 from ..data.sources import Source, expand, load_comparisons, parse_source
 from ..data.tokenize import tokenize_comparisons
 from ..errors import ConfigError, DataError
 from ..model.config import LlamaConfig
 from ..packing.batches import BatchPlan, plan_batches
 from ..text.tokenizer import Tokenizer, load_tokenizer
-from .options import ReadOptions
+from .options import ReadingOptions, ReadOptions, names_of
 from .run_directory import dataset_name
 
 _SHUFFLE_BUFFER = 10_000  # rows that a stream is shuffled within
@@ -52,8 +53,7 @@ def read_comparisons(
 def _read_source(
     source: Source, split: str, share: float, tokenizer: Tokenizer, config: LlamaConfig, args: ReadOptions
 ) -> tuple[TokenizedComparisons, dict[str, Any]]:
-    names = ("max_length", "truncation", "share_prefix", "margin_from_scores", "min_score_margin", "drop_empty")
-    options: dict[str, Any] = {name: getattr(args, name) for name in (*names, "invalid", "num_proc", "cache")}
+    options: dict[str, Any] = {name: getattr(args, name) for name in names_of(RowOptions, ReadingOptions)}
     if args.streaming and args.max_steps:
         options["limit"] = -int(-args.max_steps * args.batch_size * share // 1)  # rounded up
 

@@ -19,7 +19,7 @@ from ..evaluation.scoring import reward_chunks
 from ..files.output import append_line, replace_file
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
-from ..model.reward_model import RewardModel
+from ..model.llama import RewardModel
 from ..text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from ..files.output import locked
 from ..model.attention_choice import Inputs, choose_attention
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
+from ..model.llama import RewardModel
 from ..model.loading import load_config, load_reward_model
-from ..model.reward_model import RewardModel
 from ..packing.batches import BatchPlan
 from ..packing.prefetching import prefetch
 from ..saving.checkpoints import Checkpoints, abstract

@@ -35,17 +35,30 @@ REASONS += ("missing_column", "malformed", "not_needed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodeOptions:
-    """What `tokenize_comparisons` is asked for."""
+class RowOptions:
+    """What is made of rows; these are flags of the commands, too."""
 
-    max_length: int
-    truncation: Truncation
-    share_prefix: bool
-    expand_pairs: bool
-    margin_from_scores: bool
-    min_score_margin: float | None
-    drop_empty: bool
-    invalid: Invalid
+    max_length: int = 1024
+    """Tokens that a side may have."""
+    truncation: Truncation = "drop"
+    """What becomes of longer sides: drop the comparison, or cut off the beginning of the prompt, or the side's end."""
+    margin_from_scores: bool = False
+    """Take the margin from score_chosen - score_rejected, or from the scores of a K-wise row."""
+    min_score_margin: float | None = None
+    """Drop comparisons whose scores differ by less."""
+    drop_empty: bool = False
+    """Drop comparisons with an empty response."""
+    invalid: Invalid = "raise"
+    """What happens to a malformed row: it ends the run, or it is dropped and counted."""
+    share_prefix: bool = True
+    """Compute the tokens that the responses of a comparison begin with once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeOptions(RowOptions):
+    """All that `tokenize_comparisons` is told of how to read rows."""
+
+    expand_pairs: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,7 @@ from ..model.attention_choice import default_layout
 from ..model.batch import PreferenceBatch
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
-from ..model.forward import rewards
-from ..model.reward_model import RewardModel
+from ..model.llama import RewardModel, rewards
 from ..model.sharding import place_batch
 from ..packing.fit_shapes import fit_row_shapes
 from ..packing.row_shapes import RowShape

@@ -4,9 +4,8 @@ from .attention_choice import Attention
 from .batch import PreferenceBatch
 from .compute import Compute, Remat
 from .config import LlamaConfig, Rope
-from .forward import hidden_states, rewards
+from .llama import RewardModel, hidden_states, init_reward_model, rewards
 from .loading import load_config, load_reward_model
-from .reward_model import RewardModel, init_reward_model
 from .sharding import partition_specs, place_batch, place_model
 
 __all__ = [

@@ -16,7 +16,7 @@ from ..errors import ConfigError, WeightsError
 from ..files.hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
 from ..files.weights import INDEX, TensorFiles
 from .config import LlamaConfig
-from .reward_model import RewardModel, init_reward_model, init_score_head
+from .llama import RewardModel, init_reward_model, init_score_head
 from .sharding import check_mesh, partition_specs
 from .tensor_names import check_names, leaf_name, tensor_names
 

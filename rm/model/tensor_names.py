@@ -1,4 +1,4 @@
-"""One table of tensor names: our leaves and Hugging Face's tensors."""
+"""One rule for tensor names: our leaves and Hugging Face's tensors."""
 
 import re
 
@@ -8,18 +8,8 @@ from ..errors import WeightsError
 from ..files.weights import TensorFiles
 from .config import LlamaConfig
 
-# Our leaf -> Hugging Face's tensor; `{}` is the layer number.
 _TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight", "score": "score.weight"}
-_BLOCK = {
-    "input_layernorm": "model.layers.{}.input_layernorm.weight",
-    "post_attention_layernorm": "model.layers.{}.post_attention_layernorm.weight",
-    **{
-        f"{name}_proj.{kind}": f"model.layers.{{}}.{part}.{name}_proj.{kind}"
-        for part, names in {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}.items()
-        for name in names
-        for kind in ("weight", "bias")
-    },
-}
+_MLP = ("gate_proj", "up_proj", "down_proj")
 # What a causal LM's files hold besides: its own head, and rotary tables that old versions stored.
 _IGNORED = re.compile(r"lm_head\.weight|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 # What tools that wrap a model put into the names of its tensors.
@@ -47,7 +37,11 @@ def tensor_names(leaf: str, config: LlamaConfig) -> list[str]:
     """
     head, _, rest = leaf.partition(".")
     layers = {"blocks": range(config.num_hidden_layers - 1), "last_block": [config.num_hidden_layers - 1]}
-    return [_BLOCK[rest].format(layer) for layer in layers[head]] if head in layers else [_TOP[leaf]]
+    if head not in layers:
+        return [_TOP[leaf]]
+    name, _, kind = rest.partition(".")
+    part = "" if name.endswith("layernorm") else "mlp." if name in _MLP else "self_attn."
+    return [f"model.layers.{layer}.{part}{name}.{kind or 'weight'}" for layer in layers[head]]
 
 
 def leaf_name(path: tuple) -> str:

@@ -27,7 +27,7 @@ from ..errors import ConfigError, RmError
 from ..model.batch import PreferenceBatch
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
-from ..model.forward import rewards
+from ..model.llama import rewards
 from ..training.losses import pairwise_loss
 from ..training.offload import place_on_host
 from ..training.optimizers import make_optimizer

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..model.attention_choice import Attention
 from ..model.compute import Remat
 from ..model.config import LlamaConfig
-from ..model.reward_model import RewardModel, init_reward_model
+from ..model.llama import RewardModel, init_reward_model
 from ..model.sharding import check_mesh, context_order, partition_specs, state_specs
 from ..training.optimizers import Dtype, OptimizerName, make_optimizer
 from .flops import Work, count_work, update_flops

@@ -7,7 +7,7 @@ import jax
 
 from ..files.weights import write_json
 from ..model.config import LlamaConfig
-from ..model.reward_model import init_reward_model
+from ..model.llama import init_reward_model
 from .export import write_model
 
 _TOPICS = {

@@ -14,7 +14,7 @@ from ..errors import WeightsError
 from ..files.hub import RECORD, sha256_of
 from ..files.output import new_directory
 from ..files.weights import write_json, write_tensors
-from ..model.reward_model import RewardModel
+from ..model.llama import RewardModel
 from ..model.tensor_names import leaf_name, tensor_names
 from ..text.pad_token import match_tokenizer
 from ..text.portable import portable_files, with_date

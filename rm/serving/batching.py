@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ..evaluation.scoring import score_sequences
 from ..model.attention_choice import default_layout
 from ..model.compute import Compute
-from ..model.reward_model import RewardModel
+from ..model.llama import RewardModel
 from ..packing.sequences import ROW_TOKENS, TOKENS_OF_SLOT, round_up
 
 Sequences = Sequence[Sequence[int]]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..errors import TokenizerError
 from ..model.config import LlamaConfig
-from ..model.reward_model import RewardModel
+from ..model.llama import RewardModel
 from .tokenizer import Tokenizer, tokenizer_from_files
 from .tokenizer_files import dump_json, parse_json
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ..model.batch import PreferenceBatch
 from ..model.compute import Compute
-from ..model.forward import rewards
+from ..model.llama import rewards
 from .losses import centering_penalty, pairwise_loss
 
 Losses = Float[Array, "R S"]

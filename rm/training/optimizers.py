@@ -6,7 +6,7 @@ import jax
 import optax
 from jaxtyping import Array
 
-from ..model.reward_model import RewardModel
+from ..model.llama import RewardModel
 from .offload import keep_on_host
 from .rounding import keep_moments
 
