@@ -79,7 +79,7 @@ def forward_inputs():
 def test_rows_cut_along_context_are_refused_by_kernels(forward_inputs):
     """Else queries of one device would be masked as though its keys were all there are."""
     mesh = rm.make_mesh(context=2, devices=jax.devices()[:2])
-    forward = partial(rm.rewards, dtype=jnp.bfloat16, attention="splash", mesh=mesh)
+    forward = partial(rm.rewards, compute=rm.Compute(dtype=jnp.bfloat16, attention="splash", mesh=mesh))
     with compiling_for("tpu"), pytest.raises(rm.ConfigError, match="takes whole rows, found context=2"):
         jax.eval_shape(forward, *forward_inputs)
 
