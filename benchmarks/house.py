@@ -36,8 +36,14 @@ def import_seconds(root: Path) -> float:
     return statistics.median(seconds)
 
 
+def folders(root: Path) -> list[Path]:
+    return sorted({path.parent for path in (root / "rm").rglob("*.py")} - {root / "rm"})
+
+
 def measure(root: Path) -> dict[str, str]:
-    rows = {}
+    rows = {"rm: files at the top, folders": f"{len(list((root / 'rm').glob('*.py')))}, {len(folders(root))}"}
+    largest = max(folders(root), key=lambda folder: len(list(folder.glob("*.py"))))
+    rows["rm: most files of a folder"] = f"{len(list(largest.glob('*.py')))} ({largest.name})"
     for folder in FOLDERS:
         lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (root / folder).rglob("*.py")}
         rows[f"{folder}: files, lines"] = f"{len(lines)}, {sum(lines.values())}"
