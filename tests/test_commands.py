@@ -218,6 +218,8 @@ def test_an_objective_of_ones_own_has_the_whole_command_around_it(
     assert evaluation["eval_pairs_inside"] == pytest.approx((losses > 0).mean())
     assert all(0 <= entry["inside"] <= 1 for entry in lines(cut / "metrics.jsonl") if "loss" in entry)
     assert json.loads((cut / "run.json").read_text())["objective"] == "hinge"
+    with pytest.raises(rm.ConfigError, match="the run has the objective hinge, found pairwise; resume with the same"):
+        train(TrainArguments(output=cut, resume="auto", **fixed))
 
 
 def test_an_interrupted_process_leaves_its_last_checkpoint(run, tmp_path, llama_directory, pairs_file):

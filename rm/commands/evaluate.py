@@ -41,7 +41,7 @@ _ANY_LENGTH = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoredOptions(PrecisionOptions):
-    """What decides the scores of a model."""
+    """The options that decide the scores of a model."""
 
     dataset: str
     """Preferences: a file, pattern, saved directory or hub id (org/name[:config][@revision]); pairs, or K-wise rows."""
@@ -54,7 +54,7 @@ class ScoredOptions(PrecisionOptions):
     max_length: int | None = None
     """Leave out comparisons with a longer side (tokens), and say how many; by default none is."""
     invalid: Invalid = "raise"
-    """What happens to a malformed row: it ends the evaluation, or it is left out and counted."""
+    """Treatment of a malformed row: it ends the evaluation, or it is left out and counted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class EvaluateArguments(ForwardOptions, ScoredOptions):
     output: Path
     """Directory for evaluation.json, report.html and scores.jsonl."""
     sections: str | None = None
-    """How subsets make sections: rewardbench, or a JSON file {"SECTION": {"SUBSET": WEIGHT}}."""
+    """Sections, weighted means of subsets: rewardbench, or a JSON file {"SECTION": {"SUBSET": WEIGHT}}."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on after the rows that an earlier, interrupted evaluation has scored."""
 
@@ -188,7 +188,7 @@ def _hash(found: Mapping[str, str]) -> str:
 
 
 def model_names(models: Sequence[str]) -> list[str]:
-    """What tables call each model: the last part of its path that tells (`RUN 500` for a checkpoint), each once."""
+    """Unique names of the models for tables: the last telling part of each path (`RUN 500` for a checkpoint)."""
     names: list[str] = []
     for text in models:
         parts = [part for part in Path(text).parts if part not in ("/", "model", "..", ".")] or [text]

@@ -18,7 +18,7 @@ from ..text.tokenizer import Tokenizer, load_tokenizer
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether a path is that of a checkpoint of a run.
+    """True for the path of a checkpoint of a run.
 
     >>> is_checkpoint("run/checkpoints/500"), is_checkpoint("run/model")
     (True, False)

@@ -1,4 +1,4 @@
-"""What a run writes down of its updates: metrics.jsonl, and trackers that are given the same."""
+"""The log of a run: metrics.jsonl, and trackers that get the same numbers."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ class TrainingLog:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint must keep for the log to go on as if nothing had happened."""
+        """The part of the log's state that a checkpoint keeps, so that a resumed log continues exactly."""
         return {name: getattr(self, name) for name in _NOTES}
 
     def resume(self, step: int, notes: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ..training.optimizers import Dtype, OptimizerName
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What is read."""
+    """The model and the data sets to read."""
 
     model: str
     """Llama weights: a directory with config.json, safetensors and tokenizer.json, or a hub id, org/name[@revision]."""
@@ -31,7 +31,7 @@ class SourceOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions(RowOptions, SourceOptions):
-    """Which comparisons are made of it, and which of them each update takes."""
+    """The comparisons made from the rows, and their order in updates."""
 
     split: str = "train"
     """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
@@ -60,17 +60,17 @@ class DataOptions(RowOptions, SourceOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """How fast data are read."""
+    """The speed of reading data."""
 
     num_proc: int = 1
     """Processes that tokenize."""
     cache: bool = True
-    """Keep tokenized data in the cache of datasets, and take it from there."""
+    """Keep tokenized data in the cache of datasets, and read them from there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadOptions(ReadingOptions, DataOptions):
-    """All that the data path is told."""
+    """All options of the data path."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,7 +79,7 @@ class ReadOptions(ReadingOptions, DataOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrecisionOptions:
-    """The type that is computed in."""
+    """The type of the computation."""
 
     dtype: Dtype = "float32"
     """Type of activations and matrix products; losses and the score head stay float32."""
@@ -87,17 +87,17 @@ class PrecisionOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """The devices, and what they compute attention with: the same results up to rounding."""
+    """The devices and the form of attention: the results are the same up to rounding."""
 
     attention: Attention = "auto"
-    """How attention is computed; auto takes the fastest form of the platform that is exact for the rows."""
+    """Form of attention; auto takes the fastest form of the platform that is exact for the rows."""
     mesh: str | None = None
     """Devices to use together, such as fsdp=8 or data=2,fsdp=4 (of data, fsdp, tensor, context); by default one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForwardOptions(DeviceOptions, PrecisionOptions):
-    """How rewards are computed."""
+    """The computation of rewards."""
 
     def compute(self) -> Compute:
         """The options as the library takes them."""
@@ -106,24 +106,24 @@ class ForwardOptions(DeviceOptions, PrecisionOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdateOptions(DeviceOptions):
-    """What an update keeps on the devices and what it computes again."""
+    """The memory of an update: recomputation, and the place of the optimizer's state."""
 
     remat: Remat = "full"
-    """What the backward pass computes again instead of keeping: full needs least memory, none least time."""
+    """Recomputation in the backward pass: full needs the least memory, none the least time."""
     offload: bool = False
-    """Keep the optimizer's state in the host's memory; it visits the device in every update."""
+    """Keep the optimizer's state in the host's memory; every update moves it through the device."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StateOptions:
-    """What is kept for every parameter."""
+    """The state kept for every parameter."""
 
     optimizer: OptimizerName = "adamw"
     """Optimizer; its memory is what python -m rm plan shows."""
     moments: Dtype = "float32"
-    """Type that the optimizer's moments are kept in; bfloat16 halves them and is rounded stochastically."""
+    """Type of the optimizer's moments; bfloat16 halves their memory and is rounded stochastically."""
     parameters: Dtype = "float32"
-    """Type that the parameters are kept in; bfloat16 ones are rounded stochastically at every update."""
+    """Type of the parameters; bfloat16 parameters are rounded stochastically at every update."""
 
 
 def choose_mesh(sizes: str | None) -> Mesh | None:
@@ -143,7 +143,7 @@ def names_of(*groups: type) -> set[str]:
 
 
 def flag(name: str) -> str:
-    """How the command line spells an argument.
+    """The command line's spelling of an argument.
 
     >>> flag("max_length")
     '--max-length'
@@ -152,7 +152,7 @@ def flag(name: str) -> str:
 
 
 def check_positive(arguments: Any, *names: str) -> None:
-    """Refuses arguments that are there and not greater than 0.
+    """Refuses arguments that are given and not greater than 0.
 
     **Raises:** `ConfigError`, naming the flag.
     """
@@ -173,7 +173,7 @@ def check_not_negative(arguments: Any, *names: str) -> None:
 
 
 def check_finite(arguments: Any) -> None:
-    """Refuses numbers that are infinite or none.
+    """Refuses infinite numbers and NaN.
 
     **Raises:** `ConfigError`, naming the flag.
     """

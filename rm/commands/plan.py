@@ -21,7 +21,7 @@ class PlanArguments(UpdateOptions, StateOptions):
     topology: str
     """Devices, such as v5e:4x4, v5p:2x2x2, v6e:8x8, h100:8, h200:1 or cpu:8."""
     mesh: str | None = None
-    """How they work together, such as fsdp=8 or data=2,fsdp=4; by default all along fsdp."""
+    """Mesh of the devices, such as fsdp=8 or data=2,fsdp=4; by default all along fsdp."""
     batch_size: int = 8
     """Rows of --max-length tokens at once: a quarter of a row is prompt, the rest two responses."""
     max_length: int = 2048

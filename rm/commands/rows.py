@@ -1,4 +1,4 @@
-"""Rows of a data set to lines of scores.jsonl, and on from where that was interrupted."""
+"""Scores the rows of a data set into scores.jsonl, and continues there after an interruption."""
 
 import dataclasses
 import json
@@ -105,7 +105,7 @@ def _sum_tables(tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe_rows(rows: "Dataset", subsets: list[str] | None) -> Describe:
-    """What a line says of a row beside its rewards: subset and, of K-wise rows, the order of the responses."""
+    """The fields of a line beside the rewards: the subset and, for K-wise rows, the scores in the order of the row."""
     kwise = [name for name in ("scores", "ranks") if {name, "responses"} <= set(rows.column_names)]
     columns = {name: rows[name] for name in ("responses", *kwise)} if kwise else {}
 

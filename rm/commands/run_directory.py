@@ -1,4 +1,4 @@
-"""The directory of a run: what may stand in it, run.json, and what an export says of the run."""
+"""The directory of a run: its checks, run.json, and the facts that an export carries."""
 
 import hashlib
 import json
@@ -59,6 +59,16 @@ def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:
             raise ConfigError(f"{output}: {found}; resume with the same")
 
 
+def check_same_objective(output: Path, name: str) -> None:
+    """Refuses to resume with another objective.
+
+    **Raises:** `ConfigError`.
+    """
+    before = read_json(output / "run.json").get("objective", name) if (output / "run.json").is_file() else name
+    if before != name:
+        raise ConfigError(f"{output}: the run has the objective {before}, found {name}; resume with the same")
+
+
 def check_same_data(output: Path, hashes: Sequence[str]) -> None:
     """Refuses to resume with data that has changed since the run began.
 
@@ -83,7 +93,7 @@ def run_id(output: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the run is computed with: packages, Python, devices."""
+    """The versions of the packages and of Python, and the devices."""
     found = {"rm": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -125,7 +135,7 @@ def pool_rewards(evaluation: Mapping[str, float], counts: Mapping[str, int]) -> 
 def provenance(
     record: Mapping[str, Any], tokenizer: Tokenizer, *, hyperparameters: Mapping[str, Any], repository: str | None
 ) -> dict[str, Any]:
-    """What an export says of its run; it is made to be given away, so local files are named without their place."""
+    """The facts of the run that an export carries. Exports are given away, so local files lose their directory."""
     arguments, template = record["arguments"], tokenizer.chat_template
     base = parse_source(arguments["model"])
     return {

@@ -65,6 +65,7 @@ from .run_directory import (
     check_output,
     check_same_arguments,
     check_same_data,
+    check_same_objective,
     dataset_name,
     pool_rewards,
     provenance,
@@ -79,7 +80,7 @@ from .trackers import PACKAGES, Track, check_installed, guarded, open_trackers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions(StateOptions, PrecisionOptions):
-    """What is learned, and how: the objective and the optimizer."""
+    """The objective and the optimizer."""
 
     epochs: float = 1.0
     """Passes over the data."""
@@ -88,7 +89,7 @@ class TrainingOptions(StateOptions, PrecisionOptions):
     learning_rate_end: float = 0.0
     """Learning rate that the schedule ends at."""
     schedule: Schedule = "linear"
-    """How the learning rate goes down after the warm-up."""
+    """Decay of the learning rate after the warm-up."""
     warmup_ratio: float = 0.0
     """Share of the updates over which the learning rate rises from 0."""
     weight_decay: float = 0.0
@@ -103,7 +104,7 @@ class TrainingOptions(StateOptions, PrecisionOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run goes, what it tells, and when it evaluates and saves."""
+    """The output of a run, and when it evaluates and saves."""
 
     output: Path
     """Directory of the run; metrics.jsonl, run.json, checkpoints/ and model/ appear in it."""
@@ -121,7 +122,7 @@ class RunOptions:
     save_every: int | None = None
     """Updates between checkpoints; there is always one at the end, and where SIGTERM or SIGINT stops the run."""
     keep: int = 3
-    """How many of the newest checkpoints stay."""
+    """Number of the newest checkpoints to keep."""
     keep_best: str | None = None
     """Metric of the evaluations, such as eval_pairs_accuracy, whose best checkpoint stays as well (of a loss, the
     lowest); updates that are both evaluated and saved count."""
@@ -141,19 +142,19 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """The processes that train together."""
+    """Several processes of one run."""
 
     distributed: bool = False
-    """This is one of several processes; they find each other on SLURM, Open MPI, GKE and TPU pods."""
+    """Join the other processes of the run; they are found on SLURM, Open MPI, GKE and TPU pods."""
     coordinator: str | None = None
     """Address of process 0, HOST:PORT, where --distributed cannot find it."""
     num_processes: int | None = None
-    """How many processes there are, with --coordinator."""
+    """Number of processes, with --coordinator."""
     process_id: int | None = None
-    """Which of them this is, counted from 0, with --coordinator."""
+    """Number of this process, counted from 0, with --coordinator."""
 
 
-# what may change when a run goes on: none of it decides what the run computes
+# groups that may change when a run is resumed: they do not decide what it computes
 _MAY_CHANGE = names_of(ReadingOptions, UpdateOptions, RunOptions, ProcessOptions)
 
 
@@ -176,11 +177,11 @@ class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions,
             raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
 
     def compute(self) -> Compute:
-        """How rewards are computed, for an objective of your own as for the usual one."""
+        """The options of `rm.rewards`, for an objective of your own as for the usual one."""
         return Compute(dtype=self.dtype, remat=self.remat, attention=self.attention, mesh=choose_mesh(self.mesh))
 
     def decisive(self) -> dict[str, Any]:
-        """The arguments that decide what the run computes, which stay the same when it goes on."""
+        """The arguments that decide what the run computes; they stay the same when it is resumed."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in _MAY_CHANGE}
 
 
@@ -188,7 +189,7 @@ class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions,
 
 
 def train(args: TrainArguments, *, objective: Objective | None = None, track: Track | None = None) -> int:
-    """One process, or each of several, from reading to the exported model; returns the exit code.
+    """Trains, from reading the data to exporting the model; returns the exit code. Every process of a run calls it.
 
     **Arguments:** `objective(model, batch)`, a loss of your own in place of the pairwise one with centering, in updates
     and evaluations (see `rm.update`; `args.compute()` has type and mesh for `rm.rewards`); `track`, a tracker of
@@ -197,7 +198,7 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
     >>> train(TrainArguments(…), track=lambda step, values: print(step, values.get("loss")))  # doctest: +SKIP
     """
     if args.resume == "auto" and (args.output / "model").is_dir():
-        check_finished(args)
+        check_finished(args, objective)
         print_once(f"the run is over: the reward model is in {args.output / 'model'}", quiet=args.quiet)
         return 0
     if args.distributed:
@@ -210,7 +211,7 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
 
 @contextlib.contextmanager
 def explaining_memory(args: TrainArguments) -> Iterator[None]:
-    """Says what to do where a device runs out of memory."""
+    """Turns a device's lack of memory into one line with advice."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -228,7 +229,7 @@ def explaining_memory(args: TrainArguments) -> Iterator[None]:
 
 
 class Prepared(NamedTuple):
-    """What a run needs, read and checked."""
+    """Everything a run needs, read and checked."""
 
     model: RewardModel
     tokenizer: Tokenizer
@@ -255,6 +256,7 @@ def prepare(args: TrainArguments, objective: Objective | None = None) -> Prepare
         check_push(args.push_to)
     if args.resume != "never":
         check_same_arguments(args.output, args.decisive())
+        check_same_objective(args.output, _name_of(objective))
     compute = args.compute()
     source = parse_source(args.model)
     model = load_reward_model(
@@ -290,12 +292,13 @@ def check_attention(compute: Compute, plan: BatchPlan, config: LlamaConfig) -> N
         choose_attention(compute.attention, Inputs(shape.regions, shape.slots, config.head_dim, compute.dtype, context))
 
 
-def check_finished(args: TrainArguments) -> None:
+def check_finished(args: TrainArguments, objective: Objective | None) -> None:
     """Refuses a finished run that other arguments or other data have made.
 
     **Raises:** `RmError`.
     """
     check_same_arguments(args.output, args.decisive())
+    check_same_objective(args.output, _name_of(objective))
     source = parse_source(args.model)
     config, tokenizer = match_config(load_config(source.path, revision=source.revision), read_tokenizer(args))
     comparisons, held_out, _ = _read_data(args, tokenizer, config)
@@ -305,7 +308,7 @@ def check_finished(args: TrainArguments) -> None:
 def _read_data(
     args: TrainArguments, tokenizer: Tokenizer, config: LlamaConfig
 ) -> tuple[TokenizedComparisons, dict[str, TokenizedComparisons], dict[str, dict[str, Any]]]:
-    """The comparisons to train on, those to evaluate on by name, and the tables of all."""
+    """The training comparisons, the evaluation sets by name, and the table of every data set."""
     comparisons, read = read_comparisons(args.dataset, args.split, tokenizer, config, args)
     tables = {"train" if len(read) == 1 else f"train_{name}": table for name, table in read.items()}
     held_out: dict[str, TokenizedComparisons] = {}
@@ -318,7 +321,7 @@ def _read_data(
 
 
 def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str]]:
-    """Data set and split of everything to evaluate on."""
+    """Data set and split of every evaluation set."""
     if not args.eval_dataset and not args.eval_split:
         return []
     return [(dataset, args.eval_split or "train") for dataset in args.eval_dataset or args.dataset]
@@ -329,7 +332,7 @@ def _hashes(comparisons: TokenizedComparisons, held_out: Mapping[str, TokenizedC
 
 
 def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:
-    """Keeps other runs out of the output directory, in the process that leads."""
+    """Locks the output directory against other runs, in process 0."""
     if not leads():
         return
     before = stack.enter_context(locked(args.output))
@@ -393,7 +396,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
 
 
 def describe_run(args: TrainArguments, prepared: Prepared, steps: int) -> dict[str, Any]:
-    """The record of the run, as run.json has it from the beginning on."""
+    """The first version of run.json."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(prepared.model))
     return {
         "arguments": dataclasses.asdict(args),
@@ -418,7 +421,7 @@ def _name_of(objective: Objective | None) -> str:
 
 
 def go_on(args: TrainArguments, checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState, dict[str, Any]]:
-    """Where a run begins: the updates behind it, the state after them, the notes of its log."""
+    """The starting point of a run: the number of updates done, the state after them, the notes of the log."""
     if args.resume == "never" or not checkpoints.steps:
         return 0, state, {}
     like = abstract(state)
@@ -470,7 +473,7 @@ def opened_log(
 
 
 def training_optimizer(args: TrainArguments, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The learning-rate schedule of a run of so many updates, and its optimizer."""
+    """The learning-rate schedule over `steps` updates, and the optimizer."""
     schedule = learning_rate_schedule(
         args.schedule,
         peak=args.learning_rate,
@@ -489,7 +492,7 @@ def training_optimizer(args: TrainArguments, steps: int) -> tuple[optax.Schedule
 
 
 def due(every: int | None, step: int) -> bool:
-    """Whether something is to be done after this update.
+    """True where something is due after this update.
 
     >>> due(2, 3), due(2, 4), due(None, 4)
     (False, True, False)
@@ -501,7 +504,7 @@ def due(every: int | None, step: int) -> bool:
 
 
 def evaluate_all(model: RewardModel, prepared: Prepared, args: TrainArguments) -> dict[str, float]:
-    """`eval_NAME_METRIC` of every evaluation set, with the metrics of the objective's own."""
+    """`eval_NAME_METRIC` for every evaluation set, including the objective's own metrics."""
     options: Any = {"batch_size": args.batch_size, "compute": args.compute(), "objective": prepared.objective}
     found = {}
     for name, comparisons in prepared.held_out.items():
@@ -533,7 +536,7 @@ def finish(
 
 
 def export(args: TrainArguments, model: RewardModel, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
-    """Writes the reward model, and gives it to the hub where it is to go there."""
+    """Writes the reward model, and uploads it where --push-to asks."""
     where = args.output / "model"
     decisive = {name: value for name, value in args.decisive().items() if name not in names_of(SourceOptions)}
     facts = provenance(record, tokenizer, hyperparameters=decisive, repository=args.push_to)
