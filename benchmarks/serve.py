@@ -134,7 +134,6 @@ def misbehave(port: int, timeout: float) -> dict[str, str]:
         "9 MB declared": [head + b"Content-Length: 9437184\r\n\r\n", *[b" " * 0x10000] * 144],
         "12 MB in chunks": [head + b"Transfer-Encoding: chunked\r\n\r\n", *[huge] * 192, b"0\r\n\r\n"],
         "slow body": [head + b"Content-Length: 1000\r\n\r\n{"],
-        "slow headers": [b"POST /score HTT"],
     }
     found = {}
     for name, parts in cases.items():

@@ -48,7 +48,8 @@ class ServeArguments(ForwardOptions):
     max_request_bytes: int = 8 * 2**20
     """Size of a request's body; a larger one is refused (413)."""
     request_timeout: float = 30.0
-    """Seconds in which a client must have sent a request's headers, and then its body (408)."""
+    """Seconds in which a client must have sent a request's body (408), and that a connection may be idle between two
+    requests. For headers that never end, put a reverse proxy before the server."""
     token_file: Path | None = None
     """File with a token that requests must bring (Authorization: Bearer TOKEN); or set RM_SERVE_TOKEN."""
 

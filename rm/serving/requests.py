@@ -41,13 +41,14 @@ def body_holder(limits: Limits) -> "Callable[[Request], AbstractAsyncContextMana
     from starlette.requests import ClientDisconnect
 
     held, most = 0, limits.max_request_bytes
+    too_large = f"body: expected at most {most} bytes (--max-request-bytes)"
 
     @asynccontextmanager
     async def hold(request: "Request") -> AsyncIterator[bytes]:
         nonlocal held
         body, size = bytearray(), 0
-        if "expect" in request.headers and int(request.headers.get("content-length", 0)) > most:
-            raise HTTPException(413, _too_large(limits), _CLOSE)  # it asks before it sends
+        if int(request.headers.get("content-length", 0)) > _DISCARDED * most:
+            raise HTTPException(413, too_large, _CLOSE)
         try:
             async with asyncio.timeout(limits.request_timeout):
                 async for chunk in request.stream():
@@ -60,7 +61,7 @@ def body_holder(limits: Limits) -> "Callable[[Request], AbstractAsyncContextMana
                     if held > _HELD * most:
                         raise busy("the bodies of all requests together are too large")
             if size > most:
-                raise HTTPException(413, _too_large(limits), _CLOSE)
+                raise HTTPException(413, too_large, _CLOSE)
             yield bytes(body)
         except TimeoutError:
             late = f"body: expected within {limits.request_timeout:g} seconds, {size} bytes came"
@@ -117,7 +118,3 @@ def list_of(body: Any, name: str, kinds: dict[type, str], most: int, *, alone: b
         if not isinstance(value, tuple(kinds)):
             raise DataError(f"{name}[{i}]: expected {' or '.join(kinds.values())}, found {type(value).__name__}")
     return values
-
-
-def _too_large(limits: Limits) -> str:
-    return f"body: expected at most {limits.max_request_bytes} bytes (--max-request-bytes)"

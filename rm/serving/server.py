@@ -1,4 +1,4 @@
-"""The HTTP server under `serve`: uvicorn, that waits for no one for ever, and ends well."""
+"""The HTTP server under `serve`: uvicorn, which ends once it has answered the requests under way."""
 
 import signal
 import socket
@@ -24,12 +24,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: Any, request_timeout: float) -> Any:
-    """uvicorn's server of an application; it says nothing unless something is wrong."""
+    """uvicorn's server of an application; it says nothing unless something is wrong.
+
+    **Arguments:** `request_timeout`, seconds after which a connection without a request is closed.
+    """
     import uvicorn
 
     config = uvicorn.Config(
         app,
-        http=_patient(request_timeout),
+        http="h11",
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -69,23 +72,3 @@ def _kept_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _patient(seconds: float) -> type:
-    """uvicorn's protocol, which by itself waits for the headers of a request for ever."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Patient(H11Protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.expect_request(self.cycle)
-
-        def on_response_complete(self) -> None:
-            cycle = self.cycle
-            super().on_response_complete()
-            self.expect_request(cycle)
-
-        def expect_request(self, last: Any) -> None:
-            self.loop.call_later(seconds, lambda: self.transport.close() if self.cycle is last else None)
-
-    return Patient
