@@ -32,7 +32,7 @@ def read_map() -> list[str]:
 
 
 *ORDER, _LAST = read_map()
-HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tyro"]
+HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tqdm", "tyro"]
 HEAVY += ["safetensors", "pandas", "pyarrow", "starlette", "uvicorn", "wandb", "tensorboardX", "trackio"]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}

@@ -33,7 +33,7 @@ def model_card(name: str, record: Mapping[str, Any], texts: Texts = Texts()) -> 
     name = (repository or name).rpartition("/")[2]
     evaluated = _evaluated(record)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    template = environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
+    template = environment.from_string(files("rm").joinpath("saving/card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
         front_matter=_front_matter(name, record, evaluated),
         name=name,
