@@ -32,8 +32,8 @@ def read_map() -> list[str]:
 
 
 *ORDER, _LAST = read_map()
-HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tqdm", "tyro"]
-HEAVY += ["safetensors", "pandas", "pyarrow", "starlette", "uvicorn", "wandb", "tensorboardX", "trackio"]
+HEAVY = ["datasets", "orbax", "huggingface_hub", "matplotlib", "jinja2", "torch", "transformers", "rich", "tyro"]
+HEAVY += ["tqdm", "safetensors", "pandas", "pyarrow", "starlette", "uvicorn", "wandb", "tensorboardX", "trackio"]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
 ROOMS = [name.split(".")[0] for name in FILES if name.endswith(".__init__") and name != "commands.__init__"]

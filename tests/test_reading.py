@@ -18,6 +18,7 @@ from pyarrow import parquet
 import rm
 from rm.data.formats import parse_row
 from rm.data.tokenize import tokenize_comparisons
+from rm.files.json_lines import read_lines, write_lines
 
 from .test_tokenize import chat
 from .tiny import CONFIG, NAMED, TEMPLATE, make_tokenizer
@@ -147,6 +148,21 @@ def test_a_file_is_converted_once_and_anew_where_it_has_changed(tmp_path, monkey
     assert [*(tmp_path / "cache/rm-rows").iterdir()] == [first]
     write(tmp_path / "rows.jsonl", [TEXT, CHAT])
     assert len(rm.load_comparisons(path)) == 2
+
+
+def test_of_lines_that_a_run_writes_only_the_last_may_be_cut_short(tmp_path):
+    """A run that was killed while it wrote could not be resumed, or damage would go unseen."""
+    path = tmp_path / "metrics.jsonl"
+    assert read_lines(path) == []
+    write_lines(path, [{"step": 1, "loss": 0.1}, {"step": 2, "text": "é\u2028"}])
+    whole = path.read_text(encoding="utf-8")
+    assert [json.loads(line) for line in whole.split("\n")[:-1]] == read_lines(path)
+    for end in range(len(whole.split("\n")[0]) + 1, len(whole) - 1):
+        path.write_text(whole[:end], encoding="utf-8")
+        assert read_lines(path) == [{"step": 1, "loss": 0.1}]
+    path.write_text(whole[1:], encoding="utf-8")
+    with pytest.raises(rm.DataError, match=r"metrics\.jsonl: line 1: not valid JSON"):
+        read_lines(path)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,11 +1,12 @@
 """`python -m rm demo`: the whole way on data made here, in about two minutes on two cores."""
 
 import dataclasses
-import json
 import random
 from pathlib import Path
 
 from ..errors import OutputError
+from ..files.hub import read_json
+from ..files.json_lines import read_lines, write_lines
 from ..files.output import check_writable
 from ..saving.examples import make_pair, write_llama
 from .score import ScoreArguments, score
@@ -29,9 +30,9 @@ def demo(args: DemoArguments) -> None:
     base.mkdir(parents=True)
     rng = random.Random(0)
     pairs = [make_pair(rng) for _ in range(3000)]
-    _write_rows(args.output / "train.jsonl", pairs[:2500])
-    _write_rows(args.output / "test.jsonl", pairs[2500:])
-    _write_rows(args.output / "questions.jsonl", _questions())
+    write_lines(args.output / "train.jsonl", pairs[:2500])
+    write_lines(args.output / "test.jsonl", pairs[2500:])
+    write_lines(args.output / "questions.jsonl", _questions())
     write_llama(base, [text["content"] for pair in pairs for messages in pair.values() for text in messages])
 
     train(
@@ -50,10 +51,9 @@ def demo(args: DemoArguments) -> None:
     )
     scores = args.output / "scores.jsonl"
     score(ScoreArguments(model=str(run / "model"), input=args.output / "questions.jsonl", output=scores))
-    for line in scores.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_lines(scores):
         print(f"  {row['reward']:+.2f}  {row['messages'][0]['content']} {row['messages'][1]['content']}")
-    accuracy = json.loads((run / "run.json").read_text(encoding="utf-8"))["evaluation"]["eval_test_accuracy"]
+    accuracy = read_json(run / "run.json")["evaluation"]["eval_test_accuracy"]
     print(f"held-out accuracy {accuracy:.3f}\n\nNext, with a Llama and preferences of your own:")
     print("  python -m rm train --model LLAMA_DIR_OR_HUB_ID --dataset PAIRS.jsonl --output RUN")
     print("  python -m rm evaluate --model RUN/model --dataset HELD_OUT.jsonl --output EVALUATION")
@@ -67,7 +67,3 @@ def _questions() -> list[dict]:
         {"messages": [{"role": role, "content": text} for role, text in zip(roles, turn, strict=True)]}
         for turn in asked
     ]
-
-
-def _write_rows(path: Path, rows: list) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

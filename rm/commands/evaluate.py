@@ -15,19 +15,20 @@ from ..data.sources import load_comparisons, parse_source
 from ..data.table import describe_table
 from ..errors import ConfigError, DataError, OutputError
 from ..evaluation.report import render_report
-from ..evaluation.scores import in_order_of_rows, kwise_of, pairs_of, read_scores
+from ..evaluation.scores import in_order_of_rows, kwise_of, pairs_of
 from ..evaluation.sections import load_sections
 from ..evaluation.statistics import best_of_n, paired_test
 from ..evaluation.summary import summarize
 from ..files.checksum import checksums
 from ..files.hub import read_json
+from ..files.json_lines import read_lines, write_lines
 from ..files.output import check_writable, locked, replace_file
 from ..files.row_files import LINE, UNREADABLE
 from ..model.loading import load_config
 from ..text.tokenizer import Tokenizer
 from .load import is_checkpoint, load
 from .options import ForwardOptions, PrecisionOptions, check_positive, names_of
-from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size, write_scores
+from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size
 from .run_directory import check_same_arguments, versions, write_record
 from .show import show_evaluation
 
@@ -96,7 +97,7 @@ def evaluate_command(args: EvaluateArguments) -> None:
             name: score_with(args, name, text, rows, describe_rows(rows, subsets), known)
             for name, text in zip(names, args.model, strict=True)
         }
-        lines = read_scores(args.output / "scores.jsonl")
+        lines = read_lines(args.output / "scores.jsonl")
         by_name = {name: [line for line in lines if line["model"] == name] for name in names}
         evaluation = {
             "dataset": args.dataset,
@@ -138,7 +139,7 @@ def score_with(
     for part in parts:
         score_rows(scores, name, model, part, describe, batch_size=args.batch_size, compute=compute)
     if len(parts) > 1:
-        write_scores(scores, in_order_of_rows(read_scores(scores)))
+        write_lines(scores, in_order_of_rows(read_lines(scores)))
     return table
 
 

@@ -18,7 +18,8 @@ import optax
 from ..data.comparisons import TokenizedComparisons
 from ..devices.processes import leads
 from ..errors import RmError
-from ..files.output import append_line, replace_file
+from ..files.json_lines import read_lines, write_lines
+from ..files.output import append_line
 from ..training.objectives import TAKEN
 from .progress import Reporter
 from .trackers import Track, finite_numbers
@@ -62,11 +63,8 @@ class TrainingLog:
         """Goes back to a checkpoint: later lines are taken out of the file."""
         for name in _NOTES:
             setattr(self, name, notes.get(name, getattr(self, name)))
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        whole = [line for line in lines if line.endswith("}")]  # the last one may be torn
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
         if leads():
-            replace_file(self.path, "".join(f"{line}\n" for line in kept))
+            write_lines(self.path, [line for line in read_lines(self.path) if line["step"] <= step])
 
     def limit(self, step: int) -> float:
         """The norm of the gradient above which update `step` is to be skipped."""

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ from ..data.encode import without_double_bos
 from ..data.render import Row
 from ..data.tokenize import NoComparisons, tokenize_comparisons
 from ..errors import RmError
-from ..evaluation.scores import read_scores
 from ..evaluation.scoring import reward_chunks
-from ..files.output import append_line, replace_file
+from ..files.json_lines import read_lines, write_lines
+from ..files.output import append_line
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.llama import RewardModel
@@ -124,11 +124,6 @@ def describe_rows(rows: "Dataset", subsets: list[str] | None) -> Describe:
     return describe
 
 
-def write_scores(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Replaces the lines of the file."""
-    replace_file(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
 def score_rows(
     path: Path,
     name: str,
@@ -143,13 +138,13 @@ def score_rows(
 
     **Arguments:** `comparisons`, those of one number of responses.
     """
-    lines, size = read_scores(path), comparisons.ends.shape[1]
+    lines, size = read_lines(path), comparisons.ends.shape[1]
     mine = [line for line in lines if line["model"] == name and len(line["rewards"]) == size]
     done = len(mine)
     if done < len(comparisons):
         done -= done % batch_size
         others = [line for line in lines if line["model"] != name or len(line["rewards"]) != size]
-        write_scores(path, [*others, *mine[:done]])
+        write_lines(path, [*others, *mine[:done]])
     ready: list[str] = []
     for indices, rewards in reward_chunks(model, comparisons, batch_size, compute, start=done):
         for index, found in zip(indices, rewards, strict=True):

@@ -1,14 +1,14 @@
 """`python -m rm score`: rewards for the rows of a file."""
 
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 
 from ..data.sources import parse_source
 from ..errors import DataError, OutputError
 from ..evaluation.scoring import encode_inputs, score_sequences
-from ..files.output import check_file, replace_file
+from ..files.json_lines import write_lines
+from ..files.output import check_file
 from ..files.row_files import checked_rows
 from ..saving.calibration import normalize, require_calibration
 from .load import load
@@ -61,7 +61,7 @@ def score(args: ScoreArguments) -> None:
     rewards = score_sequences(model, sequences, compute=compute, batch_size=args.batch_size, max_length=args.max_length)
     rewards = normalize(rewards, calibration) if calibration else rewards
     scored = ({**row, "reward": float(reward)} for row, reward in zip(rows, rewards, strict=True))
-    replace_file(args.output, (json.dumps(row) + "\n" for row in scored))
+    write_lines(args.output, scored)
     cut = sum(args.max_length is not None and len(ids) > args.max_length for ids in sequences)
     told = [f", {cut} of them cut off at {args.max_length} tokens"] if cut else []
     if twice := counts["double_bos_removed"]:

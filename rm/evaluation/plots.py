@@ -1,6 +1,5 @@
 """The figures a researcher wants: each takes arrays or run directories, draws on an `Axes` and returns it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from jaxtyping import Float, Num
 from numpy import ndarray
 
 from ..errors import DataError
+from ..files.json_lines import read_lines
 from .statistics import best_of_n as best_of_n_statistics
 from .statistics import calibration, wilson_interval
 
@@ -38,22 +38,14 @@ def _axes(ax: "Axes | None") -> "Axes":
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`.
+    """The lines of a run's `metrics.jsonl`; a last one that was cut short is left out.
 
-    **Raises:** `DataError` where there is none, or a line that is no JSON object.
+    **Raises:** `DataError` where there is no such file, or a line is no JSON object.
     """
     path = Path(run) / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name the directory of a run") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            raise DataError(f"{path}: line {number}: expected a JSON object, found {line[:40]!r}") from None
-    return found
+    if not path.is_file():
+        raise DataError(f"{path}: cannot be read (no such file); name the directory of a run")
+    return read_lines(path)
 
 
 def training_curves(

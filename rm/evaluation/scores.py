@@ -1,16 +1,12 @@
 """`scores.jsonl`: the rewards of every row of a data set by one or several models, one line each."""
 
 import itertools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy import ndarray
-
-from ..errors import DataError
 
 
 class Pairs(NamedTuple):
@@ -22,22 +18,6 @@ class Pairs(NamedTuple):
     rejected_length: Int64[ndarray, "B"]
     row: Int64[ndarray, "B"]
     subsets: list[str] | None
-
-
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of the file, none where it is not there; the last one may be torn.
-
-    **Raises:** `DataError`, naming the line.
-    """
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines() if path.exists() else []
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise DataError(f"{path}: line {number}: not valid JSON; remove the file and score again") from None
-    return found
 
 
 def pairs_of(lines: Sequence[dict[str, Any]]) -> Pairs:
