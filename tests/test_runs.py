@@ -125,7 +125,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, whole, n
 def test_a_second_signal_ends_at_once_and_loses_no_checkpoint(command, tmp_path, whole):
     """Also in the middle of a save, which here takes a minute."""
     output = tmp_path / "stopped"
-    never = "import rm.saving.checkpoints\nrm.checkpoint.Checkpoints.wait = rm.saving.checkpoints.Checkpoints.close = "
+    never = "rm.Checkpoints.wait = rm.Checkpoints.close = "
     process = start(command, output, f"{SLOW}{never}lambda self: time.sleep(60)")
     wait_for(process, "batch 5")
     process.terminate()
