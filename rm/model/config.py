@@ -95,7 +95,7 @@ class LlamaConfig:
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
             pad_token_id=None if (pad := hf.get("pad_token_id")) == -1 else pad,  # -1 is no token
         )
-        _check_numbers(fields, source)
+        _check_values(fields, source)
         fields |= {name: float(fields[name]) for name in ("rms_norm_eps", "initializer_range") if name in fields}
         try:
             return cls(**fields)
@@ -131,6 +131,13 @@ _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layer
 _LARGEST = 2**31 - 1  # of any size: what arrays are indexed with
 _MOST = {"num_hidden_layers": 1000, "num_attention_heads": 2**16}  # Llama 3.1 405B has 126 and 128
 _MOST |= dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 2**24)
+_KINDS: dict[Any, tuple[str, Any, float, float]] = {  # by a field's type: what errors say, types, smallest, largest
+    bool: ("true or false", bool, 0, 1),
+    int: (f"a whole number from 0 to {_LARGEST}", int, 0, _LARGEST),
+    int | None: ("a whole number of 32 bits", int, -(2**31), _LARGEST),
+    int | tuple[int, ...] | None: ("a whole number or a list of such", int, -(2**31), _LARGEST),
+    float: ("a number that is finite and not negative", int | float, 0, 1e30),
+}
 
 
 def _check_supported(hf: Mapping[str, Any], source: str) -> None:
@@ -147,23 +154,15 @@ def _check_supported(hf: Mapping[str, Any], source: str) -> None:
         raise ConfigError(f"{source}: quantized weights are not read; use the unquantized checkpoint")
 
 
-def _check_numbers(fields: Mapping[str, Any], source: str) -> None:
-    kinds = {
-        int: (f"a whole number from 0 to {_LARGEST}", lambda value: isinstance(value, int) and 0 <= value <= _LARGEST),
-        int | None: ("a whole number of 32 bits", lambda value: value is None or _is_id(value)),
-        float: ("a number that is finite and not negative", lambda value: _is_number(value) and value >= 0),
-        int | tuple[int, ...] | None: (
-            "a whole number or a list of such",
-            lambda value: value is None or all(map(_is_id, value if isinstance(value, tuple) else [value])),
-        ),
-    }
+def _check_values(fields: Mapping[str, Any], source: str) -> None:
     for field in dataclasses.fields(LlamaConfig):
-        value = fields.get(field.name, field.default)
-        if field.type is bool and not isinstance(value, bool):
-            raise ConfigError(f"{source}: {field.name} must be true or false, found {value!r}")
-        expected, fits = kinds.get(field.type, ("", lambda _: True))  # pyright: ignore[reportCallIssue, reportArgumentType]
-        if field.type is not bool and (isinstance(value, bool) or not fits(value)):
-            raise ConfigError(f"{source}: {field.name} must be {expected}, found {value!r}")
+        value = fields.get(field.name)
+        if value is None or field.type not in _KINDS:
+            continue
+        expected, kinds, least, most = _KINDS[field.type]
+        for item in value if isinstance(value, tuple) else (value,):
+            if not isinstance(item, kinds) or isinstance(item, bool) != (kinds is bool) or not least <= item <= most:
+                raise ConfigError(f"{source}: {field.name} must be {expected}, found {value!r}")
     for name in _REQUIRED:
         if not 1 <= fields[name] <= _MOST.get(name, _LARGEST):
             raise ConfigError(f"{source}: {name} must be from 1 to {_MOST.get(name, _LARGEST)}, found {fields[name]}")
@@ -171,10 +170,6 @@ def _check_numbers(fields: Mapping[str, Any], source: str) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
 
 
 def _rope(hf: Mapping[str, Any], source: str) -> Rope:
