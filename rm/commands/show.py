@@ -7,19 +7,13 @@ from ..evaluation.report import findings
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """Tables on the terminal."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    models, console = evaluation["models"], Console(highlight=False)
-    table = Table("", *map(escape, models), box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    """Prints a table with a column for each model, what stands out, and the comparisons of the models."""
+    models = evaluation["models"]
+    table = [["", *models]]
     subsets = sorted({name for each in models.values() for name in each.get("subsets", {})})
     for subset in subsets:
-        _add_share(table, subset, [each["subsets"].get(subset) for each in models.values()])
-    _add_share(table, "all", list(models.values()))
+        table.append(_shares(subset, [each["subsets"].get(subset) for each in models.values()]))
+    table.append(_shares("all", list(models.values())))
     sections = next((each["sections"] for each in models.values() if each.get("sections")), {})
     rows = {
         "mean of subsets": "macro_accuracy",
@@ -29,34 +23,36 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         "AUC": "auc",
     }
     for section in sections:
-        table.add_row(escape(f"section {section}"), *(f"{each['sections'][section]:.3f}" for each in models.values()))
+        table.append([f"section {section}", *(f"{each['sections'][section]:.3f}" for each in models.values())])
     for label, key in rows.items():
         if any(each.get(key) is not None for each in models.values()):
-            table.add_row(label, *(_number(each.get(key)) for each in models.values()))
-    table.add_row("ECE", *(_number(each["calibration"]["ece"]) for each in models.values()))
-    _add_share(table, "accuracy, equal lengths", [each["length"]["matched"] for each in models.values()])
+            table.append([label, *(_number(each.get(key)) for each in models.values())])
+    table.append(["ECE", *(_number(each["calibration"]["ece"]) for each in models.values())])
+    table.append(_shares("accuracy, equal lengths", [each["length"]["matched"] for each in models.values()]))
     for size in sorted({size for each in models.values() for size in each.get("best_of_n", {})}, key=int):
         found = [each.get("best_of_n", {}).get(size) for each in models.values()]
-        table.add_row(f"best of {size} (random–oracle)", *map(_best, found))
-    console.print(table)
+        table.append([f"best of {size} (random–oracle)", *map(_best, found)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for label, *cells in table:
+        print(
+            label.ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)),
+            sep="  ",
+        )
     for name, statistics in models.items():
         for sentence in findings(statistics):
-            console.print(f"{name}: {sentence}", markup=False, soft_wrap=True)
+            print(f"{name}: {sentence}")
     for each in evaluation["paired"]:
-        console.print(
+        print(
             f"{each['first']} against {each['second']}: {each['difference']:+.3f} in accuracy "
-            f"({each['interval'][0]:+.3f} to {each['interval'][1]:+.3f}), McNemar's p {each['p_value']:.2g}",
-            markup=False,
-            soft_wrap=True,
+            f"({each['interval'][0]:+.3f} to {each['interval'][1]:+.3f}), McNemar's p {each['p_value']:.2g}"
         )
 
 
-def _add_share(table: Any, label: str, shares: Sequence[Mapping[str, Any] | None]) -> None:
+def _shares(label: str, shares: Sequence[Mapping[str, Any] | None]) -> list[str]:
     """A row of accuracies; the number of comparisons stands beside the label, or its range where models differ."""
-    from rich.markup import escape
-
     numbers = sorted({each["n"] for each in shares if each})
-    table.add_row(escape(f"{label} ({'–'.join(str(n) for n in numbers[:1] + numbers[1:][-1:])})"), *map(_share, shares))
+    return [f"{label} ({'–'.join(str(n) for n in numbers[:1] + numbers[1:][-1:])})", *map(_share, shares)]
 
 
 def _share(each: Mapping[str, Any] | None) -> str:
