@@ -187,6 +187,27 @@ def test_what_tensorboard_got_survives_a_kill(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0625), (2, 2.0625), (3, 3.0625)]
 
 
+# Tracks a run whose event file may not grow: what a full disk does.
+FULL = """
+import resource
+from pathlib import Path
+from rm.commands.trackers import guarded, tensorboard_tracker
+with guarded("tensorboard", tensorboard_tracker(Path({output!r}), {{}}), print) as track:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    for step in range(1000):
+        track(step, {{"loss": 0.5}})
+"""
+
+
+def test_a_full_disk_costs_a_line(tmp_path):
+    """A run would wait for ever, as it does with tensorboardX's own SummaryWriter, whose thread ends without a word."""
+    needs("tensorboardX")
+    script = FULL.format(output=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"tensorboard failed \(OSError: .+\); training goes on without it\n", done.stdout)
+
+
 def test_what_trackio_got_survives_a_kill(tmp_path):
     """The curve of a run that the scheduler kills would end early."""
     needs("trackio")
