@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,7 +52,7 @@ def running(loaded, score=None, *, limits=LIMITS, warm_up=(), token=None, calibr
     """A real server on loopback; gives its port, its batcher and a function that asks it."""
     model, tokenizer = loaded
     metrics = make_metrics()
-    usual = partial(score_batch, model, dtype=jnp.float32, **SIZES)
+    usual = partial(score_batch, model, compute=rm.Compute(), **SIZES)
     batcher = Batcher(score or usual, warm_up=warm_up, observe=metrics.batch.observe, **queue)
     app = make_app(tokenizer, model.config, batcher, metrics, limits=limits, token=token, calibration=calibration)
     server, listener = make_server(app, limits.request_timeout), socket.create_server(("127.0.0.1", 0))
@@ -146,7 +145,7 @@ def test_where_rows_have_regions_no_more_than_the_announced_shapes_compile(small
         monkeypatch.setattr(module, "default_layout", lambda: "regions")
     model, tokenizer = small
     sizes = {"max_batch_size": 4, "max_length": 48}
-    score = partial(score_batch, model, dtype=jnp.float32, **sizes)
+    score = partial(score_batch, model, compute=rm.Compute(), **sizes)
     assert shapes(**sizes) == [(1, 32), (4, 32), (1, 48), (4, 48)]
     for count, length in shapes(**sizes):
         score([[0] * length] * count)
