@@ -1,4 +1,4 @@
-"""The reward model: its configuration, its batch, its forward in every form of attention, and loading."""
+"""The reward model: configuration, batch, forward pass, attention implementations, sharding and loading."""
 
 from .attention_choice import Attention
 from .batch import PreferenceBatch

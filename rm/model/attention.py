@@ -1,7 +1,7 @@
-"""Attention with shared prefixes; this lowering runs everywhere and is the one others are compared with.
+"""Attention with shared prefixes: the reference implementation, which runs on every platform.
 
-A query sees a key when both belong to the same segment, the key does not come later in the row, and the key is of the
-prefix or of the query's own part.
+A query sees a key if both belong to the same segment, the key does not come later in the row, and the key belongs to
+the prefix or to the query's own part.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from .layers import precision
 
 
 class Marks(NamedTuple):
-    """What decides which tokens see each other."""
+    """The segment, part and place of tokens, which determine the keys that a query sees."""
 
     segments: Int[Array, "R N"]
     parts: Int[Array, "R N"]
-    places: Int[Array, "R N"]  # in the row
+    places: Int[Array, "R N"]  # indices in the row
 
 
 @checked
 def visible(queries: Marks, keys: Marks) -> Bool[Array, "R M J"]:
-    """Which keys each query sees."""
+    """The mask of the keys that each query sees."""
     return sees([mark[..., None] for mark in queries], [mark[:, None] for mark in keys])
 
 
 def sees(query: Sequence[Array] | Array, key: Sequence[Array] | Array) -> Bool[Array, "..."]:
-    """The rule, of the segment, part and place of queries and of keys, which broadcast against each other."""
+    """The visibility rule, from the segments, parts and places of queries and keys, which broadcast."""
     (segment, part, place), (k_segment, k_part, k_place) = query, key
     return (segment == k_segment) & ((k_part == 0) | (part == k_part)) & (place >= k_place)
 
@@ -62,21 +62,21 @@ def shared_prefix_attention(
     keys: Marks,
     regions: tuple[int, ...],
 ) -> Float[Array, "R N G Q E"]:
-    """Attention of every token, region by region, so that no `N × N` scores exist where there are several.
+    """Attention of every token, region by region, so that several regions avoid an `N × N` score matrix.
 
-    The keys may come from several such rows of queries, those of the devices that each have a part of every region.
+    On a mesh with `context`, the queries are one device's part of every region, and the keys are all devices' parts.
     """
     starts = np.cumsum((0, *regions)).tolist()
     outputs = []
     for number, (start, stop) in enumerate(pairwise(starts)):
-        own = slice(start, stop)
-        seen = partial(_with_prefix, length=q.shape[1], own=own, prefix=slice(0, regions[0] if number else 0))
-        mask = visible(Marks(*(mark[:, own] for mark in queries)), Marks(*map(seen, keys)))
-        outputs.append(attend(q[:, own], seen(k), seen(v), mask))
+        region = slice(start, stop)
+        select = partial(_with_prefix, length=q.shape[1], region=region, prefix=slice(0, regions[0] if number else 0))
+        mask = visible(Marks(*(mark[:, region] for mark in queries)), Marks(*map(select, keys)))
+        outputs.append(attend(q[:, region], select(k), select(v), mask))
     return jnp.concatenate(outputs, axis=1)
 
 
-def _with_prefix(x: Array, length: int, own: slice, prefix: slice) -> Array:
+def _with_prefix(x: Array, length: int, region: slice, prefix: slice) -> Array:
     x = x.reshape(x.shape[0], -1, length, *x.shape[2:])
-    both = [part.reshape(part.shape[0], -1, *part.shape[3:]) for part in (x[:, :, prefix], x[:, :, own])]
-    return jnp.concatenate(both, axis=1)
+    parts = [part.reshape(part.shape[0], -1, *part.shape[3:]) for part in (x[:, :, prefix], x[:, :, region])]
+    return jnp.concatenate(parts, axis=1)

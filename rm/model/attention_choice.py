@@ -1,4 +1,4 @@
-"""Which form of attention a forward takes: the fastest of its platform that is exact for the rows it is given."""
+"""The choice of an attention implementation: the fastest one on the platform that is exact for the rows."""
 
 import logging
 from functools import cache
@@ -10,36 +10,36 @@ from ..devices.platform import platform
 from ..errors import ConfigError
 
 Attention = Literal["auto", "xla", "block", "splash", "cudnn"]
-Layout = Literal["whole", "regions"]  # of rows: segments one after the other, or a region for each of their parts
+Layout = Literal["whole", "regions"]  # of rows: whole segments one after the other, or one region for each part
 
 _PLATFORMS = {"block": ("cpu",), "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
 _TYPES = {"splash": (jnp.bfloat16,), "cudnn": (jnp.bfloat16, jnp.float16)}
 
 
 class Inputs(NamedTuple):
-    """What a form of attention may ask about."""
+    """The inputs of attention, as far as an implementation depends on them."""
 
     regions: tuple[int, ...]
-    slots: int  # comparisons that a row has room for
+    slots: int  # comparisons that fit into a row
     head_dim: int
     dtype: Any
-    context: int = 1  # devices that a row is cut over
+    context: int = 1  # devices that a row is sharded over
 
 
 def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
-    """The form to take; where `auto` takes `xla` in place of a platform's own, it says why, once, on the log.
+    """The implementation to use; if `auto` falls back to `xla`, it logs the reason once.
 
-    **Raises:** `ConfigError` where a form was asked for that is not exact here.
+    **Raises:** `ConfigError` if the implementation named by `attention` is not exact here.
 
     >>> choose_attention("xla", Inputs((2, 1, 1), 1, 64, jnp.float32))
     'xla'
     """
     if attention == "auto":
-        form = next((form for form, on in _PLATFORMS.items() if platform() in on), "xla")
-        reason = "has not yet been run on a GPU; ask for it by name" if form == "cudnn" else refuses(form, inputs)
+        name = next((name for name, platforms in _PLATFORMS.items() if platform() in platforms), "xla")
+        reason = "has not yet been run on a GPU; ask for it by name" if name == "cudnn" else refuses(name, inputs)
         if reason:
-            _say(f"attention by 'xla': {form!r} {reason}")
-        return "xla" if reason else form  # pyright: ignore[reportReturnType]
+            _say(f"attention by 'xla': {name!r} {reason}")
+        return "xla" if reason else name  # pyright: ignore[reportReturnType]
     reason = refuses(attention, inputs)
     if reason:
         raise ConfigError(f"attention {attention!r} {reason}; use 'auto' or 'xla'")
@@ -47,16 +47,16 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
 
 
 def default_layout() -> Layout:
-    """The layout of rows for the platform's form of attention: whole segments for blocks, regions for kernels."""
+    """The row layout for the platform's attention: whole segments for block attention, regions for kernels."""
     return "whole" if platform() == "cpu" else "regions"
 
 
-def refuses(form: str, inputs: Inputs) -> str | None:
-    """Why a form is not exact, or not to be had, for these inputs; `None` where it is. `xla` always is.
+def refuses(name: str, inputs: Inputs) -> str | None:
+    """The reason why an implementation is unavailable or not exact for these inputs, else `None`.
 
-    The kernels need a region for each part of a segment: of several parts in one region, all see the prefix, so to a
-    kernel they would be of one kind and see each other. They take as many keys as queries, which rows cut along
-    `context` do not have; and `cudnn` knows one segment a row. Neither keeps float32: products of it are rounded.
+    `xla` and `block` are always exact. A kernel needs one region for each part of a segment, because it cannot keep two
+    parts in the same region from seeing each other. It needs as many keys as queries, which rows sharded along
+    `context` do not have. It rounds float32 products. `cudnn` also needs rows of one segment.
 
     >>> from rm.devices.platform import compiling_for
     >>> with compiling_for("tpu"):
@@ -64,19 +64,19 @@ def refuses(form: str, inputs: Inputs) -> str | None:
     [None, 'takes rows of several regions, found (64,)']
     """
     regions, slots, head_dim, dtype, context = inputs
-    if form in ("xla", "block"):
+    if name in ("xla", "block"):
         return None
-    if platform() not in _PLATFORMS[form]:
-        return f"is for {'TPUs' if form == 'splash' else 'GPUs'}, found {platform()}"
+    if platform() not in _PLATFORMS[name]:
+        return f"is for {'TPUs' if name == 'splash' else 'GPUs'}, found {platform()}"
     if context > 1:
         return f"takes whole rows, found context={context}"
     if len(regions) < 2:
         return f"takes rows of several regions, found {regions}"
-    if form == "cudnn" and slots > 1:
+    if name == "cudnn" and slots > 1:
         return f"takes one comparison a row, found room for {slots}"
-    heads = form == "splash" or (head_dim % 8 == 0 and head_dim <= 128)  # cuDNN: 256 on some GPUs only
-    takes = heads and dtype in _TYPES[form]
-    return None if takes else f"does not take {jnp.dtype(dtype).name} with heads of {head_dim}"
+    heads_fit = name == "splash" or (head_dim % 8 == 0 and head_dim <= 128)  # cuDNN takes 256 on some GPUs only
+    supported = heads_fit and dtype in _TYPES[name]
+    return None if supported else f"does not take {jnp.dtype(dtype).name} with heads of {head_dim}"
 
 
 @cache

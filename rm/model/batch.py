@@ -1,4 +1,4 @@
-"""`PreferenceBatch`: what the data path hands to the model."""
+"""`PreferenceBatch`, the input of the model."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,25 +12,25 @@ from ..shapes import checked
 class PreferenceBatch(eqx.Module):
     """Comparisons packed into rows.
 
-    A row holds several segments, each with an id of its own: a common prompt, the prefix, which lies there once, and up
-    to K responses to it, after it in the row. A token sees what comes before it in its own part of its segment, and the
-    prefix, so every reward equals that of `prefix + response` run alone. A slot is a comparison; comparisons that have
-    a response in common may read it at the same place.
+    A row holds several segments. A segment consists of a shared prefix (the prompt), which is stored once, and up to K
+    responses, which come later in the row. A token attends to the prefix and to the earlier tokens of its own part, so
+    every reward equals that of `prefix + response` run alone. A slot is a comparison; comparisons that share a response
+    may read its reward at the same place.
 
-    The row is cut into static regions. Either there are K + 1, `[prefix | response 1 | … | response K]`, and each holds
-    that part of every segment: this is what kernels for accelerators take. Or there is one, and the segments lie in it
-    one after the other, each whole: this packs best, and is for attention in blocks, which is that of CPUs.
+    The row is divided into static regions. With K + 1 regions, `[prefix | response 1 | … | response K]`, each region
+    holds that part of every segment; kernels for accelerators need this layout. With one region, whole segments follow
+    each other; this layout packs best and needs block attention, the implementation for CPUs.
 
     | field       | shape, type      | meaning                                                                     |
     |-------------|------------------|-----------------------------------------------------------------------------|
     | `tokens`    | `[R, N]` int     | token ids                                                                   |
-    | `segments`  | `[R, N]` int     | the segment that a token belongs to; 0 is padding                           |
-    | `parts`     | `[R, N]` int     | the part of its segment that a token belongs to: 0 prefix, 1 … K responses  |
-    | `positions` | `[R, N]` int     | rotary position; a response goes on from the end of its own prefix          |
-    | `ends`      | `[R, S, K]` int  | index in the row of the token at which a response's reward is read          |
-    | `index`     | `[R, S]` int     | which comparison of the data set a slot holds; -1 where it is empty         |
-    | `margin`    | `[R, S]` float   | the reward difference asked for, 0 without margins                          |
-    | `regions`   | static           | lengths of the regions, prefix first, or of the only one; they add up to N  |
+    | `segments`  | `[R, N]` int     | the segment of a token; 0 is padding                                        |
+    | `parts`     | `[R, N]` int     | the part of a token in its segment: 0 is the prefix, 1 … K are responses    |
+    | `positions` | `[R, N]` int     | rotary position; a response continues from the end of its prefix            |
+    | `ends`      | `[R, S, K]` int  | index in the row of the token where a response's reward is read             |
+    | `index`     | `[R, S]` int     | index in the data set of the comparison in a slot; -1 if the slot is empty  |
+    | `margin`    | `[R, S]` float   | the target reward difference, 0 without margins                             |
+    | `regions`   | static           | lengths of the regions, prefix first, or of the only one; they sum to N     |
     """
 
     tokens: Int[Array | ndarray, "R N"]

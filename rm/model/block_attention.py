@@ -1,9 +1,8 @@
-"""The same attention in blocks, for CPUs: only pairs of blocks with something to see are computed.
+"""Block attention, for CPUs: computes only the pairs of blocks in which some query sees some key.
 
-Scores never exist beyond one block of queries against one of keys, which stays in a core's cache, and the cost follows
-the packed sequences rather than the length of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping
-over visible blocks alone). Keys come before queries in the scores, so that every product takes its factors as they lie
-and every vector runs along queries.
+The scores of a block of queries and a block of keys stay in a core's cache, and the cost follows the lengths of the
+sequences, not of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks only). Keys
+come before queries in the scores, so that products need no transposes and vectors run along queries.
 """
 
 from typing import NamedTuple
@@ -17,28 +16,28 @@ from .attention import Marks, sees
 from .layers import precision
 
 _BLOCK = 64
-_HIDDEN = -1e30  # added to the scores of what a query does not see
-_LEAST = -1e20  # below any score, and so far above hidden ones that they count nothing
+_HIDDEN = -1e30  # added to the scores of keys that a query does not see
+_LEAST = -1e20  # below any visible score, and so far above hidden scores that their weights are 0
 
 
 class Blocks(NamedTuple):
-    """Which blocks see which, once for all layers of a batch: `B` blocks of `C` tokens, `n` in a row."""
+    """The visible pairs of blocks, found once for all layers: `B` blocks of `C` tokens, `n` in a row."""
 
-    marks: Int[Array, "3 B C"]  # segment, part and place in the row of every query
+    marks: Int[Array, "3 B C"]  # segment, part and place of every query
     key_marks: Int[Array, "3 J C"]  # and of every key
-    keys: Int[Array, "B n"]  # of each block of queries, the blocks of keys it sees, first in their order
-    counts: Int[Array, "B"]  # how many these are
+    keys: Int[Array, "B n"]  # for each block of queries, the row's blocks of keys, the visible ones first
+    counts: Int[Array, "B"]  # number of visible blocks of keys
 
 
 @checked
 def find_blocks(queries: Marks, keys: Marks) -> Blocks:
-    """The visible pairs of blocks."""
-    marks, key_marks = (jnp.stack([_cut(mark) for mark in both]) for both in (queries, keys))
+    """Finds the visible pairs of blocks."""
+    marks, key_marks = (jnp.stack([_cut(mark) for mark in tokens]) for tokens in (queries, keys))
     R, B = len(queries.segments), marks.shape[1]
     row = jnp.repeat(jnp.arange(key_marks.shape[1]).reshape(R, -1), B // R, axis=0)  # the blocks of each block's row
 
     def sees(i: Array) -> Bool[Array, "n"]:
-        return jax.lax.map(lambda j: _visible(marks[:, i], key_marks[:, j]).any(), row[i])  # all at once may be many
+        return jax.lax.map(lambda j: _visible(marks[:, i], key_marks[:, j]).any(), row[i])  # a loop bounds the memory
 
     needed = jax.lax.map(sees, jnp.arange(B))
     order = jnp.argsort(~needed, axis=1, stable=True)
@@ -49,7 +48,7 @@ def find_blocks(queries: Marks, keys: Marks) -> Blocks:
 def block_attention(
     q: Float[Array, "R N G Q E"], k: Float[Array, "R J G E"], v: Float[Array, "R J G E"], blocks: Blocks
 ) -> Float[Array, "R N G Q E"]:
-    """What `shared_prefix_attention` computes; padding gets zeros."""
+    """The result of `shared_prefix_attention`, with zeros at padding."""
     R, N, G, Q, E = q.shape
     queries, keys, values = (jnp.moveaxis(_cut(x), 1, -2) for x in (q, k, v))  # [B, G, (Q,) C, E]
     out: Array = _attention(queries.reshape(len(queries), G, -1, E), keys, values, blocks)
@@ -57,14 +56,14 @@ def block_attention(
 
 
 def _cut(x: Array) -> Array:
-    """`[R, N, …]` as blocks `[B, C, …]`, padded with zeros."""
+    """Cuts `[R, N, …]` into blocks `[B, C, …]`, padded with zeros."""
     pad = -x.shape[1] % _BLOCK
     x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
     return x.reshape(-1, _BLOCK, *x.shape[2:])
 
 
 def _visible(queries: Int[Array, "3 *B M"], keys: Int[Array, "3 *B C"]) -> Bool[Array, "*B C M"]:
-    """Which keys each query sees, given the marks of both; padding sees nothing."""
+    """The mask of the keys that each query sees, from the marks of both; padding sees nothing."""
     queries = queries[..., None, :]
     return sees(queries, keys[..., None]) & (queries[0] > 0)
 
@@ -74,7 +73,7 @@ def _scores(q: Float[Array, "G M E"], k: Float[Array, "G C E"], visible: Bool[Ar
 
 
 def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "G _ _"]:
-    """Products for every key/value head, over one axis of each matrix; float32."""
+    """The float32 product of two matrices for every key/value head, contracted over one axis of each."""
     dims = ((contract[0] + 1,), (contract[1] + 1,)), ((0,), (0,))
     return jax.lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
@@ -115,7 +114,7 @@ def _backward(saved, d_out: Array):
     q, k, v, blocks, out, log_total = saved
     marks, transposed = jnp.tile(blocks.marks, q.shape[2] // _BLOCK), k.mT
     product = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).reshape(-1, q.shape[-1])
-    # XLA's sums over matrices are many times faster on CPUs than over more axes, or with the product fused in
+    # on CPUs XLA sums matrices many times faster than arrays of more axes, or than a sum fused with the product
     inner = jax.lax.optimization_barrier(jax.lax.optimization_barrier(product).sum(-1)).reshape(q.shape[:-1])
 
     def queries(carry, i: Array):

@@ -1,4 +1,4 @@
-"""Compute: options that change the speed, memory and rounding of a forward, and nothing else."""
+"""`Compute`: options that change the speed, memory and rounding of a forward pass, and nothing else."""
 
 import dataclasses
 from typing import Any, Literal, get_args
@@ -14,14 +14,14 @@ Remat = Literal["none", "dots", "full"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How a forward is computed: the same rewards up to rounding, at another speed and in another memory.
+    """Options of a forward pass that change its speed and memory; the rewards stay the same up to rounding.
 
-    **Arguments:** `dtype`, of activations and matrix products (norms, softmax and the head stay float32); `remat`, what
-    the backward pass computes again: `"full"` every block, `"dots"` everything but the products with weights, `"none"`
-    nothing; `attention`: `"xla"` is the plain form, `"block"` skips what no query sees, `"splash"` and `"cudnn"` are
-    kernels of TPUs and GPUs, `"auto"` takes the one of the platform where it is exact, and says why where it does not;
-    `mesh`, the devices that compute together (`make_mesh`): each keeps a part of the model (`partition_specs`) and of
-    the rows.
+    **Arguments:** `dtype`, the type of activations and matrix products (norms, softmax and the head stay float32);
+    `remat`, what the backward pass recomputes: `"full"` every block, `"dots"` everything except products with weights,
+    `"none"` nothing; `attention`, the implementation: `"xla"` is plain attention, `"block"` skips blocks that no query
+    sees, `"splash"` and `"cudnn"` are kernels for TPUs and GPUs, `"auto"` is the platform's own where that is exact,
+    else `"xla"`, and logs the reason; `mesh`, the devices that compute together (`make_mesh`), each with a shard of
+    the model (`partition_specs`) and of the rows.
 
     **Raises:** `ConfigError` for an unknown `remat` or `attention`.
 
@@ -35,7 +35,7 @@ class Compute:
     mesh: Mesh | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # one hash for `jnp.bfloat16` and `"bfloat16"`
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # so that `jnp.bfloat16` and `"bfloat16"` are equal
         for name, kind in {"remat": Remat, "attention": Attention}.items():
             if getattr(self, name) not in get_args(kind):
                 found = f"expected one of {', '.join(get_args(kind))}, found {getattr(self, name)!r}"

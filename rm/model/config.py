@@ -1,4 +1,4 @@
-"""The architecture: frozen, hashable, with Hugging Face's field names."""
+"""The configuration of a Llama: frozen, hashable, with Hugging Face's field names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _LLAMA3_KEYS = ("low_freq_factor", "high_freq_factor", "original_max_position_em
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary position embedding and how it is stretched; `factor` is unused by `default`, the rest only by `llama3`."""
+    """Rotary position embeddings and their scaling; `default` ignores `factor`, only `llama3` uses the fields below."""
 
     theta: float = 10000.0
     type: RopeType = "default"
@@ -28,9 +28,9 @@ class LlamaConfig:
     """A Llama architecture, static under `jax.jit`.
 
     `pad_token_id` is also the pooling rule: the reward is read at the rightmost token whose id differs from it, as
-    `LlamaForSequenceClassification` does, and at the last token when it is `None`.
+    `LlamaForSequenceClassification` does, and at the last token if it is `None`.
 
-    **Raises:** `ConfigError` when the sizes contradict each other.
+    **Raises:** `ConfigError` if the sizes contradict each other.
 
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...                      num_attention_heads=4, num_key_value_heads=2)
@@ -75,10 +75,9 @@ class LlamaConfig:
     def from_hf(cls, hf: Mapping[str, Any], *, source: str = "config.json") -> "LlamaConfig":
         """The configuration that a Hugging Face `config.json` describes.
 
-        **Arguments:** `hf`, the parsed JSON; `source`, the name that errors use.
+        **Arguments:** `hf`, the parsed JSON; `source`, the file name in error messages.
 
-        **Raises:** `ConfigError` for another `model_type`, a missing or mistyped key, or a variant this forward does
-        not compute.
+        **Raises:** `ConfigError` for another `model_type`, a missing or mistyped key, or an unsupported variant.
 
         >>> LlamaConfig.from_hf({"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32,
         ...                      "num_hidden_layers": 2, "num_attention_heads": 4, "rope_theta": 5e5}).rope.theta
@@ -93,7 +92,7 @@ class LlamaConfig:
             rope=_rope(hf, source),
             bos_token_id=hf.get("bos_token_id"),
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-            pad_token_id=None if (pad := hf.get("pad_token_id")) == -1 else pad,  # -1 is no token
+            pad_token_id=None if (pad := hf.get("pad_token_id")) == -1 else pad,  # -1 means no token
         )
         _check_values(fields, source)
         fields |= {name: float(fields[name]) for name in ("rms_norm_eps", "initializer_range") if name in fields}
@@ -128,7 +127,7 @@ class LlamaConfig:
 _OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range")
 _OPTIONAL += ("attention_bias", "mlp_bias", "tie_word_embeddings")
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_LARGEST = 2**31 - 1  # of any size: what arrays are indexed with
+_LARGEST = 2**31 - 1  # of any size, since arrays are indexed with int32
 _MOST = {"num_hidden_layers": 1000, "num_attention_heads": 2**16}  # Llama 3.1 405B has 126 and 128
 _MOST |= dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 2**24)
 _KINDS: dict[Any, tuple[str, Any, float, float]] = {  # by a field's type: what errors say, types, smallest, largest

@@ -1,4 +1,4 @@
-"""cuDNN's kernels as functions of a set of queries and a set of keys, and the same in plain JAX to compare with."""
+"""cuDNN's kernels as functions of a set of queries and a set of keys, and a reference for them in plain JAX."""
 
 import inspect
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from jaxtyping import Array, Float
 from ..errors import ConfigError
 from .layers import precision
 
-FAR = 1e30  # an infinite log-sum-exp, without the NaN of `inf - inf`
+FAR = 1e30  # stands for an infinite log-sum-exp and avoids the NaN of `inf - inf`
 
 
 class Kernel(NamedTuple):
-    """Attention to a set of keys; what it gives where there is no token, or nothing to see, means nothing.
+    """Attention to a set of keys; its outputs at padding, and for queries that see no key, are meaningless.
 
-    `lengths` are the real queries and keys of each row, `lse` is the log-sum-exp of a query's scores, float32:
+    `lengths` are the numbers of real queries and keys in each row, `lse` is the float32 log-sum-exp of the scores:
 
         forward(q, k, v, *lengths, causal) -> out, lse
         backward(q, k, v, out, lse, d_out, *lengths, causal) -> d_q, d_k, d_v
@@ -71,16 +71,16 @@ def _cudnn(direction: str, q: Array, k: Array, v: Array, q_lengths: Array, kv_le
     R, M, G, Q, E = q.shape
     absent = ("bias", "q_offsets", "kv_offsets", "page_table_k", "page_table_v")
     arguments = {"query": q.reshape(R, M, G * Q, E), "key": k, "value": v, "scale": E**-0.5, **more}
-    # no length of 0, of which cuDNN promises nothing: what comes of one padding token is thrown away
+    # cuDNN does not define lengths of 0; the result for one padding token is discarded
     arguments |= {"q_seqlen": jnp.maximum(q_lengths, 1), "kv_seqlen": jnp.maximum(kv_lengths, 1)}
     arguments |= {"seed": 0, "dropout_rate": 0.0, "variadic_args": (False, False), "sliding_window_length": None}
     return _private(direction, causal, arguments | dict.fromkeys(absent, jnp.zeros(0, q.dtype)))
 
 
 def _private(direction: str, causal: bool, arguments: dict[str, Any]) -> list[Array]:
-    """JAX's private call of cuDNN, below its partitioning over devices, which `shard_map` has done.
+    """Calls cuDNN through JAX's private function, which does not partition over devices: `shard_map` has done that.
 
-    The public function takes no log-sum-exp for its backward pass, and gives none in float32.
+    JAX's public function does not accept a log-sum-exp for its backward pass, nor return one in float32.
     """
     try:
         from jax._src.cudnn import fused_attention_stablehlo as cudnn
@@ -98,4 +98,4 @@ def _private(direction: str, causal: bool, arguments: dict[str, Any]) -> list[Ar
 
 
 CUDNN = Kernel(_cudnn_forward, _cudnn_backward)
-REFERENCE = Kernel(_reference_forward, _reference_backward)  # in plain JAX, float32 within
+REFERENCE = Kernel(_reference_forward, _reference_backward)  # plain JAX, computed in float32

@@ -12,7 +12,7 @@ from ..devices.platform import platform
 from ..shapes import checked
 from .config import LlamaConfig
 
-PRODUCT = "product"  # the name by which a remat policy keeps the products of linear layers
+PRODUCT = "product"  # the name of linear layers' outputs in remat policies
 
 
 class Linear(eqx.Module):
@@ -23,12 +23,12 @@ class Linear(eqx.Module):
 
 
 def precision(dtype) -> lax.Precision | None:
-    """Full products for float32, which accelerators would otherwise round to TF32 or bfloat16."""
+    """The precision of products: full for float32, which accelerators would otherwise round to TF32 or bfloat16."""
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def along_last(vector: Float[Array, "D"], ndim: int) -> Float[Array, "... D"]:
-    """A vector as an array of `ndim` axes, to broadcast on purpose."""
+    """Reshapes a vector to `ndim` axes, which makes its broadcasting explicit."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
@@ -36,7 +36,7 @@ def along_last(vector: Float[Array, "D"], ndim: int) -> Float[Array, "... D"]:
 def linear(x: Float[Array, "*B I"], layer: Linear, *, partial: bool = False) -> Float[Array, "*B O"]:
     """`x Wᵀ + b` in the type of `x`, accumulated in float32; the gradient of `W` is never rounded to that type.
 
-    Where `partial`, the devices along `tensor` have different features, and their products are added up.
+    With `partial`, the input features are sharded along `tensor`, and the devices' products are summed.
     """
     y = _product(x.reshape(-1, x.shape[-1]), layer.weight)
     y = checkpoint_name(sum_over(y, "tensor") if partial else y, PRODUCT)
@@ -46,7 +46,7 @@ def linear(x: Float[Array, "*B I"], layer: Linear, *, partial: bool = False) -> 
 
 
 def dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "_ _"]:
-    """The product of two matrices over one axis of each, float32."""
+    """The float32 product of two matrices, contracted over one axis of each."""
     dims = ((contract[:1], contract[1:]), ((), ()))
     return lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
@@ -62,22 +62,22 @@ def _product_forward(x: Array, weight: Array):
 
 def _product_backward(saved: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
     x, weight = saved
-    d_y = lax.optimization_barrier(d_y)  # else XLA computes it once more for each product, one of them across the grain
+    d_y = lax.optimization_barrier(d_y)  # else XLA recomputes it for each product, once in a slow layout
     d_x = dot(d_y, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 0)).astype(x.dtype)
     return d_x, scatter_gradient(_over_rows(d_y, x), weight.shape).astype(weight.dtype)
 
 
 def _over_rows(a: Float[Array, "B O"], b: Float[Array, "B I"]) -> Float[Array, "O I"]:
-    """`aᵀ b`, float32. Where CPUs have fast products of bfloat16, they are for rows of the first factor alone."""
+    """The float32 product `aᵀ b`; CPUs' fast bfloat16 products need the first factor transposed in memory."""
     if a.dtype == jnp.bfloat16 and platform() == "cpu":
         return dot(transposed(a), b, (1, 0))
     return dot(a, b, (0, 0))
 
 
 def transposed(x: Float[Array, "*B M N"]) -> Float[Array, "*B N M"]:
-    """The transpose of bfloat16 matrices, laid out so in memory before a product of them."""
-    bits = lax.bitcast_convert_type(x, jnp.uint16)  # else XLA for CPUs transposes in float32
-    halves = jnp.split(bits, [x.shape[-2] // 2], axis=-2)  # a bare transpose would be folded back into the product
+    """Transposes bfloat16 matrices in memory, so that a product reads them in this order."""
+    bits = lax.bitcast_convert_type(x, jnp.uint16)  # else XLA on CPUs transposes in float32
+    halves = jnp.split(bits, [x.shape[-2] // 2], axis=-2)  # XLA would fold a plain transpose into the product
     return lax.bitcast_convert_type(jnp.concatenate([half.mT for half in halves], axis=-1), x.dtype)
 
 
@@ -100,7 +100,7 @@ def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> F
 
 @jax.custom_vjp
 def _gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-    """`silu(gate) ⊙ up` in float32, rounded once; the backward pass keeps nothing but the two."""
+    """`silu(gate) ⊙ up` in float32, rounded once; only the two inputs are saved for the backward pass."""
     gate32 = gate.astype(jnp.float32)
     return (gate32 * jax.nn.sigmoid(gate32) * up.astype(jnp.float32)).astype(gate.dtype)
 
@@ -111,9 +111,9 @@ def _gated_forward(gate: Array, up: Array):
 
 def _gated_backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
     gate, up, d_out = (x.astype(jnp.float32) for x in (*saved, d_out))
-    share = jax.nn.sigmoid(gate)
-    d_gate = d_out * up * share * (1 + gate * (1 - share))
-    return d_gate.astype(saved[0].dtype), (d_out * gate * share).astype(saved[1].dtype)
+    sigmoid = jax.nn.sigmoid(gate)
+    d_gate = d_out * up * sigmoid * (1 + gate * (1 - sigmoid))
+    return d_gate.astype(saved[0].dtype), (d_out * gate * sigmoid).astype(saved[1].dtype)
 
 
 _gated.defvjp(_gated_forward, _gated_backward)
@@ -121,10 +121,10 @@ _gated.defvjp(_gated_forward, _gated_backward)
 
 @checked
 def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "R N"]) -> Float[Array, "#R #N half"]:
-    """Rotary frequencies `θ^(-2i/E)`, stretched as the configuration asks.
+    """Rotary frequencies `θ^(-2i/E)`, with the scaling of the configuration.
 
-    `lengths` (of the whole sequences, in tokens) matter for `dynamic` alone, NTK scaling. The other types depend on the
-    configuration only: `linear` divides every frequency by `factor`; `llama3` divides the slow ones and blends between.
+    Only `dynamic` (NTK scaling) uses `lengths`, the lengths of the whole sequences in tokens. `linear` divides every
+    frequency by `factor`; `llama3` divides the low ones, keeps the high ones and interpolates between.
     """
     rope, size = config.rope, config.head_dim
     exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
@@ -148,12 +148,12 @@ def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "R N"]) -> Floa
 def rotary_table(
     config: LlamaConfig, positions: Int[Array, "R N"], lengths: Int[Array, "R N"] | None = None
 ) -> tuple[Float[Array, "R N half"], Float[Array, "R N half"]]:
-    """Cosine and sine of every token's rotation, float32; `lengths` is needed by the `dynamic` type alone."""
+    """The cosine and sine of every token's rotation, float32; only the `dynamic` type needs `lengths`."""
     frequencies = inverse_frequencies(config, positions if lengths is None else lengths)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     if platform() != "cpu":
         return jnp.cos(angles), jnp.sin(angles)
-    # what a loop returns is kept; else XLA computes cosines and sines again wherever a layer rotates
+    # XLA keeps the result of a loop; without the loop it recomputes cosines and sines in every layer
     cos, sin = lax.map(lambda i: lax.cond(i == 0, jnp.cos, jnp.sin, angles), jnp.arange(2))
     return cos, sin
 
@@ -162,7 +162,7 @@ def rotary_table(
 def rotate(
     x: Float[Array, "R N *heads E"], table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
 ) -> Float[Array, "R N *heads E"]:
-    """Rotary embedding on halves `(i, i + E/2)`, Hugging Face's order (Su et al. 2021, arXiv 2104.09864, eq. 34)."""
+    """Rotates the halves `(i, i + E/2)`, Hugging Face's order (Su et al. 2021, arXiv 2104.09864, eq. 34)."""
     cos, sin = (jnp.expand_dims(part, tuple(range(2, x.ndim - 1))) for part in table)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The reward model: its parameters, how they begin, and its forward over a `PreferenceBatch`, as pure functions."""
+"""The reward model: parameters, initialisation and the forward pass over a `PreferenceBatch`, as pure functions."""
 
 from functools import partial
 from typing import NamedTuple
@@ -49,11 +49,11 @@ class Block(eqx.Module):
 class RewardModel(eqx.Module):
     """A Llama backbone with a scalar head; every leaf is an array, the configuration is static.
 
-    The last block stands apart from the stack because only the reward positions go through it.
+    The last block is not in the stack because most of it is computed at the reward positions only.
     """
 
     embed_tokens: Float[Array, "V D"]
-    blocks: Block | None  # None where the last block is the only one
+    blocks: Block | None  # None if the last block is the only one
     last_block: Block
     norm: Float[Array, "D"]
     score: Float[Array, "1 D"]
@@ -65,8 +65,8 @@ def init_reward_model(
 ) -> RewardModel:
     """A randomly initialised model: `N(0, initializer_range²)` weights, unit norms, zero biases.
 
-    **Arguments:** `head_std`, the standard deviation of the score head, `initializer_range` when `None`; `dtype`, of
-    the parameters (the head is always float32).
+    **Arguments:** `head_std`, the standard deviation of the score head (`initializer_range` if `None`); `dtype`, the
+    type of the parameters (the head is always float32).
 
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...                      num_attention_heads=4)
@@ -87,7 +87,7 @@ def init_reward_model(
 
 
 def init_score_head(config: LlamaConfig, *, key: PRNGKeyArray, std: float | None = None) -> Float[Array, "1 D"]:
-    """A score head `N(0, std²)`, float32; `initializer_range` when `std` is `None`, as `transformers` and TRL do."""
+    """A float32 score head from `N(0, std²)`; `std` is `initializer_range` by default, as in `transformers` and TRL."""
     std = config.initializer_range if std is None else std
     return std * jax.random.normal(key, (1, config.hidden_size), jnp.float32)
 
@@ -116,24 +116,24 @@ def _init_block(config: LlamaConfig, key: PRNGKeyArray, dtype) -> Block:
 
 
 class Row(NamedTuple):
-    """What the blocks need to know about the rows besides their activations."""
+    """The inputs of a block that are the same in every layer."""
 
     table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
     queries: Marks
-    keys: Marks  # of the whole row, of which `context` may leave a device only a part of the queries
+    keys: Marks  # of the whole row; on a mesh with `context`, a device has only some of its queries
     ends: Int[Array, "R M"]
-    blocks: Blocks | None  # where attention goes by blocks
+    blocks: Blocks | None  # for block attention only
 
 
 @checked
 def rewards(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compute()) -> Float[Array, "R S K"]:
-    """The reward of every response, `score · hidden`, float32; empty slots hold a finite value that means nothing.
+    """The reward of every response, `score · hidden`, float32; empty slots hold finite, meaningless values.
 
-    **Arguments:** `batch`, comparisons packed in rows; `compute`, the type, the recomputation, the form of
-    attention and the mesh.
+    **Arguments:** `batch`, comparisons packed into rows; `compute`, the data type, the rematerialisation, the
+    attention implementation and the mesh.
 
-    **Raises:** `ConfigError` where the mesh does not divide the heads, the rows or the regions, or a form of attention
-    is not exact for the rows or not for the platform.
+    **Raises:** `ConfigError` if the mesh does not divide the heads, the rows or the regions, or if the attention
+    implementation is not exact for these rows or not available on this platform.
 
     >>> from rm import init_reward_model
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -151,7 +151,7 @@ def rewards(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compu
 
 @checked
 def apply_head(features: Float[Array, "*B D"], head: Float[Array, "1 D"]) -> Float[Array, "*B"]:
-    """`w · h` in float32."""
+    """The dot product `w · h` in float32."""
     return jnp.einsum(
         "...d,d->...", features.astype(jnp.float32), head[0].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
     )
@@ -159,64 +159,64 @@ def apply_head(features: Float[Array, "*B D"], head: Float[Array, "1 D"]) -> Flo
 
 @checked
 def hidden_states(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compute()) -> Float[Array, "R S K D"]:
-    """The normed last hidden state at every reward position, float32: what the score head reads.
+    """The last hidden state at every reward position after the final norm, float32: the input of the score head.
 
-    The arguments are those of `rewards`. A head of your own is a function of it.
+    The arguments are those of `rewards`. A head of your own takes this array.
     """
     R, S, K = batch.ends.shape
     forward = partial(_forward, slots=S, compute=compute)
     tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
     lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=positions.dtype), tokens.shape)
-    of_tokens, ends = (tokens, segments, parts, places, positions, lengths), jnp.asarray(batch.ends).reshape(R, S * K)
+    per_token, ends = (tokens, segments, parts, places, positions, lengths), jnp.asarray(batch.ends).reshape(R, S * K)
     if compute.mesh is None:
-        x = forward(model, of_tokens, ends, batch.regions)
+        x = forward(model, per_token, ends, batch.regions)
     else:
-        x = _on_mesh(forward, compute.mesh, model, of_tokens, ends, batch.regions)
+        x = _on_mesh(forward, compute.mesh, model, per_token, ends, batch.regions)
     return x.reshape(R, S, K, -1)
 
 
-def _on_mesh(forward, mesh: Mesh, model: RewardModel, of_tokens: tuple, ends: Array, regions: tuple[int, ...]) -> Array:
-    """`forward` with every device of a mesh at its part of the model and the rows."""
+def _on_mesh(forward, mesh: Mesh, model: RewardModel, per_token: tuple, ends: Array, regions: tuple[int, ...]) -> Array:
+    """Runs `forward` on a mesh, where every device has its shard of the model and of the rows."""
     check_mesh(model.config, mesh)
     check_rows(len(ends), mesh)
-    order, own = context_order(regions, mesh.shape["context"])
-    of_tokens, ends = tuple(x[:, order] for x in of_tokens), jnp.asarray(np.argsort(order), ends.dtype)[ends]
+    order, local_regions = context_order(regions, mesh.shape["context"])
+    per_token, ends = tuple(x[:, order] for x in per_token), jnp.asarray(np.argsort(order), ends.dtype)[ends]
     mapped = jax.shard_map(
-        partial(forward, regions=own),
+        partial(forward, regions=local_regions),
         mesh=mesh,
         in_specs=(partition_specs(model, mesh), P(ROWS, "context"), P(ROWS)),
         out_specs=P(ROWS),
         check_vma=False,  # see `collectives`
     )
-    return mapped(model, of_tokens, ends)
+    return mapped(model, per_token, ends)
 
 
 def _forward(
     model: RewardModel,
-    of_tokens: tuple,
+    per_token: tuple,
     ends: Array,
     regions: tuple[int, ...],
     *,
     slots: int,
     compute: Compute,
 ) -> Float[Array, "R M D"]:
-    """The normed last hidden state at `ends`, from what a device has of the model and the tokens."""
-    config, (tokens, segments, parts, places, positions, lengths) = model.config, of_tokens
+    """The last hidden state at `ends` after the final norm, from a device's shards of the model and the tokens."""
+    config, (tokens, segments, parts, places, positions, lengths) = model.config, per_token
     queries = Marks(segments, parts, places)
     keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
     table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
-    form = choose_attention(
+    attention = choose_attention(
         compute.attention, Inputs(regions, slots, config.head_dim, compute.dtype, shards("context"))
     )
-    row = Row(table, queries, keys, ends, find_blocks(queries, keys) if form == "block" else None)
-    block = _remat(partial(apply_block, config=config, regions=regions, attention=form), compute.remat)
+    row = Row(table, queries, keys, ends, find_blocks(queries, keys) if attention == "block" else None)
+    block = _remat(partial(apply_block, config=config, regions=regions, attention=attention), compute.remat)
     last_block = _remat(partial(apply_last_block, config=config), compute.remat)
 
     x = look_up(model.embed_tokens, tokens, compute.dtype)
     if model.blocks is not None:
-        # unrolled, XLA for CPUs copies no weights and activations in and out of the stacks, but it undoes recomputing
-        # and keeps the weights that it has gathered
+        # Unrolling spares XLA on CPUs the copies in and out of the stacks, but it would undo the rematerialisation and
+        # keep the gathered weights of all layers.
         unroll = platform() == "cpu" and compute.remat == "none" and shards("fsdp") == 1
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks, unroll=unroll)
     x = last_block(x, model.last_block, row)
@@ -237,7 +237,7 @@ def apply_block(
     regions: tuple[int, ...],
     attention: Attention,
 ) -> Float[Array, "R N D"]:
-    """One transformer block on every token."""
+    """Applies one transformer block to every token."""
     h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
     q = _queries(h, layer, row.table, config)
     k, v = _keys_values(h, layer, row.table, config)
@@ -245,15 +245,15 @@ def apply_block(
         out = block_attention(q, k, v, row.blocks)
     else:
         kernels = {"splash": splash_attention, "cudnn": cudnn_attention}
-        lowering = kernels.get(attention, shared_prefix_attention)
-        out = lowering(q, k, v, row.queries, row.keys, regions)
+        implementation = kernels.get(attention, shared_prefix_attention)
+        out = implementation(q, k, v, row.queries, row.keys, regions)
     return _finish_block(x, out, layer, config)
 
 
 @checked
 @jax.named_scope("last_block")
 def apply_last_block(x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig) -> Float[Array, "R M D"]:
-    """The last block: keys and values of every token, the rest at the reward positions alone (exact)."""
+    """Applies the last block: keys and values for every token, the rest at the reward positions only (exact)."""
     h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
     k, v = _keys_values(h, layer, row.table, config)
 
@@ -287,7 +287,7 @@ def _finish_block(x: Array, attention: Array, layer: Block, config: LlamaConfig)
 def _sequence_lengths(
     segments: Int[Array, "R N"], parts: Int[Array, "R N"], positions: Int[Array, "R N"]
 ) -> Int[Array, "R N"]:
-    """Length of the sequence that each token belongs to; a prefix counts to the end of its longest response."""
+    """The length of each token's sequence; for a prefix, that of its longest sequence."""
     same = segments[:, :, None] == segments[:, None, :]
     same &= (parts[:, :, None] == parts[:, None, :]) | (parts[:, :, None] == 0)
     return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1) + 1

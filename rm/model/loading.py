@@ -1,4 +1,4 @@
-"""Reward models from Hugging Face directories: safetensors, no torch."""
+"""Loading of reward models from Hugging Face directories: safetensors, no torch."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from .llama import RewardModel, init_reward_model, init_score_head
 from .sharding import check_mesh, partition_specs
 from .tensor_names import check_names, leaf_name, tensor_names
 
-_THREADS = 4  # that read weights
+_THREADS = 4  # for reading weights
 _PATTERNS = ("config.json", RECORD, "model.safetensors", "model-*-of-*.safetensors", INDEX)
 
 
@@ -33,15 +33,15 @@ def load_reward_model(
     revision: str | None = None,
     mesh: Mesh | None = None,
 ) -> RewardModel:
-    """The reward model of a directory or a hub repository with safetensors weights.
+    """Loads the reward model of a directory or a hub repository with safetensors weights.
 
-    A `LlamaForSequenceClassification` brings its head, and its `pad_token_id` is the pooling rule. A causal LM gets a
-    head drawn from `N(0, head_std²)`. Any other architecture has no pooling rule yet (`match_tokenizer` sets it), also
-    one that brings a head: OpenRLHF's `RewardModel` pads with the token that it reads at.
+    A `LlamaForSequenceClassification` has a head, and its `pad_token_id` is the pooling rule. No other architecture has
+    a pooling rule yet (`match_tokenizer` sets it), not even one with a head: OpenRLHF's `RewardModel` pads with the
+    token at which it reads the reward. A causal LM gets a head drawn from `N(0, head_std²)`.
 
-    **Arguments:** `dtype`, of the parameters, whatever the files hold (the head is always float32); `key`, draws the
-    head of a causal LM; `head_std`, `initializer_range` when `None`; `revision`, a branch, tag or commit of a hub
-    repository; `mesh`, the devices that keep the model, of which each process reads the parts of its own alone.
+    **Arguments:** `dtype`, the type of the parameters, whatever the files hold (the head is always float32); `key`, for
+    the random head of a causal LM; `head_std`, `initializer_range` if `None`; `revision`, a branch, tag or commit of a
+    hub repository; `mesh`, the devices that hold the model; each process reads the shards of its own devices only.
 
     **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels; `WeightsError`, naming
     the tensor, for a file that cannot be read, a missing, extra, duplicate, misshapen or non-finite tensor, and for a
@@ -51,7 +51,7 @@ def load_reward_model(
     config, classifier = _read_config(directory / "config.json")
     recorded = read_record(directory).get("tensors")
     files = TensorFiles(directory, recorded if isinstance(recorded, dict) else None)
-    if config.num_hidden_layers > len(files.names):  # before the layers are gone through
+    if config.num_hidden_layers > len(files.names):  # checked before any loop over layers
         found = f"{directory / 'config.json'} says {config.num_hidden_layers} layers"
         found += f", the weights have {len(files.names)} tensors in all"
         raise WeightsError(f"{directory}: {found}; use the config.json that belongs to the weights")
@@ -74,8 +74,8 @@ def load_reward_model(
     def read(name: str, leaf: jax.ShapeDtypeStruct, sharding: Sharding | None) -> jax.Array:
         names, stacked = tensor_names(name, config), name.startswith("blocks.")
         if sharding is None:
-            (whole,) = files.read(names, leaf, [tuple((0, size) for size in leaf.shape)], stacked=stacked).values()
-            return jax.device_put(whole)  # on a CPU this takes the memory over without a copy
+            (array,) = files.read(names, leaf, [tuple((0, size) for size in leaf.shape)], stacked=stacked).values()
+            return jax.device_put(array)  # on a CPU without a copy
         return _read_parts(files, names, leaf, sharding, stacked=stacked)
 
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -89,10 +89,10 @@ def load_reward_model(
 def _read_parts(
     files: TensorFiles, names: list[str], leaf: jax.ShapeDtypeStruct, sharding: Sharding, *, stacked: bool
 ) -> jax.Array:
-    """A leaf of which this process reads what its own devices keep, every part once."""
+    """Reads a sharded leaf: the shards of this process's devices only, each once."""
     where = sharding.addressable_devices_indices_map(leaf.shape)
     parts = {
-        device: tuple(own.indices(size)[:2] for own, size in zip(index or (), leaf.shape, strict=True))
+        device: tuple(part.indices(size)[:2] for part, size in zip(index or (), leaf.shape, strict=True))
         for device, index in where.items()
     }
     arrays = files.read(names, leaf, list(dict.fromkeys(parts.values())), stacked=stacked)
@@ -101,7 +101,7 @@ def _read_parts(
 
 
 def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> LlamaConfig:
-    """The configuration that `load_reward_model` finds, without weights: all that the data path needs of a model.
+    """The configuration that `load_reward_model` would load, without the weights, which data preparation never needs.
 
     **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels.
     """
@@ -110,7 +110,7 @@ def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> L
 
 
 def _read_config(source: Path) -> tuple[LlamaConfig, bool]:
-    """The configuration, and whether the model is a sequence classifier: only its pad token is a pooling rule."""
+    """The configuration, and whether it is a sequence classifier's; only a classifier's pad token is a pooling rule."""
     hf = read_json(own_file(source))
     classifier = "ForSequenceClassification" in str(hf.get("architectures"))
     config = LlamaConfig.from_hf(hf, source=str(source))

@@ -1,4 +1,4 @@
-"""Meshes of devices, and one table of which part of every array a device keeps."""
+"""The sharding of parameters, optimizer state and batches over a mesh."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from .batch import PreferenceBatch
 from .config import LlamaConfig
 
-# Which dimension of a matrix `tensor` splits: the heads or the MLP size, whether they come in or go out.
+# The dimension of a weight that `tensor` splits: its heads or MLP features, at the output (0) or the input (1).
 _TENSOR = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 0),
     **dict.fromkeys(("o_proj", "down_proj"), 1),
@@ -20,19 +20,19 @@ _TENSOR = {
 
 
 def partition_specs(model: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """A tree like a `RewardModel`, or one with its gradients, with the `PartitionSpec` of every leaf.
+    """The `PartitionSpec` of every leaf of a `RewardModel`, or of its gradients, as a tree of the same structure.
 
     | leaf                       | shape    | split                                                         |
     |----------------------------|----------|---------------------------------------------------------------|
     | `embed_tokens`             | `[V, D]` | D over `tensor` and `fsdp`                                    |
-    | `q k v gate up`, weights   | `[O, I]` | O over `tensor`, then O (I where it does not divide) by `fsdp`|
-    | `o down`, weights          | `[O, I]` | I over `tensor`, then O (I where it does not divide) by `fsdp`|
+    | `q k v gate up`, weights   | `[O, I]` | O over `tensor`, then O (I if O does not divide) over `fsdp`  |
+    | `o down`, weights          | `[O, I]` | I over `tensor`, then O (I if O does not divide) over `fsdp`  |
     | `q k v gate up`, biases    | `[O]`    | O over `tensor`                                               |
-    | norms, `o down` biases, head | small  | kept whole by every device                                    |
+    | norms, `o down` biases, head | small  | replicated                                                    |
 
-    The layer axis is never split, nor is any leaf along `data` and `context`.
+    The layer axis is never split. All leaves are replicated along `data` and `context`.
 
-    **Raises:** `ConfigError`, naming the leaf, where a size does not divide.
+    **Raises:** `ConfigError`, naming the leaf, if a size does not divide.
     """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_spec(path, leaf.shape, mesh), model)
 
@@ -66,9 +66,9 @@ def _divide(name: str, dims: list[int], dim: int, parts: int, axes: str) -> int:
 
 
 def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
-    """Refuses a mesh that cuts through heads.
+    """Checks that a mesh does not split attention heads.
 
-    **Raises:** `ConfigError`.
+    **Raises:** `ConfigError` if `tensor` does not divide the key/value heads.
     """
     heads, parts = config.num_key_value_heads, mesh.shape["tensor"]
     if heads % parts:
@@ -76,32 +76,32 @@ def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
 
 
 def place_model(model: Any, mesh: Mesh) -> Any:
-    """A model with every leaf where `partition_specs` says.
+    """Places every leaf of a model on a mesh as `partition_specs` says.
 
-    It may share arrays with the model given (those that are whole on every device), so train only one of the two.
+    The result may share replicated arrays with the argument, so train only one of the two.
     """
     return jax.device_put(model, shardings(partition_specs(model, mesh), mesh))
 
 
 def state_specs(state: Any, model: Any, specs: Any) -> Any:
-    """The specs of an optimizer's state: those of a parameter for what has its place in the tree and its shape."""
+    """The specs of an optimizer's state: a leaf with the path and shape of a parameter gets that parameter's spec."""
     leaves = jax.tree_util.tree_leaves_with_path(model)
     placed = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
-    known = [(jax.tree_util.keystr(path), leaf.shape, spec) for (path, leaf), spec in zip(leaves, placed, strict=True)]
+    params = [(jax.tree_util.keystr(path), leaf.shape, spec) for (path, leaf), spec in zip(leaves, placed, strict=True)]
 
     def like_parameter(path: tuple, leaf: Any) -> P:
         name = jax.tree_util.keystr(path)
-        return next((s for own, shape, s in known if name.endswith(own) and leaf.shape == shape), P())
+        return next((spec for end, shape, spec in params if name.endswith(end) and leaf.shape == shape), P())
 
     return jax.tree_util.tree_map_with_path(like_parameter, state)
 
 
 def place_batch(batch: PreferenceBatch, mesh: Mesh, *, rows: int | None = None) -> PreferenceBatch:
-    """A batch with its rows spread over `data` and `fsdp`.
+    """Places a batch on a mesh, with its rows sharded over `data` and `fsdp`.
 
-    **Arguments:** `batch`, whole in every process, or where `rows` says how many there are in all, the `own_rows`.
+    **Arguments:** `batch`, the whole batch, or only the `own_rows` of this process if `rows`, the total, is given.
 
-    **Raises:** `ConfigError` where the rows do not divide.
+    **Raises:** `ConfigError` if the mesh does not divide the rows.
     """
     first = 0 if rows is None else own_rows(rows, mesh).start
     count = rows or batch.tokens.shape[0]
@@ -119,12 +119,12 @@ def place_batch(batch: PreferenceBatch, mesh: Mesh, *, rows: int | None = None) 
 
 
 def context_order(regions: tuple[int, ...], parts: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The order of a row's tokens that gives each of `parts` devices an equal part of every region, and its regions.
+    """The token order in which each of `parts` devices gets an equal part of every region, and a device's regions.
 
-    **Raises:** `ConfigError` where a region does not divide.
+    **Raises:** `ConfigError` if `parts` does not divide a region.
 
-    >>> order, own = context_order((2, 4), 2)
-    >>> order.tolist(), own  # the first three to the first device
+    >>> order, local_regions = context_order((2, 4), 2)
+    >>> order.tolist(), local_regions  # the first device gets the first three
     ([0, 2, 3, 1, 4, 5], (1, 2))
     """
     for region in regions:

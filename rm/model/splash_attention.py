@@ -1,10 +1,10 @@
-"""The same attention for TPUs, through JAX's Pallas kernel `splash_attention`, forward and backward.
+"""Shared-prefix attention for TPUs with JAX's Pallas kernel `splash_attention`, forward and backward.
 
-The kernel computes block by block (Dao et al. 2022, arXiv 2205.14135). It hides keys in two ways: a static mask, whose
-empty blocks it skips, and segment ids, which must be equal. That is enough where a row has several regions and each
-holds one part of every segment: the mask then stands for the parts, and the ids for the segments. It is not enough
-where several parts of a segment lie in one region: they all see the prefix, so they would need its id, all the same
-one, and would see each other; `lowering.refuses` knows.
+The kernel computes block by block (Dao et al. 2022, arXiv 2205.14135). It masks keys in two ways: by a static mask,
+whose empty blocks it skips, and by segment ids, which must be equal. That is enough if a row has several regions and
+each holds one part of every segment: the mask then separates the parts, and the ids separate the segments. It is not
+enough if one region holds several parts of a segment: they would need the id of the prefix, which they all see, and
+with equal ids they would see each other. `attention_choice.refuses` excludes this case.
 """
 
 import jax
@@ -27,12 +27,12 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "R N G Q E"]:
-    """What `shared_prefix_attention` computes for rows of several regions; padding gets values that mean nothing.
+    """The result of `shared_prefix_attention` for rows of several regions, with meaningless values at padding.
 
-    Scores and softmax are float32; `q` is scaled before the scores, which rounds it once more where √E is no power of
-    two. On a TPU, products of float32 are as precise as `jax_default_matmul_precision` says.
+    Scores and softmax are float32; `q` is scaled before the scores, which rounds it once more unless √E is a power of
+    two. On a TPU, float32 products have the precision that `jax_default_matmul_precision` sets.
 
-    **Arguments:** `interpret`, run the kernel without a TPU, slowly.
+    **Arguments:** `interpret`, whether to run the kernel without a TPU, slowly.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds  # slow to import
 
@@ -49,7 +49,7 @@ def splash_attention(
 
 @checked
 def region_mask(regions: tuple[int, ...]) -> Bool[np.ndarray, "M J"]:
-    """Which keys a query sees by the regions alone: those before it in its own region and in the first, and itself.
+    """The mask that regions alone impose: a query sees itself and the earlier keys of its own and the first region.
 
     >>> region_mask((1, 1, 2)).astype(int).tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
@@ -59,7 +59,7 @@ def region_mask(regions: tuple[int, ...]) -> Bool[np.ndarray, "M J"]:
 
 
 def _block_size(length: int) -> int:
-    """Tokens of a block: as many as waste no more than an eighth on padding, since every block takes time to start.
+    """The largest block size that adds at most an eighth of padding, else 128; every block takes time to start.
 
     >>> [_block_size(length) for length in (96, 520, 736, 1000, 1664)]
     [128, 128, 384, 512, 256]
@@ -68,17 +68,17 @@ def _block_size(length: int) -> int:
 
 
 def _pad(x: Array, count: int) -> Array:
-    """`[R, N, …]` with so many more tokens, which are of segment 0 like all padding."""
+    """Appends `count` zeros to the tokens of `[R, N, …]`; their segment is 0, as for all padding."""
     return jnp.pad(x, ((0, 0), (0, count), *((0, 0),) * (x.ndim - 2)))
 
 
 def _kernel(mask: Bool[np.ndarray, "N N"], block: int, interpret: bool):
-    """The kernel for heads that share keys and values, from `q [Q, N, E]`, `k` and `v [N, E]` and segment ids."""
+    """The kernel for heads that share keys and values: a function of `q [Q, N, E]`, `k`, `v [N, E]` and segment ids."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     return splash.make_splash_mqa_single_device(
-        mask[None],  # of one head, which stands for all
+        mask[None],  # one mask for all heads
         block_sizes=splash.BlockSizes(**dict.fromkeys(sizes, block)),
         interpret=interpret,
     )

@@ -1,4 +1,4 @@
-"""One rule for tensor names: our leaves and Hugging Face's tensors."""
+"""The mapping from the leaves of `RewardModel` to Hugging Face's tensor names."""
 
 import re
 
@@ -10,9 +10,9 @@ from .config import LlamaConfig
 
 _TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight", "score": "score.weight"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
-# What a causal LM's files hold besides: its own head, and rotary tables that old versions stored.
+# Other tensors in a causal LM's files: its own head, and rotary tables that old versions stored.
 _IGNORED = re.compile(r"lm_head\.weight|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-# What tools that wrap a model put into the names of its tensors.
+# Prefixes that wrappers of a model add to its tensor names.
 _WRAPPERS = {
     "module.": "DataParallel, DDP or DeepSpeed",
     "_orig_mod.": "torch.compile",
@@ -26,7 +26,7 @@ _WRAPPER = re.compile(r"(?<![\w])(?:" + "|".join(map(re.escape, _WRAPPERS)) + ")
 
 
 def tensor_names(leaf: str, config: LlamaConfig) -> list[str]:
-    """The Hugging Face tensors that make up a leaf of `RewardModel`: one, or one for each stacked layer.
+    """The names of the Hugging Face tensors that make up a leaf of `RewardModel`: one, or one per stacked layer.
 
     >>> config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=3,
     ...                      num_attention_heads=2)
@@ -45,16 +45,16 @@ def tensor_names(leaf: str, config: LlamaConfig) -> list[str]:
 
 
 def leaf_name(path: tuple) -> str:
-    """The name of a leaf, as `tensor_names` takes it."""
+    """The dotted name of a leaf, for `tensor_names`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def check_names(files: TensorFiles, names: list[str]) -> None:
-    """Refuses files that have other tensors than a model needs, with the cause where it can be told.
+    """Checks that files hold the tensors that a model needs, and no others.
 
-    **Arguments:** `names`, of the tensors that the model needs.
+    **Arguments:** `names`, the names of the tensors that the model needs.
 
-    **Raises:** `WeightsError`, naming a tensor.
+    **Raises:** `WeightsError`, naming a tensor and, where possible, the cause.
     """
     expected = set(names)
     missing = sorted(expected - files.names)
@@ -63,7 +63,7 @@ def check_names(files: TensorFiles, names: list[str]) -> None:
         found = f"missing tensor {missing[0]!r}{_and_more(missing)}, which config.json asks for"
         advice = "use the config.json that belongs to the weights, and all of their shards"
         if missing == ["score.weight"]:
-            advice = "a causal LM, whose head training draws, says LlamaForCausalLM there"
+            advice = "if it is a causal LM, set its architectures to LlamaForCausalLM, and training draws a head"
         raise WeightsError(f"{files.directory}: {found}; {advice}")
     extra = sorted(name for name in files.names - expected if not _IGNORED.fullmatch(name))
     if extra:
@@ -75,7 +75,7 @@ def check_names(files: TensorFiles, names: list[str]) -> None:
 
 
 def _check_prefix(files: TensorFiles, missing: list[str]) -> None:
-    """Names what a wrapper has put before or into the names of tensors, as the cause of those that are missing."""
+    """Reports a LoRA adapter, or a prefix that a wrapper has added to tensor names, as the cause of missing tensors."""
     adapters = sorted(name for name in files.names if ".lora_" in name)
     if adapters:
         found = f"{adapters[0]!r}{_and_more(adapters)} are tensors of a LoRA adapter"
