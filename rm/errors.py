@@ -1,13 +1,13 @@
-"""One family of errors, each message a single line: where, what was expected, what was found, what to do."""
+"""The errors that users can put right, each with a one-line message: where, expected, found, what to do."""
 
 import re
 
-_SECRETS = re.compile(r"(?<=:/)/?[^/\s@]+(?=@)|\bhf_\w{8,}")  # NAME:PASSWORD of an address, tokens of the hub
-_LONGEST = 2000  # characters of a message: what was found can be of any length
+_SECRETS = re.compile(r"(?<=:/)/?[^/\s@]+(?=@)|\bhf_\w{8,}")  # NAME:PASSWORD in a URL, tokens of the hub
+_LONGEST = 2000  # characters of a message; the values it quotes can have any length
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, without what follows the first line and the 200th character; its kind if nothing.
+    """The first line of an exception's message, up to 200 characters, or the exception's type if it has no message.
 
     >>> first_line(OSError("no room\\nTraceback")), first_line(KeyError())
     ('no room', 'KeyError')
@@ -16,10 +16,10 @@ def first_line(error: BaseException) -> str:
 
 
 class RmError(Exception):
-    """Something the user can put right; `python -m rm` prints it as one line and exits with code 2."""
+    """An error that the user can put right; `python -m rm` prints it as one line and exits with code 2."""
 
     def __init__(self, message: str):
-        text = " ".join(line.strip() for line in message.splitlines())  # templates and readers add lines
+        text = " ".join(line.strip() for line in message.splitlines())  # messages of other libraries have several lines
         text = _SECRETS.sub("…", text)
         super().__init__(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
@@ -37,12 +37,12 @@ class TokenizerError(RmError):
 
 
 class DataError(RmError):
-    """A data set whose file, row or field is not what it should be."""
+    """A data set with an unreadable file, or an invalid row or field."""
 
 
 class CheckpointError(RmError):
-    """A checkpoint that is not what was saved."""
+    """A checkpoint that cannot be restored, or that has changed since it was written."""
 
 
 class OutputError(RmError):
-    """A place that cannot be written to, or that already holds something."""
+    """An output path that cannot be written to, or that already holds something."""

@@ -1,10 +1,10 @@
-"""The dimension letters of every file, and the decorator that checks them.
+"""The dimension letters of all shape annotations, and the decorator that checks the annotations.
 
 | letter | meaning                                       | letter | meaning                             |
 |--------|-----------------------------------------------|--------|-------------------------------------|
 | R      | rows of a batch                               | L      | layers (stacked)                    |
 | N      | tokens of a row: prefixes and responses        | D      | hidden size                         |
-| S      | slots: the comparisons a row can hold         | F      | MLP size                            |
+| S      | slots: the comparisons that fit into a row    | F      | MLP size                            |
 | K      | responses of a comparison                     | V      | vocabulary                          |
 | B      | comparisons                                   | G      | key/value heads                     |
 | M      | queries of an attention product               | Q      | query heads per key/value head      |

@@ -1,4 +1,4 @@
-"""The devices that compute: platform, meshes, what they tell each other, and several processes."""
+"""Devices and processes: platform, meshes, collectives, signals and multi-process runs."""
 
 from .mesh import make_mesh
 from .platform import keep_compiled

@@ -1,7 +1,7 @@
-"""What devices tell each other while a forward runs on a mesh; each of these does nothing where there is no mesh.
+"""Collectives of the forward pass on a mesh; without a mesh they do nothing.
 
-They run inside `jax.shard_map` without replication checks, where the cotangent of a value that several devices hold is
-the sum over these devices. The transposes that JAX has for sums, gathers and exchanges are then right as they are.
+They run inside `jax.shard_map` without replication checks, where the cotangent of a replicated value is the sum over
+the devices that hold it. JAX's transposes of sums, gathers and all-to-alls are then correct as they are.
 """
 
 import jax
@@ -13,30 +13,30 @@ from ..shapes import checked
 
 
 def shards(axis: str) -> int:
-    """Devices along a mesh axis, 1 where it is not mapped over."""
+    """The number of devices along a mesh axis, 1 outside of `jax.shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[axis] if axis in mesh.manual_axes else 1
 
 
 def sum_over(x: Array, axis: str) -> Array:
-    """The sum of what the devices along an axis have."""
+    """Sums `x` over the devices along a mesh axis."""
     return lax.psum(x, axis) if shards(axis) > 1 else x
 
 
 def gather_over(x: Array, axis: str, dim: int) -> Array:
-    """The parts of the devices along an axis, one after the other along a dimension."""
+    """Concatenates the shards of the devices along a mesh axis, along dimension `dim`."""
     return lax.all_gather(x, axis, axis=dim, tiled=True) if shards(axis) > 1 else x
 
 
 @checked
 def gather_weight(weight: Float[Array, "_ _"], columns: int) -> Float[Array, "O I"]:
-    """A matrix of so many columns from the parts that the devices along `fsdp` keep, of its rows or of its columns."""
+    """Gathers a matrix with `columns` columns from its shards along `fsdp`, which split its rows or its columns."""
     return gather_over(weight, "fsdp", dim=0 if weight.shape[1] == columns else 1)
 
 
 @checked
 def scatter_gradient(gradient: Float[Array, "O I"], shape: tuple[int, ...]) -> Float[Array, "_ _"]:
-    """The part of such a matrix's gradient that this device keeps, added up over those along `fsdp`."""
+    """Sums the gradient of a gathered matrix along `fsdp` and returns this device's shard, of the given shape."""
     if shards("fsdp") == 1:
         return gradient
     dim = 0 if shape[1] == gradient.shape[1] else 1
@@ -45,9 +45,9 @@ def scatter_gradient(gradient: Float[Array, "O I"], shape: tuple[int, ...]) -> F
 
 @checked
 def look_up(table: Float[Array, "V _"], tokens: Int[Array, "R N"], dtype) -> Float[Array, "R N D"]:
-    """Embeddings of tokens, from a table of which every device along `tensor` and `fsdp` keeps some columns.
+    """The embeddings of tokens, from a table whose columns are sharded over `tensor` and `fsdp`.
 
-    Each looks up its columns for the rows of all, so that activations travel and not the table, which is larger.
+    Every device looks up its columns for the rows of all, so that activations are exchanged, not the larger table.
     """
     x = table[gather_over(tokens, "fsdp", dim=0)].astype(dtype)
     if shards("fsdp") > 1:
@@ -57,11 +57,11 @@ def look_up(table: Float[Array, "V _"], tokens: Int[Array, "R N"], dtype) -> Flo
 
 @checked
 def take_tokens(x: Float[Array, "R N *rest"] | Int[Array, "R N"], places: Int[Array, "R M"]) -> Array:
-    """What the tokens at some places of their whole row have, of which every device along `context` holds a part."""
+    """Gathers the values of `x` at some places of the whole row; `x` is sharded over `context`."""
     start = lax.axis_index("context") * x.shape[1] if shards("context") > 1 else 0
-    own = jnp.clip(places - start, 0, x.shape[1] - 1)
+    local = jnp.clip(places - start, 0, x.shape[1] - 1)
     spread = (..., *(None,) * (x.ndim - 2))
-    taken = jnp.take_along_axis(x, own[spread], axis=1)
+    taken = jnp.take_along_axis(x, local[spread], axis=1)
     if shards("context") > 1:
-        taken = jnp.where((own == places - start)[spread], taken, jnp.zeros_like(taken))
+        taken = jnp.where((local == places - start)[spread], taken, jnp.zeros_like(taken))
     return sum_over(taken, "context")

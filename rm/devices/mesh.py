@@ -1,4 +1,4 @@
-"""Meshes of devices: their axes, and which rows of a batch each device computes."""
+"""Meshes of devices: their axes, and the rows of a batch that each device computes."""
 
 import math
 from collections.abc import Sequence
@@ -12,37 +12,36 @@ from jax.sharding import PartitionSpec as P
 from ..errors import ConfigError
 
 AXES = ("data", "fsdp", "context", "tensor")  # the last varies fastest: neighbours exchange the most
-ROWS = ("data", "fsdp")  # what the rows of a batch are spread over
+ROWS = ("data", "fsdp")  # the axes that the rows of a batch are sharded over
 
 
 def make_mesh(
     *, data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh of all devices, or of `devices`, which must be as many as the product of the sizes.
+    """A mesh of all devices, or of `devices`; their number must be the product of the sizes.
 
-    **Arguments:** `data`, copies of the model, each with its rows of a batch; `fsdp`, parts that weights, gradients
-    and moments are kept in (Rajbhandari et al. 2019, arXiv 1910.02054, stage 3), each with its rows too; `tensor`,
-    parts that heads and the MLP are computed in (Shoeybi et al. 2019, arXiv 1909.08053); `context`, parts that rows
-    are cut into.
+    **Arguments:** `data`, copies of the model, each with its own rows of a batch; `fsdp`, shards of weights, gradients
+    and moments (Rajbhandari et al. 2019, arXiv 1910.02054, stage 3), each with its own rows too; `tensor`, shards of
+    heads and MLP features (Shoeybi et al. 2019, arXiv 1909.08053); `context`, shards of every row's tokens.
 
-    **Raises:** `ConfigError` where a size is less than 1, or the product is not the number of devices.
+    **Raises:** `ConfigError` if a size is less than 1, or if the product is not the number of devices.
 
     >>> make_mesh(fsdp=1, devices=jax.devices()[:1]).shape["fsdp"]
     1
     """
     sizes = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}
-    found = list(jax.devices() if devices is None else devices)
+    devices = list(jax.devices() if devices is None else devices)
     shown = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "data=1"
     for axis, size in sizes.items():
         if size < 1:
             raise ConfigError(f"mesh {shown}: {axis} must be at least 1, found {size}")
-    if math.prod(sizes.values()) != len(found):
-        raise ConfigError(f"mesh {shown} takes {math.prod(sizes.values())} devices, found {len(found)}")
-    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, (AxisType.Auto,) * len(AXES), devices=found)
+    if math.prod(sizes.values()) != len(devices):
+        raise ConfigError(f"mesh {shown} takes {math.prod(sizes.values())} devices, found {len(devices)}")
+    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, (AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """The sizes of a mesh, for `make_mesh`, as a command line gives them.
+    """Parses the sizes of a mesh from a command line, for `make_mesh`.
 
     >>> parse_mesh("data=2,fsdp=4")
     {'data': 2, 'fsdp': 4}
@@ -57,17 +56,17 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def row_shards(mesh: Mesh | None) -> int:
-    """Parts that the rows of a batch are spread over."""
+    """The number of shards of a batch's rows."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
-    """The shardings of a tree of specs."""
+    """The shardings on a mesh of a tree of specs."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that the arrays of a tree are on, `None` where they are on no mesh or only traced."""
+    """The mesh that the arrays of a tree are on, or `None` if they are on no mesh or are only traced."""
     for leaf in jax.tree.leaves(tree):
         if not isinstance(leaf, Tracer) and isinstance(getattr(leaf, "sharding", None), NamedSharding):
             return leaf.sharding.mesh
@@ -75,9 +74,9 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def own_rows(rows: int, mesh: Mesh) -> slice:
-    """Of the rows of a batch, those that devices of this process compute.
+    """The rows of a batch that the devices of this process compute.
 
-    **Raises:** `ConfigError` where the rows do not divide.
+    **Raises:** `ConfigError` if the mesh does not divide the rows.
     """
     check_rows(rows, mesh)
     parts = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((rows,)).values()
@@ -86,7 +85,7 @@ def own_rows(rows: int, mesh: Mesh) -> slice:
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:
-    """Refuses rows that the mesh does not divide."""
+    """Checks that the mesh divides the rows of a batch."""
     parts = row_shards(mesh)
     if rows % parts:
         raise ConfigError(f"{rows} rows do not divide over data·fsdp = {parts}; plan_batches(…, rows={parts})")

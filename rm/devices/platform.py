@@ -1,4 +1,4 @@
-"""What is computed on: the platform that code is traced for, and compiled programs kept on disk."""
+"""The platform that code is traced for, and the cache of compiled programs on disk."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def platform() -> str:
 
 @contextmanager
 def compiling_for(target: str) -> Iterator[None]:
-    """Has what is traced in the block take the forms of another platform, whose devices are not here."""
+    """Makes `platform` return `target` inside the block, to trace code for devices that this machine lacks."""
     token = _TARGET.set(target)
     try:
         yield
@@ -27,13 +27,13 @@ def compiling_for(target: str) -> Iterator[None]:
 
 
 def keep_compiled(directory: str | Path | None = None) -> None:
-    """Has JAX keep what it compiles in a folder, and read it from there in the next process.
+    """Makes JAX cache compiled programs on disk, so that the next process does not compile them again.
 
-    The commands call this; a notebook may, before it computes anything.
+    The commands call this; a notebook may call it before it computes anything.
 
-    **Arguments:** `directory`, by default `rm/compiled` in the user's cache folder (`XDG_CACHE_HOME` moves it). Where
-    JAX has been given one already (`JAX_COMPILATION_CACHE_DIR`), that stays, and so does a cache that was turned off
-    (`JAX_ENABLE_COMPILATION_CACHE=false`).
+    **Arguments:** `directory`, by default `rm/compiled` in the user's cache folder (`XDG_CACHE_HOME` moves it). A
+    directory already set in JAX (`JAX_COMPILATION_CACHE_DIR`) stays in use, and a cache that was turned off
+    (`JAX_ENABLE_COMPILATION_CACHE=false`) stays off.
 
     Example: `rm.keep_compiled()`.
     """

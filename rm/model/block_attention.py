@@ -1,8 +1,8 @@
 """Block attention, for CPUs: computes only the pairs of blocks in which some query sees some key.
 
 The scores of a block of queries and a block of keys stay in a core's cache, and the cost follows the lengths of the
-sequences, not of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks only). Keys
-come before queries in the scores, so that products need no transposes and vectors run along queries.
+sequences, not of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks only).
+Keys come before queries in the scores, so that products need no transposes and vectors run along queries.
 """
 
 from typing import NamedTuple
