@@ -1,4 +1,4 @@
-"""Comparisons to batches: a few row shapes, rows filled with little padding, and the batches of every update."""
+"""Packing of comparisons into batches: a few static row shapes, little padding, and the batches of every update."""
 
 from .batches import BatchPlan, plan_batches
 from .prefetching import prefetch

@@ -1,4 +1,4 @@
-"""Which comparisons each update takes and in what rows: a pure function of (lengths, seed, batch size, step)."""
+"""The plan of a run's batches: the comparisons and rows of any update, as a function of the data, seed and step."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ from .groups import make_items
 from .row_shapes import RowShape
 from .rows import pack
 
-_UPDATES_AT_ONCE = 1024  # of which the rows are planned together; bounds the memory
+_UPDATES_AT_ONCE = 1024  # updates whose rows are planned together; bounds the memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The batches of a run, computed for any step without going through the steps before it."""
+    """The batches of a run; those of any step are computed without the steps before it."""
 
     comparisons: TokenizedComparisons
     batch_size: int
@@ -33,12 +33,12 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates of an epoch; the last one takes what is left, unless `drop_last`."""
+        """The number of updates in an epoch; without `drop_last`, the last one takes the remaining comparisons."""
         count = len(self.comparisons)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def indices_at(self, step: int) -> Int64[np.ndarray, "B"]:
-        """The comparisons of update `step`, counted from 0; every epoch has an order of its own."""
+        """The comparisons of update `step`, counted from 0; every epoch is shuffled anew."""
         epoch, place = divmod(step, self.steps_per_epoch)
         count = len(self.comparisons)
         order = _order(count, self.seed, epoch) if self.shuffle else np.arange(count)
@@ -46,15 +46,15 @@ class BatchPlan:
 
     @property
     def rows(self) -> int:
-        """Rows of every micro-batch."""
+        """The number of rows in every micro-batch."""
         return self.shapes[0].rows
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> list[PreferenceBatch]:
-        """The micro-batches of update `step`, or some rows of each."""
+        """The micro-batches of update `step`, or only some rows of each."""
         return pack(self.comparisons, self.indices_at(step), self.shapes, rows=rows)
 
     def fill(self, steps: Iterable[int] | None = None) -> float:
-        """The share of computed positions that hold a token, by lengths alone: of `steps`, or of the first epoch.
+        """The share of computed positions that hold a token, over `steps` or the first epoch; reads only lengths.
 
         >>> from rm.data.comparisons import flatten
         >>> from rm.model.config import LlamaConfig
@@ -69,8 +69,8 @@ class BatchPlan:
         tokens = positions = 0
         for start in range(0, len(steps), _UPDATES_AT_ONCE):
             indices = [self.indices_at(step) for step in steps[start : start + _UPDATES_AT_ONCE]]
-            same = np.stack([np.pad(one, (0, self.batch_size - len(one)), constant_values=-1) for one in indices])
-            needs = make_items(self.comparisons, same, self.shapes[0]).needs
+            padded = np.stack([np.pad(row, (0, self.batch_size - len(row)), constant_values=-1) for row in indices])
+            needs = make_items(self.comparisons, padded, self.shapes[0]).needs
             counts, _ = pack_bins(needs, self.shapes)
             tokens += int(needs[..., 1:].sum())
             positions += int((counts @ [shape.positions for shape in self.shapes]).sum())
@@ -95,15 +95,15 @@ def plan_batches(
     micro_batch_tokens: int = 4096,
     layout: Layout | Literal["auto"] = "auto",
 ) -> BatchPlan:
-    """The batches of a run over `comparisons`, in a few row shapes fitted to their lengths.
+    """Plans the batches of a run over `comparisons`, in a few row shapes fitted to their lengths.
 
-    **Arguments:** `batch_size`, comparisons of an update; `shuffle`, anew in every epoch; `drop_last`, leave out the
-    last update of an epoch where it is short; `rows` of every micro-batch, `row_shards(mesh)` or a multiple of it;
-    `micro_batch_tokens`, the longest row, unless a comparison is longer; `layout` of the rows: `"regions"` with one of
-    prefixes and one of each response, which accelerators need, `"whole"` with a single one, which wastes less, `"auto"`
-    by the backend.
+    **Arguments:** `batch_size`, comparisons per update; `shuffle`, anew in every epoch; `drop_last`, whether to skip an
+    incomplete last update of an epoch; `rows` per micro-batch, `row_shards(mesh)` or a multiple of it;
+    `micro_batch_tokens`, the longest row, unless a comparison is longer; `layout` of the rows: `"regions"` for a prefix
+    region and one region per response, which accelerators need, `"whole"` for a single region, which wastes less,
+    `"auto"` for the one that suits the platform.
 
-    **Raises:** `ValueError` where a number is less than 1, or no update is left.
+    **Raises:** `ValueError` if a number is less than 1, or if there is no update.
     """
     for name, value in {"batch_size": batch_size, "rows": rows}.items():
         if value < 1:

@@ -1,4 +1,4 @@
-"""Row shapes fitted to the lengths of a data set."""
+"""Fitting of row shapes to the lengths of a data set."""
 
 from collections.abc import Callable, Iterator
 from operator import add
@@ -12,14 +12,14 @@ from .bin_packing import pack_bins
 from .groups import make_items
 from .row_shapes import RowShape, costs
 
-_MULTIPLE = 32  # region lengths are multiples of this, which vector units like
+_MULTIPLE = 32  # region lengths are multiples of this, which suits vector units
 _SHAPES = 8
 _SAMPLED_COMPARISONS = 1024
-_LARGEST_SAMPLE = 64  # comparisons; shapes that suit updates of so many suit larger ones too
+_LARGEST_SAMPLE = 64  # comparisons in a sampled update; shapes that suit it suit larger updates too
 _EVALUATIONS = 300
-_COMPILATION = 4096  # what compiling a shape costs, in tokens
+_COMPILATION = 4096  # the cost of compiling a shape, in tokens
 
-# Of each shape, in multiples: the lengths of its prefix and of each response, or of its only region.
+# For each shape, in multiples: the lengths of its prefix and of each response, or of its only region.
 Sizes = tuple[tuple[int, ...], ...]
 
 
@@ -31,13 +31,13 @@ def fit_row_shapes(
     micro_batch_tokens: int = 4096,
     layout: Layout = "regions",
 ) -> tuple[RowShape, ...]:
-    """Up to eight shapes that waste little on sampled updates; the first has room for any of the comparisons.
+    """Fits up to eight shapes that waste little on sampled updates; the first has room for any of the comparisons.
 
-    A hill climb over the lengths of the regions; the cost of an update is that of the combination of shapes it takes.
-    A small data set gets few shapes, because each has to be compiled.
+    The fit is a hill climb over the lengths of the regions; an update costs as much as its combination of shapes. A
+    small data set gets few shapes, because each has to be compiled.
 
-    **Arguments:** `rows`, of every micro-batch; `micro_batch_tokens`, the longest row, unless a comparison is longer;
-    `layout`, `"regions"` for one of prefixes and one of each response, `"whole"` for a single one.
+    **Arguments:** `rows` per micro-batch; `micro_batch_tokens`, the longest row, unless a comparison is longer;
+    `layout`, `"regions"` for a prefix region and one region per response, `"whole"` for a single region.
     """
     lengths, K = comparisons.lengths, comparisons.ends.shape[1]
     comparison = float(lengths.sum(1).mean())
@@ -61,13 +61,13 @@ def fit_row_shapes(
 
     start = _start(mean, K, indices.shape[1] / rows, longest, limit)
     needs = make_items(comparisons, indices, shapes_of(start)[0]).needs
-    price = _COMPILATION / -(-len(lengths) // batch_size)  # of a shape, for each update of an epoch
+    price = _COMPILATION / -(-len(lengths) // batch_size)  # of compiling a shape, per update of an epoch
     kept = _prune(_climb(start, cost_of, _EVALUATIONS), cost_of, price)
     return shapes_of(_climb(kept, cost_of, _EVALUATIONS // 4))
 
 
 def _sample(count: int, batch_size: int) -> Int64[np.ndarray, "U B"]:
-    """Updates to try shapes on, all of them whole."""
+    """Samples full updates to try shapes on."""
     updates = max(1, min(_SAMPLED_COMPARISONS, count) // batch_size)
     return np.random.default_rng(0).permutation(count)[: updates * batch_size].reshape(updates, -1)
 
@@ -83,12 +83,12 @@ def _length(size: tuple[int, ...], K: int) -> int:
 
 def _row_shape(size: tuple[int, ...], rows: int, K: int, batch_size: int, comparison: float) -> RowShape:
     prefix, *response = (length * _MULTIPLE for length in size)
-    slots = min(batch_size, int(2 * _length(size, K) * _MULTIPLE / comparison) + 2)  # so that they hardly ever run out
+    slots = min(batch_size, int(2 * _length(size, K) * _MULTIPLE / comparison) + 2)  # rarely used up
     return RowShape(rows=rows, slots=slots, regions=(prefix, *response * K))
 
 
 def _start(mean: tuple[float, ...], K: int, per_row: float, longest: tuple[int, ...], limit: int) -> Sizes:
-    """Sizes from an eighth of an update, or of the longest row, to all of it; the largest has room for anything."""
+    """Starting sizes, from a whole update (or the longest row) down to an eighth; the first has room for anything."""
     whole = (mean[0] + K * sum(mean[1:])) / _MULTIPLE
     count = min(1.1 * per_row, limit / whole)  # comparisons
     sizes = []
@@ -103,36 +103,36 @@ def _start(mean: tuple[float, ...], K: int, per_row: float, longest: tuple[int, 
 
 
 def _climb(sizes: Sizes, cost_of: Callable[[Sizes], float], patience: int) -> Sizes:
-    """Takes every change that lowers the cost, the large ones first, until none does or patience ends."""
+    """Makes every change that lowers the cost, large ones first, until none does or `patience` evaluations are done."""
     least, evaluations = cost_of(sizes), 0
     for step in (8, 4, 2, 1):
         improved = True
         while improved:
             improved = False
             for i, change in _changes(sizes, step):
-                other = (*sizes[:i], tuple(map(add, sizes[i], change)), *sizes[i + 1 :])
-                new = cost_of(other)
-                evaluations += new < np.inf
-                if new < least:
-                    sizes, least, improved = other, new, True
+                candidate = (*sizes[:i], tuple(map(add, sizes[i], change)), *sizes[i + 1 :])
+                cost = cost_of(candidate)
+                evaluations += cost < np.inf
+                if cost < least:
+                    sizes, least, improved = candidate, cost, True
                 if evaluations >= patience:
                     return sizes
     return sizes
 
 
 def _prune(sizes: Sizes, cost_of: Callable[[Sizes], float], price: float) -> Sizes:
-    """Leaves out the shapes that save less than the price of having them; the first stays."""
+    """Removes the shapes that save less than the price of compiling them; the first stays."""
     while len(sizes) > 1:
-        fewer = [sizes[:i] + sizes[i + 1 :] for i in range(1, len(sizes))]
-        costs = [cost_of(some) for some in fewer]
+        candidates = [sizes[:i] + sizes[i + 1 :] for i in range(1, len(sizes))]
+        costs = [cost_of(candidate) for candidate in candidates]
         if min(costs) > cost_of(sizes) + price:
             break
-        sizes = fewer[int(np.argmin(costs))]
+        sizes = candidates[int(np.argmin(costs))]
     return sizes
 
 
 def _changes(sizes: Sizes, step: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """One shape at a time: either length up or down, or one for the other."""
+    """Changes of one shape at a time: one length up or down, or one up and the other down."""
     changes = ((-1,), (1,)) if len(sizes[0]) == 1 else ((-1, 0), (0, -1), (1, 0), (0, 1), (1, -1), (-1, 1))
     for i in range(len(sizes)):
         yield from ((i, tuple(step * amount for amount in change)) for change in changes)

@@ -1,4 +1,4 @@
-"""Comparisons that share whole sequences, as one item: what they have in common is computed once."""
+"""Groups of comparisons that share whole sequences, so that each shared sequence is computed once."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -14,30 +14,30 @@ from .row_shapes import RowShape
 class Group:
     """Comparisons packed as one item: segments with a prefix and up to K responses each, in one row.
 
-    Comparisons that share a sequence begin alike, so the shortest of their prefixes is common to all of them. Each
-    different response is in one segment. An ordinary comparison is a group of one, with one segment. In rows of a
-    single region, K is as many as there are.
+    Comparisons that share a sequence begin alike, so all of them share the shortest of their prefixes. Each distinct
+    response is in one segment. An ordinary comparison is a group of one, with one segment. In rows of a single region,
+    K is the number of distinct responses.
     """
 
     prefix: int
-    responses: list[tuple[int, int]]  # the comparison and the place that each is taken from; the longest first
+    responses: list[tuple[int, int]]  # (comparison i, response k) that each is taken from; the longest first
     lengths: list[int]  # of the responses without the prefix
-    places: dict[tuple[int, int], int]  # which of them each comparison's k-th response is
-    count: int  # comparisons
+    places: dict[tuple[int, int], int]  # from (i, k) to the index in `responses`
+    count: int  # of comparisons
     K: int
 
     @property
     def segments(self) -> int:
-        """Segments, each with a copy of the prefix."""
+        """The number of segments, each with a copy of the prefix."""
         return -(-len(self.responses) // self.K)
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed."""
+        """The number of tokens that are computed."""
         return self.segments * self.prefix + sum(self.lengths)
 
     def region(self, number: int) -> int:
-        """The response region of response `number`, in a snake over the segments, which balances the regions.
+        """The response region of response `number`; the order is reversed in every second segment, for balance.
 
         >>> group = Group(prefix=1, responses=[], lengths=[], places={}, count=3, K=2)
         >>> [group.region(number) for number in range(6)]
@@ -48,24 +48,25 @@ class Group:
 
     @property
     def region_lengths(self) -> list[int]:
-        """Tokens in each of the K regions."""
-        out = [0] * self.K
+        """The number of tokens in each of the K response regions."""
+        totals = [0] * self.K
         for number, length in enumerate(self.lengths):
-            out[self.region(number)] += length
-        return out
+            totals[self.region(number)] += length
+        return totals
 
     @property
     def needs(self) -> Int32[np.ndarray, "2+K"]:
-        """What the group needs of a row of several regions, in the order of `RowShape.room`."""
+        """The room that the group needs in a row of several regions, in the order of `RowShape.room`."""
         return np.array([self.count, self.segments * self.prefix, *sorted(self.region_lengths, reverse=True)], np.int32)
 
 
 def make_group(
     lengths: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], members: Sequence[int], *, whole: bool = False
 ) -> Group:
-    """The comparisons `members`, given prefix and response lengths and the keys of the whole sequences of each.
+    """Groups the comparisons `members`.
 
-    **Arguments:** `whole`, make one segment of all responses, which rows of a single region allow.
+    **Arguments:** `lengths`, of the prefix and the responses of each comparison; `keys`, of its whole sequences;
+    `whole`, whether to make one segment of all responses, which rows of a single region allow.
 
     >>> group = make_group([[5, 2, 3], [6, 1, 4]], [[10, 11], [10, 12]], [0, 1])
     >>> group.responses, group.lengths, group.places[1, 0], group.tokens
@@ -76,7 +77,7 @@ def make_group(
     for i in members:
         for k in range(K):
             first.setdefault(keys[i][k], (lengths[i][0] + lengths[i][k + 1] - prefix, (i, k)))
-    order = sorted(first, key=lambda key: -first[key][0])  # stable: of equal lengths, the first met
+    order = sorted(first, key=lambda key: -first[key][0])  # stable: first come, first served at equal lengths
     rank = {key: number for number, key in enumerate(order)}
     return Group(
         prefix=prefix,
@@ -90,18 +91,18 @@ def make_group(
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """The items of updates: each stands where its first comparison does, the largest first."""
+    """The items (groups) of every update, the largest first."""
 
     needs: Int32[np.ndarray, "U I needs"]
-    first: Int64[np.ndarray, "U I"]  # place in the update of each item's first comparison
-    leader: Int64[np.ndarray, "U B"]  # place of the first comparison of each comparison's item
+    first: Int64[np.ndarray, "U I"]  # index in the update of an item's first comparison
+    leader: Int64[np.ndarray, "U B"]  # index of the first comparison of the item that a comparison belongs to
 
 
 def make_items(comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "U B"], largest: RowShape) -> Items:
-    """The items of updates: comparisons connected by equal sequences are one, where that saves tokens.
+    """The items of updates: comparisons connected by equal sequences form one item if that saves tokens.
 
-    **Arguments:** `indices`, the comparisons of each update, -1 where there is none; `largest`, the shape that an item
-    of several comparisons must fit.
+    **Arguments:** `indices`, the comparisons of each update, padded with -1; `largest`, the shape that an item of
+    several comparisons must fit.
     """
     lengths = np.diff(comparisons.offsets[indices], axis=2).astype(np.int32)
     present = indices >= 0
@@ -124,7 +125,7 @@ def make_items(comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "U 
 
 
 def _shares_a_sequence(keys: Int64[np.ndarray, "U B K"]) -> Bool[np.ndarray, "U B"]:
-    """Which comparisons hold a sequence that occurs more than once in their update."""
+    """The mask of comparisons with a sequence that occurs more than once in their update."""
     flat = keys.reshape(len(keys), -1)
     order = np.argsort(flat, axis=1)
     ordered = np.take_along_axis(flat, order, axis=1)
@@ -132,20 +133,20 @@ def _shares_a_sequence(keys: Int64[np.ndarray, "U B K"]) -> Bool[np.ndarray, "U 
     equal = ordered[:, 1:] == ordered[:, :-1]
     repeated[:, 1:] |= equal
     repeated[:, :-1] |= equal
-    out = np.empty_like(repeated)
-    np.put_along_axis(out, order, repeated, axis=1)
-    return np.logical_or.reduce(out.reshape(keys.shape), axis=2)
+    unsorted = np.empty_like(repeated)
+    np.put_along_axis(unsorted, order, repeated, axis=1)
+    return np.logical_or.reduce(unsorted.reshape(keys.shape), axis=2)
 
 
 def _connected(keys: Sequence[Sequence[int]], numbers: Iterable[int]) -> list[list[int]]:
-    """The numbers in components: two are connected where they have a key in common.
+    """The connected components of the numbers; two numbers are connected if they have a key in common.
 
     >>> _connected([[1, 2], [3, 4], [2, 5], [5, 6]], range(4))
     [[0, 2, 3], [1]]
     """
     component: dict[int, list[int]] = {}  # of each key
     for number in numbers:
-        met = {id(component[key]): component[key] for key in keys[number] if key in component}
-        joined = sorted([number, *(other for part in met.values() for other in part)])
-        component |= dict.fromkeys((key for other in joined for key in keys[other]), joined)
+        touched = {id(component[key]): component[key] for key in keys[number] if key in component}
+        joined = sorted([number, *(member for part in touched.values() for member in part)])
+        component |= dict.fromkeys((key for member in joined for key in keys[member]), joined)
     return sorted({id(part): part for part in component.values()}.values())

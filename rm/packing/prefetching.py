@@ -1,4 +1,4 @@
-"""Batches computed ahead, so that the host packs while the device works."""
+"""Prefetching of batches, so that the host packs while the device computes."""
 
 from collections import deque
 from collections.abc import Generator
@@ -21,12 +21,12 @@ def prefetch(
     ahead: int = 2,
     mesh: Mesh | None = None,
 ) -> Generator[list[PreferenceBatch], None, None]:
-    """`plan.batch_at(step)` for the steps from `start` to before `stop`, computed in a thread.
+    """Yields `plan.batch_at(step)` for the steps from `start` up to but excluding `stop`, computed in a thread.
 
-    **Arguments:** `ahead`, how many updates are computed or waiting beyond the one that the loop has; `mesh`, the
-    devices that the batches go to; each process makes the rows of its own alone.
+    **Arguments:** `ahead`, the number of updates that are prepared in advance; `mesh`, the devices that the batches are
+    placed on; each process packs the rows of its own devices only.
 
-    **Raises:** at its step, what `plan.batch_at` raised. Leaving the loop ends the thread.
+    **Raises:** the error of `plan.batch_at`, at its step. Leaving the loop ends the thread.
 
     Example: `for batches in rm.prefetch(plan, 0, plan.steps_per_epoch): state, metrics = step(state, batches)`.
     """
@@ -36,8 +36,8 @@ def prefetch(
     def make(step: int) -> list[PreferenceBatch]:
         if mesh is None:
             return plan.batch_at(step)
-        own = plan.batch_at(step, own_rows(plan.rows, mesh))
-        return [place_batch(batch, mesh, rows=plan.rows) for batch in own]
+        batches = plan.batch_at(step, own_rows(plan.rows, mesh))
+        return [place_batch(batch, mesh, rows=plan.rows) for batch in batches]
 
     steps = iter(range(start, stop))
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")

@@ -1,4 +1,4 @@
-"""The static shapes that micro-batches may have, and the combinations of them that an update may take."""
+"""The static shapes of micro-batches, and the combinations of shapes that an update may use."""
 
 import dataclasses
 from functools import lru_cache
@@ -7,13 +7,13 @@ from itertools import combinations_with_replacement
 import numpy as np
 from jaxtyping import Int32, Int64
 
-_MICRO_BATCH_SURCHARGE = 128  # what starting a micro-batch costs, in tokens
-_MOST_FREELY_CHOSEN = 4  # micro-batches of a combination; sums of so many sizes lie close together
+_MICRO_BATCH_SURCHARGE = 128  # the cost of starting a micro-batch, in tokens
+_MOST_FREELY_CHOSEN = 4  # micro-batches in a combination; the sizes that four can add up to are close together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowShape:
-    """The static shape of a micro-batch: `rows` rows of `regions` (prefix first), `slots` comparisons each at most.
+    """The static shape of a micro-batch: `rows` rows of `regions` (prefix first), each for up to `slots` comparisons.
 
     A single region holds prefixes and responses alike.
     """
@@ -24,17 +24,17 @@ class RowShape:
 
     @property
     def whole(self) -> bool:
-        """Whether segments lie in one region as a whole."""
+        """True if a single region holds whole segments."""
         return len(self.regions) == 1
 
     @property
     def positions(self) -> int:
-        """The tokens that a micro-batch computes, padding included."""
+        """The number of tokens that a micro-batch computes, padding included."""
         return self.rows * sum(self.regions)
 
     @property
     def room(self) -> Int32[np.ndarray, "needs"]:
-        """What an empty row has room for: slots, prefix tokens, and tokens of each response region, the longest first.
+        """The room of an empty row: slots, prefix tokens, and tokens of each response region, the longest first.
 
         >>> RowShape(rows=1, slots=4, regions=(64, 32, 96)).room.tolist()
         [4, 64, 96, 32]
@@ -43,7 +43,7 @@ class RowShape:
         return np.array([self.slots, prefix, *sorted(responses, reverse=True)], np.int32)
 
     def needs(self, needs: Int32[np.ndarray, "*items 2+K"]) -> Int32[np.ndarray, "*items needs"]:
-        """What items need of such a row, given slots, prefix and response tokens: a single region holds their sum."""
+        """The room that items need in a row, from slots, prefix and response tokens; one region adds up the tokens."""
         if not self.whole:
             return needs
         return np.concatenate([needs[..., :1], needs[..., 1:].sum(-1, keepdims=True, dtype=np.int32)], axis=-1)
@@ -51,7 +51,7 @@ class RowShape:
 
 @dataclasses.dataclass(frozen=True)
 class Combinations:
-    """Multisets of shapes, the cheapest first: how often each shape occurs, and what that has room for in all."""
+    """Multisets of shapes, the cheapest first: the count of each shape, and the total room."""
 
     counts: Int64[np.ndarray, "C shapes"]
     totals: Int64[np.ndarray, "C 3"]  # slots, prefix tokens, response tokens
@@ -60,7 +60,7 @@ class Combinations:
 
 @lru_cache(maxsize=64)
 def combinations(shapes: tuple[RowShape, ...]) -> Combinations:
-    """All of one to four micro-batches."""
+    """All combinations of one to four micro-batches."""
     kinds, sizes = range(len(shapes)), range(1, _MOST_FREELY_CHOSEN + 1)
     picks = [pick for size in sizes for pick in combinations_with_replacement(kinds, size)]
     counts = np.array([[pick.count(kind) for kind in kinds] for pick in picks])
@@ -71,10 +71,10 @@ def combinations(shapes: tuple[RowShape, ...]) -> Combinations:
 
 
 def totals(shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "shapes 3"]:
-    """Slots, prefix tokens and response tokens of a micro-batch of each shape."""
+    """The slots, prefix tokens and response tokens of a micro-batch of each shape."""
     return np.array([[s.rows * s.slots, s.rows * s.regions[0], s.rows * sum(s.regions[1:])] for s in shapes], np.int64)
 
 
 def costs(shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "shapes"]:
-    """What a micro-batch of each shape costs: its positions, with a surcharge for starting it."""
+    """The cost of a micro-batch of each shape: its positions plus a surcharge for starting it."""
     return np.array([shape.positions + _MICRO_BATCH_SURCHARGE for shape in shapes], np.int64)

@@ -1,4 +1,4 @@
-"""Packing comparisons into rows of the region layout."""
+"""Packing of comparisons into rows, in both layouts."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,18 +20,18 @@ def pack(
     *,
     rows: slice = slice(None),
 ) -> list[PreferenceBatch]:
-    """The comparisons at `indices` in the cheapest micro-batches of `shapes` that best-fit decreasing finds.
+    """Packs the comparisons at `indices` into the cheapest micro-batches of `shapes` that best-fit decreasing finds.
 
-    **Arguments:** `shapes`, of which the first has room for any comparison; `rows`, those wanted of each micro-batch.
+    **Arguments:** `shapes`, the first with room for any comparison; `rows`, the rows of each micro-batch to return.
 
-    **Raises:** `ValueError` where a comparison is longer than the regions of the first shape.
+    **Raises:** `ValueError` if a comparison does not fit the regions of the first shape.
 
     >>> comparisons = TokenizedComparisons(
     ...     tokens=np.array([5, 6, 7, 8, 9], np.int32), offsets=np.array([[0, 2, 3, 5]]),
     ...     ends=np.array([[2, 3]], np.int32), keys=np.array([[0, 1]]), margin=np.zeros(1, np.float32),
     ...     row=np.zeros(1, np.int64), source=np.zeros(1, np.int32))
     >>> batch, = pack(comparisons, [0], [RowShape(rows=1, slots=1, regions=(3, 3, 3))])
-    >>> batch.tokens.tolist(), batch.ends.tolist()  # the longer response lies first
+    >>> batch.tokens.tolist(), batch.ends.tolist()  # the longer response comes first
     ([[5, 6, 0, 8, 9, 0, 7, 0, 0]], [[[6, 4]]])
     """
     shapes, chosen = tuple(shapes), np.asarray(indices, np.int64)
@@ -39,7 +39,7 @@ def pack(
         return []
     items = make_items(comparisons, chosen[None], shapes[0])
     (counts,), (row_of,) = pack_bins(items.needs, shapes)
-    contents: dict[int, list[np.ndarray]] = {}  # of each row, the items, as places among the indices
+    contents: dict[int, list[np.ndarray]] = {}  # the items of each row, as positions in `indices`
     for first, row in zip(items.first[0].tolist(), row_of.tolist(), strict=True):
         members = np.flatnonzero(items.leader[0] == first)
         if len(members):
@@ -61,7 +61,7 @@ def fill_rows(
     rows: Sequence[Sequence[np.ndarray]],
     shape: RowShape,
 ) -> PreferenceBatch:
-    """A micro-batch of `shape`: the comparisons at `indices`, of which each row holds some, in groups."""
+    """A micro-batch of `shape`; each of `rows` lists its groups of comparisons, as positions in `indices`."""
     K = comparisons.ends.shape[1]
     tokens, segments, parts, positions = np.zeros((4, len(rows), sum(shape.regions)), np.int32)
     ends = np.zeros((len(rows), shape.slots, K), np.int32)
@@ -85,17 +85,17 @@ def fill_rows(
 
 
 class Starts(NamedTuple):
-    """Where the parts of a group begin in the row."""
+    """The places in the row where the parts of a group begin."""
 
     prefixes: list[int]  # of each segment
     responses: list[int]
-    parts: list[int]  # which part of its segment each response is
+    parts: list[int]  # the part number of each response in its segment
 
 
 def _place(
     comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "B"], cursor: list[int], stops: list[int]
 ) -> tuple[Group, Starts]:
-    """The comparisons at `indices` as a group, and where it goes in a row; moves the row's `cursor` on."""
+    """Groups the comparisons at `indices` and places the group in a row; advances the row's `cursor`."""
     lengths = np.diff(comparisons.offsets[indices]).tolist()
     whole = len(stops) == 1
     group = make_group(lengths, comparisons.keys[indices].tolist(), range(len(indices)), whole=whole)
@@ -103,7 +103,7 @@ def _place(
 
 
 def _place_whole(group: Group, cursor: list[int]) -> Starts:
-    """One segment after the other, the responses of each after its prefix."""
+    """Places one segment after the other, each as its prefix followed by its responses."""
     starts = Starts([], [], [1 + number % group.K for number in range(len(group.lengths))])
     for number, length in enumerate(group.lengths):
         if number % group.K == 0:
@@ -118,7 +118,7 @@ def _place_in_regions(group: Group, cursor: list[int], stops: list[int]) -> Star
     needs = group.region_lengths
     longest = sorted(range(group.K), key=lambda k: -needs[k])
     roomiest = sorted(range(1, group.K + 1), key=lambda region: cursor[region] - stops[region])
-    region_of = dict(zip(longest, roomiest, strict=True))  # the packing counted on the longest where most room is
+    region_of = dict(zip(longest, roomiest, strict=True))  # as `pack_bins` assumes
     prefixes = [cursor[0] + segment * group.prefix for segment in range(group.segments)]
     starts = Starts(prefixes, [], [region_of[group.region(number)] for number in range(len(group.lengths))])
     for region, length in zip(starts.parts, group.lengths, strict=True):
@@ -131,22 +131,22 @@ def _place_in_regions(group: Group, cursor: list[int], stops: list[int]) -> Star
 def _pieces(
     comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "B"], group: Group, starts: Starts
 ) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """Every stretch of tokens: its start among all tokens, length, start in the row, segment, part, first position."""
+    """Yields every span of tokens: its start in the data, length, start in the row, segment, part, first position."""
     offsets = comparisons.offsets[indices].tolist()
     for segment, start in enumerate(starts.prefixes):
         yield offsets[0][0], group.prefix, start, segment, 0, 0
     for number, (start, part, (i, k)) in enumerate(zip(starts.responses, starts.parts, group.responses, strict=True)):
-        beyond = offsets[i][1] - offsets[i][0] - group.prefix  # what the comparison shares beyond the group's prefix
+        beyond = offsets[i][1] - offsets[i][0] - group.prefix  # tokens shared beyond the group's prefix
         segment = number // group.K
         yield offsets[i][1] - beyond, beyond, start, segment, part, group.prefix
-        own = offsets[i][k + 2] - offsets[i][k + 1]
-        yield offsets[i][k + 1], own, start + beyond, segment, part, group.prefix + beyond
+        length = offsets[i][k + 2] - offsets[i][k + 1]
+        yield offsets[i][k + 1], length, start + beyond, segment, part, group.prefix + beyond
 
 
 def _ends(
     comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "B"], group: Group, starts: Starts
 ) -> list[list[int]]:
-    """Where the rewards of the group's comparisons are read: in a response, or in the prefix before it."""
+    """The places where the rewards of the group's comparisons are read: in a response, or in the prefix before it."""
 
     def place(i: int, k: int, end: int) -> int:
         number = group.places[i, k]

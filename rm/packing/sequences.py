@@ -1,4 +1,4 @@
-"""Packing single sequences, to be scored: those that begin alike share their beginning."""
+"""Packing of single sequences for scoring; sequences that begin alike share a prefix."""
 
 import dataclasses
 import itertools
@@ -14,16 +14,16 @@ from ..model.config import LlamaConfig
 from .row_shapes import RowShape
 from .rows import fill_rows
 
-ROW_TOKENS = 4096  # at most, unless a sequence is longer
-TOKENS_OF_SLOT = 32  # of its own that a sequence has at least, where rows are to be full
+ROW_TOKENS = 4096  # the longest row, unless a sequence is longer
+TOKENS_OF_SLOT = 32  # tokens of a row per slot; rows of shorter sequences run out of slots before they are full
 
 
 def pack_sequences(
     sequences: TokenizedComparisons, config: LlamaConfig, *, batch_size: int
 ) -> Iterator[PreferenceBatch]:
-    """Rows of a single region, each for about `batch_size` sequences of average length; all but the last are alike.
+    """Yields rows of one region, each for about `batch_size` sequences of average length; only the last is shorter.
 
-    Sequences are taken in the order of their tokens, where neighbours share the most.
+    Sequences are sorted by their tokens, so that neighbours share the longest prefixes.
 
     **Arguments:** `sequences`, comparisons of one response without a prefix.
 
@@ -38,45 +38,46 @@ def pack_sequences(
     lengths, longest = sequences.lengths.sum(1), int(sequences.lengths.sum(1).max())
     order, shared = _neighbours(sequences)
     if config.rope.type == "dynamic" and longest > config.max_position_embeddings:
-        shared[:] = 0  # the length of a sequence changes how even its beginning is rotated
+        shared[:] = 0  # the rotation of a prefix then depends on the sequence's length
     capacity = round_up(max(longest, min(ROW_TOKENS, int(lengths.mean() * batch_size))))
     shape = RowShape(rows=1, slots=max(batch_size, capacity // TOKENS_OF_SLOT), regions=(capacity,))
     rows = _rows(order.tolist(), shared, lengths.tolist(), shape)
     offsets = sequences.offsets.copy()
     for run in itertools.chain(*rows):
         offsets[run.members, 1] += run.prefix
-    split, every = dataclasses.replace(sequences, offsets=offsets), np.arange(len(lengths))
+    split, everything = dataclasses.replace(sequences, offsets=offsets), np.arange(len(lengths))
     for row in rows:
         if row is rows[-1]:
             shape = dataclasses.replace(shape, regions=(min(capacity, round_up(_tokens(row))),))
-        yield fill_rows(split, every, [[np.array(run.members) for run in row]], shape)
+        yield fill_rows(split, everything, [[np.array(run.members) for run in row]], shape)
 
 
 class Run(NamedTuple):
     """Sequences that share a prefix."""
 
     members: list[int]
-    prefix: int  # tokens; 0 for one alone
-    tokens: int  # that are computed
+    prefix: int  # tokens; 0 for a single sequence
+    tokens: int  # tokens that are computed
 
 
 def round_up(length: int) -> int:
-    """The next of 32, 48, 64, 96, 128, 192, …: few shapes to compile, little to pad."""
+    """Rounds up to one of 32, 48, 64, 96, 128, 192, …: few shapes to compile, little padding."""
     power = max(32, 1 << (length - 1).bit_length())
     return power * 3 // 4 if power > 32 and length <= power * 3 // 4 else power
 
 
 def _neighbours(sequences: TokenizedComparisons) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
-    """The sequences in the order of their tokens, and how many tokens each shares with the one before it."""
-    each = [sequences.tokens[start:stop] for start, stop in sequences.offsets[:, [0, -1]].tolist()]
-    keys = [ids.astype(">u4").tobytes() for ids in each]  # big-endian, so that bytes have the order of numbers
-    order = np.array(sorted(range(len(each)), key=keys.__getitem__), np.int64)
-    shared = [common_prefix([each[a], each[b]]) for a, b in zip(order[:-1].tolist(), order[1:].tolist(), strict=True)]
+    """The order of the sequences by their tokens, and the number of tokens each shares with the one before it."""
+    tokens = [sequences.tokens[start:stop] for start, stop in sequences.offsets[:, [0, -1]].tolist()]
+    keys = [ids.astype(">u4").tobytes() for ids in tokens]  # big-endian bytes sort as the numbers do
+    order = np.array(sorted(range(len(tokens)), key=keys.__getitem__), np.int64)
+    pairs = zip(order[:-1].tolist(), order[1:].tolist(), strict=True)
+    shared = [common_prefix([tokens[a], tokens[b]]) for a, b in pairs]
     return order, np.array([0, *shared], np.int64)
 
 
 def _joined(shared: Int64[np.ndarray, "B"]) -> Bool[np.ndarray, "B"]:
-    """Which sequences go with the one before: those that share half as much with it as either does on its other side.
+    """The mask of sequences to join to the one before: neither shares over twice as much with its other neighbour.
 
     >>> _joined(np.array([0, 90, 60, 20, 80])).tolist()
     [False, True, True, False, True]
@@ -86,7 +87,7 @@ def _joined(shared: Int64[np.ndarray, "B"]) -> Bool[np.ndarray, "B"]:
 
 
 def _rows(order: list[int], shared: Int64[np.ndarray, "B"], lengths: list[int], shape: RowShape) -> list[list[Run]]:
-    """Each sequence into the row of the one before it, if it fits there, and into its run, if they go together."""
+    """Puts each sequence into the last row if it fits there, and into the last run if the two are to be joined."""
     rows: list[list[Run]] = [[]]
     for i, with_last, common in zip(order, _joined(shared).tolist(), shared.tolist(), strict=True):
         row, alone = rows[-1], Run([i], 0, lengths[i])
@@ -100,10 +101,10 @@ def _rows(order: list[int], shared: Int64[np.ndarray, "B"], lengths: list[int], 
 
 
 def _extend(run: Run, other: Run, common: int) -> Run:
-    """The run with a sequence that shares `common` tokens with its last one."""
+    """Adds a sequence to a run whose last sequence shares `common` tokens with it."""
     prefix = min(common, run.prefix or common)
-    whole = run.tokens + (len(run.members) - 1) * run.prefix + other.tokens  # tokens, were nothing shared
-    return Run([*run.members, *other.members], prefix, whole - len(run.members) * prefix)
+    unshared = run.tokens + (len(run.members) - 1) * run.prefix + other.tokens  # tokens without any sharing
+    return Run([*run.members, *other.members], prefix, unshared - len(run.members) * prefix)
 
 
 def _tokens(row: list[Run]) -> int:
