@@ -1,4 +1,4 @@
-"""What an update needs of devices, before they are bought."""
+"""Planning of hardware: the memory, time and traffic of an update on devices that need not be present."""
 
 from .plans import Plan, plan
 

@@ -1,4 +1,4 @@
-"""What to change in an update, so that it fits or takes less time."""
+"""Advice on how to make an update fit into memory or take less time."""
 
 import dataclasses
 import math
@@ -9,13 +9,13 @@ from .estimates import Case, Cost, activation_bytes, check_case, estimate
 
 
 def largest_batch(case: Case, cost: Cost, memory: float) -> int:
-    """The most rows at once that fit, where the formula is off by the same factor as at `case.rows`."""
+    """The largest number of rows that fits, if the formula's relative error is the same as at `case.rows`."""
     step = case.mesh.get("data", 1) * case.mesh.get("fsdp", 1)
-    off = cost.activations / activation_bytes(case)
+    correction = cost.activations / activation_bytes(case)
 
     def fits(rows: int) -> bool:
-        more = activation_bytes(dataclasses.replace(case, rows=rows))
-        return cost.peak - cost.activations + off * more <= memory
+        activations = activation_bytes(dataclasses.replace(case, rows=rows))
+        return cost.peak - cost.activations + correction * activations <= memory
 
     most = 0
     for bit in reversed(range(20)):
@@ -24,7 +24,7 @@ def largest_batch(case: Case, cost: Cost, memory: float) -> int:
 
 
 def more_rows(rows: int, most: int, computing: float | None, sending: float | None) -> tuple[str, ...]:
-    """Weights are sent once for all rows at once: where that takes longer than computing, more rows hide it."""
+    """Advises more rows if sending weights, which does not depend on the rows, takes longer than computing."""
     if not computing or not sending or sending <= computing or most <= rows:
         return ()
     enough = min(most, rows * math.ceil(sending / computing))
@@ -32,7 +32,7 @@ def more_rows(rows: int, most: int, computing: float | None, sending: float | No
 
 
 def advise(case: Case, cost: Cost, where: Topology) -> tuple[str, ...]:
-    """What to change: so that it fits, or, where it does, so that it computes less."""
+    """Advises flags that make the update fit, or, if it fits already, flags that save computation."""
     if cost.peak > where.chip.memory:
         return _advise_less(case, where)
     for remat in ("none", "dots") if case.remat == "full" else ():
@@ -43,7 +43,7 @@ def advise(case: Case, cost: Cost, where: Topology) -> tuple[str, ...]:
 
 
 def _advise_less(case: Case, where: Topology) -> tuple[str, ...]:
-    """Flags that help, the least harmful first, until the estimate fits."""
+    """Collects flags that save memory, the least harmful first, until the estimate fits."""
     rows = min(case.rows, where.devices)
     steps = [
         ({"mesh": {"fsdp": where.devices}}, f"--mesh fsdp={where.devices}"),
@@ -57,19 +57,19 @@ def _advise_less(case: Case, where: Topology) -> tuple[str, ...]:
     taken: list[str] = []
     peak = estimate(case).peak
     for change, flag in steps:
-        other = dataclasses.replace(case, **change)
+        changed = dataclasses.replace(case, **change)
         try:
-            check_case(other)
-            less = estimate(other).peak
+            check_case(changed)
+            changed_peak = estimate(changed).peak
         except ConfigError:
             continue
-        if less < peak:
-            case, peak, taken = other, less, [*taken, flag]
+        if changed_peak < peak:
+            case, peak, taken = changed, changed_peak, [*taken, flag]
         if peak <= where.chip.memory:
             return (f"{' '.join(taken)}: {peak / 1e9:.1f} GB by estimate",)
-    whole = sum(estimate(dataclasses.replace(case, mesh={"fsdp": 1}))[:3])
-    least = math.ceil(whole / (0.8 * where.chip.memory))
+    unsharded = sum(estimate(dataclasses.replace(case, mesh={"fsdp": 1}))[:3])
+    devices = math.ceil(unsharded / (0.8 * where.chip.memory))
     return (
         f"even with {' '.join(taken) or 'nothing else to change'} it needs {peak / 1e9:.1f} GB; "
-        f"what is kept asks for about {least} such devices, and a row for each",
+        f"parameters, gradients and moments alone take about {devices} such devices, with a row for each",
     )

@@ -1,4 +1,4 @@
-"""Accelerators that can be planned for: what their makers publish, and how a topology of them is written."""
+"""The accelerators that can be planned for, with their published figures, and the names of their topologies."""
 
 import math
 import os
@@ -9,19 +9,19 @@ from ..errors import ConfigError
 
 
 class Chip(NamedTuple):
-    """One device; `None` where nothing is published."""
+    """The figures of one device; `None` if nothing is published."""
 
     platform: str  # tpu, cuda or cpu
     memory: float  # bytes
     flops: float | None  # dense bfloat16 products, operations per second
     link: float | None  # bytes per second to the devices within reach, one way
     reach: int  # devices that this link connects
-    network: float | None  # bytes per second of one device beyond them, one way
-    dims: int  # numbers in a topology
-    name: str  # as a compiler calls it
+    network: float | None  # bytes per second of one device to devices out of reach, one way
+    dims: int  # numbers in the name of a topology
+    name: str  # the compiler's name for it
 
 
-# Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" (interconnect counts both ways there: half of it is used here);
+# Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" (they give interconnect both ways: half of it is used here);
 # NVIDIA's data sheets "H100 Tensor Core GPU" and "H200 Tensor Core GPU" (SXM; NVLink 900 GB/s both ways;
 # beyond a machine of eight, one network port of 400 Gbit/s a device: "DGX H100 System").
 CHIPS = {
@@ -42,16 +42,16 @@ class Topology(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """How many there are."""
+        """The number of devices."""
         return math.prod(self.shape)
 
 
 def parse_topology(name: str) -> Topology:
-    """The topology of a name such as `v5p:2x2x2`, `v6e:8x8`, `h100:8` or `cpu:8`.
+    """Parses a topology such as `v5p:2x2x2`, `v6e:8x8`, `h100:8` or `cpu:8`.
 
-    The memory of a CPU's device is this machine's, divided by their number.
+    CPU devices share the memory of this machine equally.
 
-    **Raises:** `ConfigError` where there is no such topology.
+    **Raises:** `ConfigError` if there is no such topology.
 
     >>> parse_topology("v6e:8x8").devices
     64

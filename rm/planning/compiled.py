@@ -1,6 +1,6 @@
-"""The real update compiled for devices that are not here, in a process of its own (`python -m rm.planning.compiled`).
+"""Compiling the real update for devices that are not present, in a subprocess (`python -m rm.planning.compiled`).
 
-Compilers for accelerators announce devices to JAX, which then looks for them; a process that ends keeps that apart.
+Compilers for accelerators register devices with JAX, which then looks for them; a subprocess keeps this isolated.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ from ..training.step import TrainState, update
 from .chips import Topology, parse_topology
 from .estimates import Case, kept
 
-_USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # how compilers for TPUs say that it does not fit
+_USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")  # in TPU compilers' errors for lack of memory
 
 _KERNELS = ("@tpu_custom_call", "@__cudnn$fmha")  # of splash attention and of cuDNN
 
-# What XLA asks about a GPU: NVIDIA's "Hopper Tuning Guide" and "H100 Tensor Core GPU Architecture", SXM
+# The figures of a GPU that XLA needs: NVIDIA's "Hopper Tuning Guide" and "H100 Tensor Core GPU Architecture", SXM
 _GPU = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -58,18 +58,18 @@ device_description_str: "{name}"
 
 
 def default_compilers() -> Path:
-    """The folder that compilers are looked for in: `RM_COMPILERS`, else one in the user's cache folder."""
+    """The folder to look for compilers in: `RM_COMPILERS`, else one in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("RM_COMPILERS") or cache / "rm" / "compilers")
 
 
 def missing_compiler(topology: Topology, folder: Path) -> str | None:
-    """Why there is no compiler for a topology, with the command that fetches all; `None` where there is one."""
+    """The reason why there is no compiler for a topology, with the command that fetches all, or `None` if there is."""
     needed = {"tpu": ("libtpu", _libtpu()), "cuda": ("jax-cuda12-pjrt", jax.__version__)}.get(topology.chip.platform)
     if needed is None:  # CPUs bring theirs
         return None
     package, wanted = needed
-    found = next((each.version for each in distributions(name=package, path=[str(folder)])), None)
+    found = next((dist.version for dist in distributions(name=package, path=[str(folder)])), None)
     if found is not None and fnmatchcase(found, wanted):
         return None
     reason = "no compiler" if found is None else f"{package} {found}, where JAX {jax.__version__} needs {wanted},"
@@ -77,42 +77,42 @@ def missing_compiler(topology: Topology, folder: Path) -> str | None:
 
 
 def fetch_command(folder: Path) -> str:
-    """The command that fetches the compilers which belong to the JAX in use; they stay out of its environment."""
+    """The command that fetches the compilers for this version of JAX; it does not touch JAX's environment."""
     cuda = f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__} 'nvidia-cuda-nvcc-cu12==12.9.*'"
     return f"python -m pip install --no-deps --upgrade --target {folder} 'libtpu=={_libtpu()}' {cuda}"
 
 
 def _libtpu() -> str:
-    """The versions of libtpu that the JAX in use asks for, such as 0.0.42.*."""
-    asked = next(each.partition(";")[0] for each in requires("jax") or () if each.startswith("libtpu"))
-    return asked.partition("==")[2].strip()
+    """The version of libtpu that the installed JAX requires, such as 0.0.42.*."""
+    requirement = next(line.partition(";")[0] for line in requires("jax") or () if line.startswith("libtpu"))
+    return requirement.partition("==")[2].strip()
 
 
 class Compiled(NamedTuple):
-    """What a compiler says of an update."""
+    """The compiler's figures for an update."""
 
-    peak: int  # bytes of a device
-    kernels: int  # calls of attention kernels in the program; 0 also where it did not fit
+    peak: int  # bytes per device
+    kernels: int  # calls of attention kernels in the program; 0 also if it did not fit
     seconds: float
 
 
 def ask_compiler(case: Case, topology: Topology, folder: Path) -> Compiled:
-    """What the compiler of a topology says of an update.
+    """Compiles an update for a topology in a subprocess and returns the compiler's figures.
 
-    **Raises:** `ConfigError` where the compiler knows no such topology, `RmError` where it fails.
+    **Raises:** `ConfigError` if the compiler does not know the topology, `RmError` if it fails.
     """
-    question = {**dataclasses.asdict(case), "config": case.config.to_hf(), "topology": topology.name}
+    request = {**dataclasses.asdict(case), "config": case.config.to_hf(), "topology": topology.name}
     flags = f"{os.environ.get('XLA_FLAGS', '')} {compiler_flags(topology)}".strip()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # there is no TPU to ask or to lock
+    environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # there is no TPU to query or to lock
     start = time.perf_counter()
     command = [sys.executable, "-m", "rm.planning.compiled", str(folder)]
-    done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
     seconds = time.perf_counter() - start
     if done.returncode == 0:
         return Compiled(**json.loads(done.stdout.splitlines()[-1]), seconds=seconds)
     used = _USED.search(done.stderr)
-    if used:  # the compiler gives up where it does not fit, and says by how much
+    if used:  # the compiler gives up if the update does not fit, and reports the memory it would use
         return Compiled(int(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2]))), 0, seconds)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     kind = ConfigError if "topology" in last.lower() else RmError
@@ -120,7 +120,7 @@ def ask_compiler(case: Case, topology: Topology, folder: Path) -> Compiled:
 
 
 def compiler_flags(topology: Topology) -> str:
-    """What XLA is told, so that it asks no device."""
+    """The XLA flags for compiling without devices."""
     return {
         "cpu": f"--xla_force_host_platform_device_count={topology.devices}",
         "cuda": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
@@ -129,7 +129,7 @@ def compiler_flags(topology: Topology) -> str:
 
 
 def find_devices(topology: Topology) -> list[Any]:
-    """The devices of a topology, which need not exist."""
+    """The devices of a topology; they need not be present."""
     from jax.experimental import topologies
 
     chip, shape = topology.chip, "x".join(map(str, topology.shape))
@@ -144,7 +144,7 @@ def find_devices(topology: Topology) -> list[Any]:
 
 
 def lower_update(case: Case, devices: list[Any]) -> Any:
-    """The `update` of a case, to be compiled; nothing is allocated."""
+    """Lowers the `update` of a case for compilation; allocates nothing."""
     mesh, optimizer = (
         make_mesh(**case.mesh, devices=devices),
         make_optimizer(case.optimizer, 1e-5, moments=case.moments, offload=case.offload),
@@ -178,20 +178,20 @@ def _batch(case: Case) -> PreferenceBatch:
 
 
 def peak_bytes(compiled: Any, platform: str) -> int:
-    """The most memory that a device needs at once."""
+    """The peak memory of a device."""
     memory = compiled.memory_analysis()
     if platform != "cpu":
-        return memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes  # which it counts as well
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes  # CPUs leave out of the peak what is temporary
+        return memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes  # the peak includes host memory
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes  # on CPUs the peak omits temporaries
     return held + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
 def main() -> None:
-    """Answers the question on standard input."""
+    """Answers the request of `ask_compiler` on standard input."""
     sys.path.insert(0, sys.argv[1])
-    question = json.load(sys.stdin)
-    topology = parse_topology(question.pop("topology"))
-    case = Case(**{**question, "config": LlamaConfig.from_hf(question["config"])})
+    request = json.load(sys.stdin)
+    topology = parse_topology(request.pop("topology"))
+    case = Case(**{**request, "config": LlamaConfig.from_hf(request["config"])})
     with compiling_for(topology.chip.platform):
         lowered = lower_update(case, find_devices(topology))
     text = lowered.as_text()

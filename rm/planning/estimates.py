@@ -1,4 +1,4 @@
-"""What an update costs a device, by formula: what it keeps, what it holds on the way, what it exchanges."""
+"""Estimates by formula of what an update costs a device: model state, activations and communication."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from .flops import Work, count_work, update_flops
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """An update to be planned: `rows` rows of `max_length` tokens, a quarter prompt, the rest two responses."""
+    """An update to plan: `rows` rows of `max_length` tokens, one quarter prompt, the rest two equal responses."""
 
     config: LlamaConfig
     mesh: dict[str, int]
@@ -35,21 +35,21 @@ class Case:
     moments: Dtype = "float32"
     parameters: Dtype = "float32"
     attention: Attention = "auto"
-    offload: bool = False  # whether the optimizer's state is kept by the host
+    offload: bool = False  # whether the optimizer's state stays in host memory
 
     @property
     def regions(self) -> tuple[int, int, int]:
-        """Prompt and responses of a row."""
+        """The lengths of a row's prompt and responses."""
         return self.max_length // 4, self.max_length * 3 // 8, self.max_length * 3 // 8
 
     @property
     def work(self) -> Work:
-        """Tokens and visible pairs of the update."""
+        """The tokens and visible pairs of the update."""
         return count_work(np.array([self.regions] * self.rows, np.int64).reshape(-1, 3))
 
 
 class Kept(NamedTuple):
-    """Shapes of what lives from update to update, and the specs of where it lies."""
+    """The shapes and partition specs of the model state, which lives from update to update."""
 
     model: RewardModel
     moments: Any
@@ -58,16 +58,16 @@ class Kept(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Bytes of one device in one update."""
+    """The bytes of one device in one update."""
 
     parameters: int
     optimizer: int
     gradients: int
-    activations: int  # and gathered weights
+    activations: int  # with gathered weights
 
     @property
     def peak(self) -> int:
-        """All of it at once."""
+        """The sum of all parts."""
         return sum(self)
 
 
@@ -77,9 +77,9 @@ def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
 
 
 def check_case(case: Case) -> None:
-    """Refuses what cannot be run.
+    """Checks that an update can run.
 
-    **Raises:** `ConfigError` where the rows are none, or the mesh does not divide heads, rows, weights or regions.
+    **Raises:** `ConfigError` if there are no rows, or if the mesh does not divide heads, rows, weights or regions.
     """
     size = abstract_mesh(case.mesh).shape
     if case.rows < 1 or case.rows % (size["data"] * size["fsdp"]):
@@ -92,7 +92,7 @@ def check_case(case: Case) -> None:
 
 
 def kept(case: Case) -> Kept:
-    """The model, the optimizer's state and their specs; nothing is allocated."""
+    """The shapes and specs of the model and of the optimizer's state; allocates nothing."""
     mesh = abstract_mesh(case.mesh)
     optimizer = make_optimizer(case.optimizer, 1e-5, moments=case.moments, offload=case.offload)
     dtype = jnp.dtype(case.parameters)
@@ -107,7 +107,7 @@ def kept(case: Case) -> Kept:
 
 
 def bytes_of(tree: Any, specs: Any, sizes: dict[str, int], itemsize: int | None = None) -> int:
-    """Bytes that one device keeps of a tree."""
+    """The bytes of one device's shards of a tree."""
     total = 0
     for leaf, spec in zip(
         jax.tree.leaves(tree), jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)), strict=True
@@ -118,9 +118,9 @@ def bytes_of(tree: Any, specs: Any, sizes: dict[str, int], itemsize: int | None 
 
 
 def estimate(case: Case) -> Cost:
-    """The memory of one device: what is kept exactly, activations by formula.
+    """The memory of one device: the model state exactly, the activations by formula.
 
-    With `offload`, the state of two leaves visits the device when the activations have gone.
+    With `offload`, the device holds the optimizer state of two leaves after the activations are freed.
     """
     shapes = kept(case)
     return Cost(
@@ -132,24 +132,24 @@ def estimate(case: Case) -> Cost:
 
 
 def optimizer_bytes(case: Case) -> int:
-    """What the optimizer keeps for a device, in its memory or in the host's."""
+    """The bytes of optimizer state per device, in device memory or in host memory."""
     shapes = kept(case)
     return bytes_of(shapes.moments, shapes.moment_specs, case.mesh)
 
 
 def _largest_state(case: Case) -> int:
-    """What the optimizer keeps of the leaf for which it keeps most."""
+    """The bytes of the largest optimizer state of a single leaf."""
     shapes = kept(case)
     moments, specs = shapes.moments[1].leaves, shapes.moment_specs[1].leaves  # after clipping, see `make_optimizer`
-    return max(bytes_of(*each, case.mesh) for each in zip(moments, specs, strict=True))
+    return max(bytes_of(leaf, spec, case.mesh) for leaf, spec in zip(moments, specs, strict=True))
 
 
 def activation_bytes(case: Case) -> int:
-    """What one device holds on the way, by formula.
+    """The bytes of activations on one device, by formula.
 
-    With `T` tokens a device, `full` remat holds the `L` carries `T·D` and one block: about `6 T·D + 4 T·F/tensor`
-    numbers, its scores, its weights whole and their gradient. Without remat what a block makes is held `L` times, under
-    `dots` its products.
+    With `T` tokens per device, `full` remat holds the inputs `T·D` of the `L` blocks and one block: about
+    `6 T·D + 4 T·F/tensor` numbers, its scores, its gathered weights and their gradient. Without remat, the activations
+    of all `L` blocks are held, with `dots` their products.
     """
     config, size = case.config, abstract_mesh(case.mesh).shape
     itemsize, width = jnp.dtype(case.dtype).itemsize, config.num_attention_heads * config.head_dim
@@ -163,35 +163,35 @@ def activation_bytes(case: Case) -> int:
         block += 3 * 4 * rows * heads * query * (case.regions[0] + max(case.regions))
     weights = (2 * width * hidden + 2 * config.num_key_value_heads * config.head_dim * hidden) // size["tensor"]
     weights = (weights + 3 * hidden * ffn) * (itemsize + 4) if size["fsdp"] > 1 else 0
-    held = {"full": 0, "dots": products, "none": block}[case.remat]
-    return layers * (tokens * hidden * itemsize + held) + block + weights
+    saved = {"full": 0, "dots": products, "none": block}[case.remat]
+    return layers * (tokens * hidden * itemsize + saved) + block + weights
 
 
 def communication(case: Case) -> dict[str, int]:
-    """Bytes that one device sends along each axis in one update, with ring algorithms.
+    """The bytes that one device sends along each mesh axis in one update, with ring algorithms.
 
-    A gather or a scatter over `n` devices sends `(n-1)/n` of the whole, a sum twice that. `fsdp` gathers every matrix
-    for the forward and the backward pass (once more where `remat` computes again) and scatters float32 gradients;
-    `data` sums gradients; `tensor` sums two activations a block and pass; `context` gathers keys and values.
+    A gather or a scatter over `n` devices sends `(n-1)/n` of the array, a sum twice that. `fsdp` gathers every matrix
+    for the forward and the backward pass (once more with `full` remat) and scatters float32 gradients; `data` sums
+    gradients; `tensor` sums two activations per block and pass; `context` gathers keys and values.
     """
     config, size, shapes = case.config, abstract_mesh(case.mesh).shape, kept(case)
-    itemsize, again = jnp.dtype(case.dtype).itemsize, case.remat == "full"
+    itemsize, recomputes = jnp.dtype(case.dtype).itemsize, case.remat == "full"
     share = {axis: (size[axis] - 1) / size[axis] for axis in AXES}
-    whole = sum(leaf.size for leaf in jax.tree.leaves((shapes.model.blocks, shapes.model.last_block))) // size["tensor"]
+    matrices = sum(x.size for x in jax.tree.leaves((shapes.model.blocks, shapes.model.last_block))) // size["tensor"]
     tokens = case.rows * case.max_length // (size["data"] * size["fsdp"] * size["context"])
     gradients = bytes_of(shapes.model, shapes.specs, case.mesh, itemsize=4)
     heads = 2 * config.num_key_value_heads * config.head_dim // size["tensor"]
-    layers, passes = config.num_hidden_layers, 2 + again
+    layers, passes = config.num_hidden_layers, 2 + recomputes
     sent = {
         "data": 2 * share["data"] * gradients,
-        "fsdp": share["fsdp"] * (whole * (passes * itemsize + 4) + 2 * tokens * config.hidden_size * itemsize),
+        "fsdp": share["fsdp"] * (matrices * (passes * itemsize + 4) + 2 * tokens * config.hidden_size * itemsize),
         "context": share["context"] * layers * passes * tokens * size["context"] * heads * itemsize
         + 2 * share["context"] * gradients,
-        "tensor": 2 * share["tensor"] * layers * (4 + again) * tokens * config.hidden_size * itemsize,
+        "tensor": 2 * share["tensor"] * layers * (4 + recomputes) * tokens * config.hidden_size * itemsize,
     }
     return {axis: int(sent[axis]) for axis in AXES if size[axis] > 1}
 
 
 def operations(case: Case) -> int:
-    """Floating-point operations of all devices in one update, with what `remat` computes again."""
+    """The floating-point operations of all devices in one update, with the recomputation of `remat`."""
     return update_flops(case.config, case.work, remat=case.remat).total

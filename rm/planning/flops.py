@@ -1,8 +1,8 @@
 """The floating-point operations of an update over comparisons of known lengths.
 
-What has to be computed is counted, whatever computes it: matrix products and visible pairs of attention alone, no
-padding, no embedding and no head. Two operations to a multiplication with its addition; a backward pass costs two
-forward ones (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+The count covers the necessary work, whatever the implementation: matrix products and visible pairs of attention, but no
+padding, no embedding and no head. A multiply-add counts as two operations; a backward pass costs two forward passes
+(Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
 """
 
 from typing import Literal, NamedTuple
@@ -14,23 +14,23 @@ from ..model.config import LlamaConfig
 
 
 class Work(NamedTuple):
-    """What the comparisons of an update ask for."""
+    """The work of an update, in tokens and visible pairs."""
 
     tokens: int  # a shared prefix counts once
     pairs: int  # of a query and a key that it sees
     rewards: int  # tokens at which a reward is read
-    reward_pairs: int  # the pairs of those tokens
+    reward_pairs: int  # pairs whose query is such a token
 
 
 class Flops(NamedTuple):
-    """Operations, by what they are for."""
+    """Floating-point operations by kind."""
 
     products: int  # with weights
     attention: int  # scores and their products with values
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of both kinds."""
         return self.products + self.attention
 
 
@@ -46,40 +46,40 @@ def count_work(lengths: Integer[np.ndarray, "B _"]) -> Work:
 
 
 def forward_flops(config: LlamaConfig, work: Work) -> Flops:
-    """One forward: all blocks, the last one's queries, output and MLP at the rewards alone."""
-    width, whole = config.num_attention_heads * config.head_dim, config.num_hidden_layers - 1
+    """The operations of a forward pass; the last block computes queries, output and MLP at the rewards only."""
+    width, layers = config.num_attention_heads * config.head_dim, config.num_hidden_layers - 1  # without the last
     keys_values, rest = _layer_weights(config)
     return Flops(
-        products=2 * ((whole + 1) * keys_values * work.tokens + rest * (whole * work.tokens + work.rewards)),
-        attention=4 * width * (whole * work.pairs + work.reward_pairs),
+        products=2 * ((layers + 1) * keys_values * work.tokens + rest * (layers * work.tokens + work.rewards)),
+        attention=4 * width * (layers * work.pairs + work.reward_pairs),
     )
 
 
 def update_flops(config: LlamaConfig, work: Work, *, remat: Literal["none", "dots", "full"] = "none") -> Flops:
-    """Forward and backward, and what `remat` computes again; `"none"` gives the count that MFU is defined by.
+    """The operations of a forward and a backward pass with the recomputation of `remat`; MFU is defined with `"none"`.
 
-    No optimizer: its operations are few, its cost is memory traffic. Attention that never stores its scores computes
-    them again in the backward pass under any `remat`; that is left out, because it does not have to be.
+    The optimizer is left out: it has few operations and is bound by memory traffic. Attention without stored scores
+    recomputes them in the backward pass with any `remat`; this is left out too, because it is not necessary work.
     """
-    forward, whole = forward_flops(config, work), config.num_hidden_layers - 1
-    down = 2 * config.hidden_size * config.intermediate_size * (whole * work.tokens + work.rewards)
-    again = {
+    forward, layers = forward_flops(config, work), config.num_hidden_layers - 1
+    down = 2 * config.hidden_size * config.intermediate_size * (layers * work.tokens + work.rewards)
+    recomputed = {
         "none": Flops(0, 0),
         "dots": Flops(0, forward.attention),
         "full": Flops(forward.products - down, forward.attention),  # no gradient needs a block's output
     }[remat]
-    return Flops(3 * forward.products + again.products, 3 * forward.attention + again.attention)
+    return Flops(3 * forward.products + recomputed.products, 3 * forward.attention + recomputed.attention)
 
 
 def count_parameters(config: LlamaConfig) -> int:
-    """Parameters of a reward model without biases."""
+    """The number of parameters of a reward model without biases."""
     norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
     embedding_and_head = (config.vocab_size + 1) * config.hidden_size
     return config.num_hidden_layers * sum(_layer_weights(config)) + norms + embedding_and_head
 
 
 def _layer_weights(config: LlamaConfig) -> tuple[int, int]:
-    """Weights of a layer's key and value projections, and of its other matrices."""
+    """The numbers of weights in a layer's key and value projections, and in its other matrices."""
     hidden, size = config.hidden_size, config.head_dim
     keys_values = 2 * hidden * config.num_key_value_heads * size
     return keys_values, 2 * hidden * config.num_attention_heads * size + 3 * hidden * config.intermediate_size

@@ -1,4 +1,4 @@
-"""What an update needs before any of it is bought: memory, time and traffic of every device."""
+"""The plan of an update on given hardware: the memory, time and traffic of every device."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from .flops import count_parameters
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an update costs; bytes are those of one device, `None` stands for what nobody has published."""
+    """The cost of an update; bytes are per device, and `None` means that the figure is not published."""
 
     topology: str
     devices: int
@@ -36,12 +36,12 @@ class Plan:
     gradient_bytes_per_device: int
     activation_bytes_per_device: int  # with gathered weights and the compiler's buffers
     peak_bytes_per_device: int
-    host_bytes_per_device: int  # of the optimizer's state, where the host keeps it
-    compiled: bool  # else the peak and the activations are estimated
+    host_bytes_per_device: int  # of offloaded optimizer state
+    compiled: bool  # if false, the peak and the activations are estimated
     compile_seconds: float | None
-    attention: str  # its form
-    attention_kernels: int | None  # calls of it in the compiled program, where it is a kernel
-    note: str  # why it is an estimate
+    attention: str  # the implementation
+    attention_kernels: int | None  # calls of attention kernels in the compiled program
+    note: str  # the reason for an estimate
     flops: int  # of all devices
     compute_seconds: float | None  # at the published rate
     communication_bytes: dict[str, int]  # sent by a device along each axis
@@ -51,12 +51,12 @@ class Plan:
 
     @property
     def missing_bytes(self) -> float:
-        """By how much a device is too small, 0 where it fits."""
+        """The bytes that a device lacks, 0 if the update fits."""
         return max(0.0, self.peak_bytes_per_device - self.memory_bytes_per_device)
 
     @property
     def seconds(self) -> float | None:
-        """The least time of an update: computing and sending at once, each at its published rate."""
+        """A lower bound on the time of an update: computing and sending overlap, each at its published rate."""
         if self.compute_seconds is None:
             return None
         return max(self.compute_seconds, self.communication_seconds or 0.0)
@@ -71,22 +71,22 @@ def plan(
     compilers: Path | None = None,
     **options: Any,
 ) -> Plan:
-    """What an update of `batch_size` rows costs on devices that need not be here; no weights are read.
+    """Plans an update of `batch_size` rows on devices that need not be present; no weights are read.
 
-    The real `update` is compiled for the topology in a process of its own, where `compilers` holds a compiler for it;
-    elsewhere its memory is estimated by formula (`rm.estimate`), and `compiled` and `note` say so.
+    The real `update` is compiled for the topology in a subprocess if the folder `compilers` holds a compiler for it;
+    otherwise its memory is estimated by formula (`rm.planning.estimates`), and `compiled` and `note` say so.
 
     **Arguments:** `model`, a configuration, a name such as `llama-8b`, a directory or a hub id, of which only
-    `config.json` is read; `topology`, such as `v5p:2x2x2`, `h100:8` or `cpu:8`; `mesh`, `{"fsdp": 8}` or products, by
-    default all devices along `fsdp`; `batch_size`, rows of `max_length` tokens in one update; `options`, the other
-    fields of `rm.estimate.Case`: `max_length`, `dtype`, `remat`, `optimizer`, `moments`, `parameters`, `attention`,
-    `offload`.
+    `config.json` is read; `topology`, such as `v5p:2x2x2`, `h100:8` or `cpu:8`; `mesh`, the size of each axis, such as
+    `{"fsdp": 8}`, by default all devices along `fsdp`; `batch_size`, rows of `max_length` tokens in one update;
+    `options`, the other fields of `rm.planning.estimates.Case`: `max_length`, `dtype`, `remat`, `optimizer`, `moments`,
+    `parameters`, `attention`, `offload`.
 
-    **Raises:** `ConfigError` where the topology does not exist or the mesh does not divide the devices, heads, weights
-    or rows.
+    **Raises:** `ConfigError` if the topology does not exist, or if the mesh does not fit the devices, or does not
+    divide the heads, weights or rows.
 
-    >>> found = plan("llama-70b", "v6e:8x8", batch_size=64, compilers=Path("nowhere"))
-    >>> found.compiled, found.missing_bytes, round(found.parameters / 1e9, 1)
+    >>> cost = plan("llama-70b", "v6e:8x8", batch_size=64, compilers=Path("nowhere"))
+    >>> cost.compiled, cost.missing_bytes, round(cost.parameters / 1e9, 1)
     (False, 0.0, 69.5)
     """
     where = parse_topology(topology)
@@ -96,20 +96,20 @@ def plan(
         raise ConfigError(f"mesh {shown} takes {math.prod(sizes.values())} devices, {topology} has {where.devices}")
     case = Case(config=read_config(model), mesh=sizes, rows=batch_size, **options)
     check_case(case)
-    with compiling_for(where.chip.platform):  # what `auto` stands for there
+    with compiling_for(where.chip.platform):  # resolves `auto` for that platform
         inputs = Inputs(case.regions, 1, case.config.head_dim, jnp.dtype(case.dtype), sizes.get("context", 1))
-        form = choose_attention(case.attention, inputs)
-    case = dataclasses.replace(case, attention=form)
+        attention = choose_attention(case.attention, inputs)
+    case = dataclasses.replace(case, attention=attention)
     folder = compilers or default_compilers()
-    cost, found, note = estimate(case), None, missing_compiler(where, folder) or ""
+    cost, compiled, note = estimate(case), None, missing_compiler(where, folder) or ""
     if not note:
-        found = ask_compiler(case, where, folder)
-        cost = cost._replace(activations=max(0, found.peak - (cost.peak - cost.activations)))
-    return _plan(case, where, cost, found, note)
+        compiled = ask_compiler(case, where, folder)
+        cost = cost._replace(activations=max(0, compiled.peak - (cost.peak - cost.activations)))
+    return _plan(case, where, cost, compiled, note)
 
 
 def read_config(model: LlamaConfig | str | Path) -> LlamaConfig:
-    """The architecture of a model of which there need not be more than a name or a `config.json`."""
+    """The configuration of a model, given by a preset's name, a `config.json`, a directory or a hub id."""
     if isinstance(model, LlamaConfig):
         return model
     if str(model) in PRESETS:
@@ -122,18 +122,18 @@ def read_config(model: LlamaConfig | str | Path) -> LlamaConfig:
     return LlamaConfig.from_hf(read_json(file), source=str(file))
 
 
-def _plan(case: Case, where: Topology, cost: Cost, found: Compiled | None, note: str) -> Plan:
+def _plan(case: Case, where: Topology, cost: Cost, compiled: Compiled | None, note: str) -> Plan:
     chip, sent, flops, count = where.chip, communication(case), operations(case), count_parameters(case.config)
     computing = flops / where.devices / chip.flops if chip.flops and case.dtype == "bfloat16" else None
     sending, most = link_seconds(case.mesh, sent, chip), largest_batch(case, cost, chip.memory)
-    kept = (cost.parameters + cost.optimizer + cost.gradients) * where.devices
+    model_state = (cost.parameters + cost.optimizer + cost.gradients) * where.devices
     copies = math.prod(case.mesh.get(axis, 1) for axis in ("data", "context"))
     return Plan(
         topology=where.name,
         devices=where.devices,
         mesh=case.mesh,
         parameters=count,
-        bytes_per_parameter=round(kept / copies / count, 2),
+        bytes_per_parameter=round(model_state / copies / count, 2),
         memory_bytes_per_device=chip.memory,
         parameter_bytes_per_device=cost.parameters,
         optimizer_bytes_per_device=cost.optimizer,
@@ -142,9 +142,9 @@ def _plan(case: Case, where: Topology, cost: Cost, found: Compiled | None, note:
         peak_bytes_per_device=cost.peak,
         host_bytes_per_device=optimizer_bytes(case) if case.offload else 0,
         compiled=not note,
-        compile_seconds=found and found.seconds,
+        compile_seconds=compiled and compiled.seconds,
         attention=case.attention,
-        attention_kernels=found and found.kernels,
+        attention_kernels=compiled and compiled.kernels,
         note=note,
         flops=flops,
         compute_seconds=computing,
@@ -156,13 +156,13 @@ def _plan(case: Case, where: Topology, cost: Cost, found: Compiled | None, note:
 
 
 def link_seconds(mesh: dict[str, int], sent: dict[str, int], chip: Chip) -> float | None:
-    """The least time that sending takes, axis by axis.
+    """A lower bound on the time of communication, summed over the mesh axes.
 
-    An axis within reach of the links goes at their rate. One beyond goes by network, where the devices that it has in
-    one machine take turns: what the machine lacks comes in once, through the ports of all of them.
+    An axis whose devices the links connect uses their rate. A longer axis uses the network, where the devices of one
+    machine share the work: data that the machine lacks comes in once, through the ports of all its devices.
     """
     seconds, inner = 0.0, 1
-    for axis in reversed(AXES):  # the last are neighbours
+    for axis in reversed(AXES):  # neighbours along the last axis are closest
         apart = inner * mesh.get(axis, 1)
         rate = chip.link
         if apart > chip.reach:

@@ -1,4 +1,4 @@
-"""Losses of reward arrays: one value per comparison, the caller takes the mean."""
+"""Losses on reward arrays; they return one value per comparison, and the caller takes the mean."""
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ def pairwise_loss(
 ) -> Float[Array, "*B"]:
     """Bradley–Terry negative log-likelihood, `-log σ(chosen - rejected - margin)`.
 
-    **Arguments:** `chosen`, `rejected`, the rewards of the two responses of each comparison; `margin`, the reward
-    difference asked for, 0 when `None`. All of one shape: `(B,)` against `(B, 1)` raises instead of broadcasting.
+    **Arguments:** `chosen`, `rejected`, the rewards of the two responses of each comparison; `margin`, the target
+    reward difference, 0 if `None`. All have one shape: `(B,)` against `(B, 1)` raises instead of broadcasting.
 
     **Returns:** one float32 value per comparison, `log 2` where the rewards differ by exactly the margin.
 
-    **Raises:** `jaxtyping.TypeCheckError` when the shapes differ.
+    **Raises:** `jaxtyping.TypeCheckError` if the shapes differ.
 
     >>> loss = pairwise_loss(jnp.array([1.0, 3.0]), jnp.array([1.0, -2.0]))
     >>> [round(value, 4) for value in loss.tolist()]
@@ -39,10 +39,10 @@ def pairwise_loss(
 def centering_penalty(
     chosen: Float[Array | ndarray, "*B"], rejected: Float[Array | ndarray, "*B"]
 ) -> Float[Array, "*B"]:
-    """`(chosen + rejected)²`, which draws the mean reward of a comparison to zero.
+    """The penalty `(chosen + rejected)²`, which pulls the mean reward of a comparison towards zero.
 
-    The Bradley–Terry loss does not change when all rewards shift; times a small coefficient (0.01 to 0.1) this term
-    pins the shift down. Arguments, result and error are those of `pairwise_loss`.
+    The Bradley–Terry loss does not change if all rewards shift; this term, with a small coefficient (0.01 to 0.1),
+    fixes the shift. Arguments, result and error are those of `pairwise_loss`.
 
     >>> centering_penalty(jnp.array([1.0, 3.0]), jnp.array([1.0, -2.0])).tolist()
     [4.0, 1.0]

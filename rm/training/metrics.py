@@ -1,4 +1,4 @@
-"""Metrics of reward arrays."""
+"""Metrics on reward arrays."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -13,15 +13,15 @@ def preference_metrics(
     rejected: Float[Array | ndarray, "*B"],
     mask: Bool[Array | ndarray, "*B"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """How well rewards rank comparisons; the definitions are TRL's.
+    """Accuracy, margin and reward range of comparisons, defined as in TRL.
 
-    **Arguments:** `chosen`, `rejected`, rewards; `mask`, the comparisons that count, all when `None`.
+    **Arguments:** `chosen`, `rejected`, rewards; `mask`, the comparisons that count, all if `None`.
 
     **Returns:** float32 scalars: `accuracy`, the share with `chosen > rejected` (a tie is wrong); `margin`, the mean of
-    `chosen - rejected`; `min_reward`, `mean_reward`, `max_reward` over the rewards of both sides. All NaN where no
+    `chosen - rejected`; `min_reward`, `mean_reward`, `max_reward` over the rewards of both sides. All are NaN if no
     comparison counts.
 
-    **Raises:** `jaxtyping.TypeCheckError` when the shapes differ.
+    **Raises:** `jaxtyping.TypeCheckError` if the shapes differ.
 
     >>> metrics = preference_metrics(jnp.array([1.0, 2.0]), jnp.array([0.0, 2.5]))
     >>> {name: float(value) for name, value in metrics.items()}

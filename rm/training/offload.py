@@ -1,4 +1,4 @@
-"""An optimizer's state in the memory of the host, from where it visits the device leaf by leaf."""
+"""Offloading of an optimizer's state to host memory; updates move it to the device leaf by leaf."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,67 +12,67 @@ from jaxtyping import Array
 from ..devices.platform import platform
 from ..errors import ConfigError
 
-HOST = "pinned_host"  # JAX's name for memory of the host that devices reach by themselves
+HOST = "pinned_host"  # JAX's name for host memory that devices can access directly
 
 
 class OnHost(NamedTuple):
-    """The state of `keep_on_host`: the optimizer's own for every leaf of the parameters by itself."""
+    """The state of `keep_on_host`: one state of the wrapped optimizer for every leaf of the parameters."""
 
     leaves: tuple[optax.OptState, ...]
 
 
 def keep_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer, for which the device has the state of two leaves at a time; `init_state` keeps the rest away.
+    """Wraps an optimizer so that the device holds the state of at most two leaves; `init_state` puts it on the host.
 
-    The optimizer must treat every leaf by itself, as optax's do but for clipping by global norm, which goes before.
+    The optimizer must treat every leaf by itself. Optax's do, except clipping by global norm, which must come before.
 
     >>> state = keep_on_host(optax.adam(1e-3)).init({"w": jax.numpy.zeros(3), "b": jax.numpy.zeros(2)})
-    >>> [one[0].mu for one in state.leaves]  # the leaves of a dictionary come by name
+    >>> [leaf_state[0].mu for leaf_state in state.leaves]  # dictionaries are sorted by name
     [{'b': Array([0., 0.], dtype=float32), 'w': None}, {'b': None, 'w': Array([0., 0., 0.], dtype=float32)}]
     """
 
     def init(params: optax.Params) -> OnHost:
-        return OnHost(tuple(optimizer.init(alone) for alone in _each_alone(params)))
+        return OnHost(tuple(optimizer.init(leaf) for leaf in _split(params)))
 
-    def visit(away: optax.OptState, gradient: Any, value: Any) -> tuple[Any, optax.OptState]:
-        here = _move(away, jax.memory.Space.Device)
-        change, new = optimizer.update(gradient, here, value)
+    def update_leaf(on_host: optax.OptState, gradient: Any, param: Any) -> tuple[Any, optax.OptState]:
+        old = _move(on_host, jax.memory.Space.Device)
+        change, new = optimizer.update(gradient, old, param)
         (leaf,) = jax.tree.leaves(gradient)
         good = jnp.isfinite(leaf.reshape(-1)[0])  # `apply_gradients` makes the gradients of a skipped update NaN
-        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, here)
+        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
         return change, _move(new, jax.memory.Space.Host)
 
     def update(updates: optax.Updates, state: OnHost, params: optax.Params | None = None):
-        gradients = _each_alone(updates)
-        values = [None] * len(gradients) if params is None else _each_alone(params)
-        changes, kept, after = [], [], None
-        for gradient, away, value in zip(gradients, state.leaves, values, strict=True):
-            change, new = _in_turn(visit, after, away, gradient, value)
+        gradients = _split(updates)
+        values = [None] * len(gradients) if params is None else _split(params)
+        changes, states, after = [], [], None
+        for gradient, on_host, param in zip(gradients, state.leaves, values, strict=True):
+            change, new = _in_turn(update_leaf, after, on_host, gradient, param)
             changes += jax.tree.leaves(change)
-            kept.append(new)
+            states.append(new)
             after = changes[-1]
-        return jax.tree.structure(updates).unflatten(changes), OnHost(tuple(kept))
+        return jax.tree.structure(updates).unflatten(changes), OnHost(tuple(states))
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def _in_turn(visit: Callable, after: Array | None, away: optax.OptState, *args: Any) -> tuple[Any, optax.OptState]:
-    """`visit(away, *args)` once `after` is there: left to themselves, compilers fetch the state of all leaves at once.
+def _in_turn(step: Callable, after: Array | None, on_host: optax.OptState, *args: Any) -> tuple[Any, optax.OptState]:
+    """Runs `step(on_host, *args)` after `after` is computed; otherwise compilers fetch the states of all leaves early.
 
-    Barriers do on GPUs, whose compiler fails on branches; the one for TPUs moves fetches before barriers, but not out
-    of a branch that it cannot foresee.
+    On GPUs, whose compiler fails on branches, an optimization barrier is enough. The compiler for TPUs moves transfers
+    across barriers, but not out of a branch whose condition it cannot predict.
     """
     if after is None:
-        return visit(away, *args)
+        return step(on_host, *args)
     if platform() != "tpu":
-        away, _ = jax.lax.optimization_barrier((away, after))
-        return visit(away, *args)
+        on_host, _ = jax.lax.optimization_barrier((on_host, after))
+        return step(on_host, *args)
     always = ~(after.reshape(-1)[0] < -jnp.inf)
-    return jax.lax.cond(always, visit, lambda away, *_: (args[0], _move(away, jax.memory.Space.Host)), away, *args)
+    return jax.lax.cond(always, step, lambda state, *_: (args[0], _move(state, jax.memory.Space.Host)), on_host, *args)
 
 
-def _each_alone(tree: Any) -> list[Any]:
-    """For every leaf the tree with `None` in place of the others."""
+def _split(tree: Any) -> list[Any]:
+    """Splits a tree into one tree per leaf, with `None` in place of the other leaves."""
     leaves, structure = jax.tree.flatten(tree)
     return [
         structure.unflatten([leaf if i == j else None for j, leaf in enumerate(leaves)]) for i in range(len(leaves))
@@ -84,21 +84,21 @@ def _move(state: Any, space: Any) -> Any:
 
 
 def place_on_host(placement: Any, shapes: Any) -> Any:
-    """Shardings of an optimizer's state, in the memory of the host for what `keep_on_host` keeps there.
+    """Moves the shardings of an optimizer's state to host memory where `keep_on_host` holds the state.
 
-    **Raises:** `ConfigError` where the devices cannot reach it.
+    **Raises:** `ConfigError` if the devices cannot access host memory.
     """
 
-    def away(node: Any) -> bool:
+    def is_on_host(node: Any) -> bool:
         return isinstance(node, OnHost)
 
     def move(sharding: Sharding, leaf: Any) -> Sharding:
         return sharding.with_memory_kind(HOST) if leaf.ndim else sharding
 
-    def place(node: Any, own: Any) -> Any:
-        return jax.tree.map(move, own, node) if away(node) else own
+    def place(node: Any, sharding: Any) -> Any:
+        return jax.tree.map(move, sharding, node) if is_on_host(node) else sharding
 
     try:
-        return jax.tree.map(place, shapes, placement, is_leaf=away)
+        return jax.tree.map(place, shapes, placement, is_leaf=is_on_host)
     except ValueError:
         raise ConfigError("the devices cannot reach the host's memory (no pinned_host); leave --offload out") from None

@@ -1,4 +1,4 @@
-"""The usual optimizer, composed of optax's parts; any other optax transformation does as well."""
+"""Optimizers and schedules composed from optax; any other optax transformation works as well."""
 
 from typing import Literal
 
@@ -18,9 +18,9 @@ Dtype = Literal["float32", "bfloat16"]
 def learning_rate_schedule(
     kind: Schedule, *, peak: float, steps: int, end: float = 0.0, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Learning rate of update `0 … steps - 1`: linear warm-up from 0 to `peak`, then down to `end`.
+    """The learning rate of updates `0 … steps - 1`: linear warm-up from 0 to `peak`, then decay to `end`.
 
-    **Arguments:** `kind`, the way down: `linear`, `cosine` (half a period) or `constant` (none); `warmup_steps`, the
+    **Arguments:** `kind`, the decay: `linear`, `cosine` (half a period) or `constant` (none); `warmup_steps`, the
     updates before `peak` is reached.
 
     >>> rate = learning_rate_schedule("linear", peak=1.0, steps=4)
@@ -45,7 +45,7 @@ def adamw(
     max_grad_norm: float | None = 1.0,
     moments: Dtype = "float32",
 ) -> optax.GradientTransformation:
-    """AdamW(0.9, 0.999, 1e-8) after clipping by global norm, TRL's defaults; norms and biases do not decay.
+    """AdamW(0.9, 0.999, 1e-8) after clipping by global norm, TRL's defaults; no weight decay on norms and biases.
 
     **Source:** Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2.
     """
@@ -63,17 +63,17 @@ def make_optimizer(
     moments: Dtype = "float32",
     offload: bool = False,
 ) -> optax.GradientTransformation:
-    """One of optax's optimizers after clipping by global norm; norms and biases do not decay.
+    """One of optax's optimizers after clipping by global norm; no weight decay on norms and biases.
 
-    | name        | kept for a parameter, bytes                   | source                                       |
+    | name        | moments, in bytes per parameter               | source                                       |
     |-------------|-----------------------------------------------|----------------------------------------------|
     | `adamw`     | two moments: 8, or 4 with bfloat16 `moments`  | Loshchilov & Hutter 2019, arXiv 1711.05101   |
     | `lion`      | one: 4 or 2                                   | Chen et al. 2023, arXiv 2302.06675, alg. 2   |
     | `muon`      | one for matrices of blocks, else as `adamw`   | Liu et al. 2025, arXiv 2502.16982, eq. 4     |
     | `adafactor` | sums over rows and columns: almost none       | Shazeer & Stern 2018, arXiv 1804.04235, alg. 4 |
 
-    **Arguments:** `moments`, the type they are kept in; bfloat16 ones are rounded stochastically (`keep_moments`);
-    `offload`, whether they stay in the host's memory between updates (`keep_on_host`).
+    **Arguments:** `moments`, their type between updates; bfloat16 ones are rounded stochastically (`keep_moments`);
+    `offload`, whether to keep them in host memory between updates (`keep_on_host`).
 
     >>> make_optimizer("lion", 1e-4).init({"weight": jax.numpy.zeros((2, 2))})[1][0].mu["weight"].shape
     (2, 2)
@@ -92,7 +92,7 @@ def make_optimizer(
 
 
 def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
-    """Muon for the matrices of blocks, AdamW for the rest; updates as large as AdamW's, so rates carry over."""
+    """Muon for the matrices of blocks, AdamW for the rest; Muon's updates are scaled to AdamW's learning rates."""
     from optax.contrib import MuonDimensionNumbers, muon
 
     def kinds(params: RewardModel) -> RewardModel:
@@ -110,7 +110,7 @@ def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.G
 
 
 def decay_mask(model: RewardModel) -> RewardModel:
-    """Where weight decay applies: matrices, but neither norms nor biases."""
+    """The mask of weight decay: true for matrices, false for norms and biases."""
 
     def decays(path: tuple, _: Array) -> bool:
         name = jax.tree_util.keystr(path)

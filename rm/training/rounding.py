@@ -1,4 +1,4 @@
-"""Stochastic rounding to bfloat16: right on average, so that small changes to what is kept in it are not lost."""
+"""Stochastic rounding to bfloat16, which is exact on average, so that small changes to bfloat16 values add up."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from ..shapes import checked
 
 
 class Rounded(NamedTuple):
-    """The state of `keep_moments`: the optimizer's own, its arrays in bfloat16."""
+    """The state of `keep_moments`: that of the wrapped optimizer, with its arrays in bfloat16."""
 
     step: Int[Array, ""]
     state: optax.OptState
@@ -20,9 +20,9 @@ class Rounded(NamedTuple):
 
 @checked
 def stochastic_round(x: Float32[Array, "*B"], key: PRNGKeyArray) -> BFloat16[Array, "*B"]:
-    """`x` as one of its two neighbours in bfloat16, the nearer the likelier: `E[round(x)] = x`.
+    """Rounds `x` to one of its two bfloat16 neighbours, the nearer one more likely, so that `E[round(x)] = x`.
 
-    Nearest rounding would lose every change under 1/256 of a value, which most of AdamW's are.
+    Rounding to nearest would lose every change below 1/256 of a value, and most changes of AdamW are smaller.
 
     >>> x = jnp.full(10_000, 1 + 1 / 512)  # a quarter of the way from 1 to 1 + 1/128
     >>> bool(abs(stochastic_round(x, jax.random.key(0)).astype(jnp.float32).mean() - x[0]) < 1e-4)
@@ -37,7 +37,7 @@ def stochastic_round(x: Float32[Array, "*B"], key: PRNGKeyArray) -> BFloat16[Arr
 
 
 def round_tree(tree: Any, like: Any, step: Int[Array, ""]) -> Any:
-    """A tree whose leaves have the types of `like`; to bfloat16 they are rounded stochastically, anew at each step."""
+    """Casts a tree to the types of `like`, with stochastic rounding to bfloat16 and new random bits at each step."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), max(1, len(leaves)))
 
@@ -45,11 +45,11 @@ def round_tree(tree: Any, like: Any, step: Int[Array, ""]) -> Any:
         return stochastic_round(leaf, key) if dtype == jnp.bfloat16 != leaf.dtype else leaf.astype(dtype)
 
     types = [leaf.dtype for leaf in jax.tree.leaves(like)]
-    return structure.unflatten([rounded(*each) for each in zip(leaves, keys, types, strict=True)])
+    return structure.unflatten([rounded(*args) for args in zip(leaves, keys, types, strict=True)])
 
 
 def add_updates(model: Any, updates: Any, step: Int[Array, ""]) -> Any:
-    """`θ + Δθ` in float32, each leaf back in its own type, bfloat16 by stochastic rounding."""
+    """Computes `θ + Δθ` in float32 and casts each leaf back to its own type, to bfloat16 by stochastic rounding."""
 
     def add(leaf: Float[Array, "..."], change: Float[Array, "..."]) -> Float32[Array, "..."]:
         return leaf.astype(jnp.float32) + change.astype(jnp.float32)
@@ -58,7 +58,7 @@ def add_updates(model: Any, updates: Any, step: Int[Array, ""]) -> Any:
 
 
 def keep_moments(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer with its moments in bfloat16 between updates: half the memory; it computes in float32.
+    """Wraps an optimizer to store its moments in bfloat16, in half the memory; it still computes in float32.
 
     >>> state = keep_moments(optax.adam(1e-3)).init(jnp.zeros(3))
     >>> state.state[0].nu.dtype

@@ -1,4 +1,4 @@
-"""The training state and the pure update: one optimizer step over exactly the comparisons it is given."""
+"""The training state and the pure update: one optimizer step over all given comparisons, with gradient accumulation."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ from .rounding import add_updates
 class TrainState(eqx.Module):
     """Everything an update changes: the step counter, the model and the optimizer's state.
 
-    `model` is any tree of floating-point arrays: a `RewardModel`, one with a head of your own beside it, an adapter.
+    `model` is any tree of floating-point arrays: a `RewardModel`, a tuple of one and a head of your own, an adapter.
     """
 
     step: Int[Array, ""]
@@ -37,7 +37,7 @@ class TrainState(eqx.Module):
 
 
 class Sums(eqx.Module):
-    """What the micro-batches of an update have added up to."""
+    """The accumulated gradients and metrics of the micro-batches of an update."""
 
     gradients: Any  # float32 sums, in the tree of the model
     metrics: dict[str, Float[Array, ""]]  # over the comparisons so far
@@ -47,13 +47,13 @@ class Sums(eqx.Module):
 def init_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update.
 
-    The arrays of `model` become part of the state: when the update donates it, use `state.model` from then on. What
-    the optimizer keeps for a parameter goes to the same devices of a mesh, or to their host (`keep_on_host`).
+    The arrays of `model` become part of the state; if updates donate the state, use `state.model` from then on. The
+    moments of a parameter get its sharding on a mesh, or go to host memory (`keep_on_host`).
 
-    **Arguments:** `model`, any tree of floating-point arrays; also traced ones, as under `jax.vmap` and `jax.jit`.
+    **Arguments:** `model`, any tree of floating-point arrays, also traced ones (under `jax.vmap` or `jax.jit`).
 
-    **Raises:** `TypeError`, naming the leaf that is no floating-point array; `ConfigError` where the devices cannot
-    reach the host's memory.
+    **Raises:** `TypeError`, naming the leaf that is no floating-point array; `ConfigError` if the devices cannot access
+    host memory.
     """
     _check_leaves(model)
 
@@ -87,50 +87,50 @@ def _check_leaves(model: Any) -> None:
 
 
 def _on_mesh(leaf: Array, mesh: Mesh) -> NamedSharding:
-    """The place that an array has on the mesh; one that is not on it goes to every device as a whole."""
-    own = getattr(leaf, "sharding", None)
-    return own if isinstance(own, NamedSharding) and own.mesh == mesh else NamedSharding(mesh, P())
+    """The sharding of an array on the mesh; an array that is not on the mesh is replicated."""
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) and sharding.mesh == mesh else NamedSharding(mesh, P())
 
 
 def _commit(leaf: Array) -> Array:
-    """The array committed to its device, as an update returns it: or the second update compiles again."""
+    """Commits an array to its device, as updates return it; otherwise the second update would compile again."""
     leaf = jnp.asarray(leaf)
     return jax.device_put(leaf, leaf.sharding)
 
 
 def _as_float32(model: Any) -> Any:
-    """What optimizers see: gradients come in float32, so moments must stay in it whatever the parameters' type."""
+    """Casts a tree to float32, the type of gradients and of moments whatever the type of the parameters."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
 
 
 @checked
 def accumulate(sums: Sums | None, model: Any, batch: PreferenceBatch, objective: Objective) -> Sums:
-    """Adds the gradients and the metrics of a micro-batch to `sums`, which are `None` before the first."""
+    """Gradient accumulation: adds a micro-batch's gradients and metrics to `sums`, `None` before the first."""
 
     def total(model: Any) -> tuple[Array, tuple[Array, Mapping[str, Array]]]:
-        loss, rewards, own = check_objective(objective(model, batch), batch)
-        return jnp.sum(loss, where=batch.mask), (rewards, own)
+        loss, rewards, extra = check_objective(objective(model, batch), batch)
+        return jnp.sum(loss, where=batch.mask), (rewards, extra)
 
-    (loss, (rewards, own)), gradients = jax.value_and_grad(total, has_aux=True)(model)
+    (loss, (rewards, extra)), gradients = jax.value_and_grad(total, has_aux=True)(model)
     count = jnp.sum(batch.mask, dtype=jnp.int32)
     metrics = {
         "loss": loss / count.astype(jnp.float32),
         **preference_metrics(rewards[..., 0], rewards[..., 1], batch.mask),
-        **{name: jnp.mean(values.astype(jnp.float32), where=batch.mask) for name, values in own.items()},
+        **{name: jnp.mean(values.astype(jnp.float32), where=batch.mask) for name, values in extra.items()},
     }
     new = Sums(_as_float32(gradients), metrics, count)
     return new if sums is None else add_sums(sums, new)
 
 
 def add_sums(one: Sums, other: Sums) -> Sums:
-    """Sums over the micro-batches of both."""
+    """Combines the sums over two sets of micro-batches."""
     gradients = jax.tree.map(jnp.add, one.gradients, other.gradients)
     metrics = _merge(one.metrics, one.comparisons, other.metrics, other.comparisons)
     return Sums(gradients, metrics, one.comparisons + other.comparisons)
 
 
 def _merge(old: dict[str, Array], old_count: Array, new: dict[str, Array], count: Array) -> dict[str, Array]:
-    """Metrics over two sets of comparisons from those over each; an empty set changes nothing."""
+    """Combines the metrics over two sets of comparisons; an empty set changes nothing."""
     share = count.astype(jnp.float32) / jnp.maximum(old_count + count, 1).astype(jnp.float32)
     merged = {name: old[name] + share * (new[name] - old[name]) for name in old}
     merged["min_reward"] = jnp.minimum(old["min_reward"], new["min_reward"])
@@ -148,13 +148,13 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm` and `skipped`.
 
-    Where the loss or the norm of the gradient is not finite, or the norm is above `skip_above`, the state stays as it
-    is and `skipped` is 1.
+    If the loss or the gradient norm is not finite, or the norm is above `skip_above`, the state does not change and
+    `skipped` is 1.
     """
     count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
     norm = optax.tree.norm(sums.gradients) / count
     good = jnp.isfinite(sums.metrics["loss"]) & jnp.isfinite(norm) & (norm <= skip_above)
-    scale = jnp.where(good, 1 / count, jnp.nan)  # see `keep_on_host`; one factor needs no arrays of its own
+    scale = jnp.where(good, 1 / count, jnp.nan)  # NaN makes `keep_on_host` skip; a scalar factor needs no extra arrays
     gradients = jax.tree.map(lambda total: total * scale, sums.gradients)
     parameters: Any = _as_float32(state.model)
     updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)
@@ -164,7 +164,7 @@ def apply_gradients(
 
 
 def _choose(good: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """The new state where the update is good; `keep_on_host` has chosen already for what it keeps."""
+    """Selects the new state if the update is good; `keep_on_host` has already selected its part."""
 
     def choose(new: Any, old: Any) -> Any:
         return new if isinstance(new, OnHost) else jnp.where(good, new, old)
@@ -186,18 +186,17 @@ def update(
     not depend on how the comparisons are packed. Pure; jit it at the edge: `jax.jit(partial(update,
     objective=objective, optimizer=optimizer), donate_argnums=0)`, or with `jit_update` where shapes vary.
 
-    **Arguments:** `objective(model, batch)` returns the loss of every slot `[R, S]` and the rewards `[R, S, K]` that it
-    was computed from, and may return metrics of its own, `{name: [R, S]}`; the model is any tree of floating-point
-    arrays that the objective understands; `optimizer`, any optax transformation; `skip_above`, the norm of the gradient
-    above which the update is skipped.
+    **Arguments:** `objective(model, batch)` returns the loss of every slot `[R, S]`, the rewards `[R, S, K]` behind it,
+    and optionally metrics of its own, `{name: [R, S]}`; the model is any tree of floating-point arrays that the
+    objective accepts; `optimizer`, any optax transformation; `skip_above`, the gradient norm above which the update is
+    skipped.
 
     **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping), `skipped`,
     `preference_metrics` of the first response of each comparison against the second, and the means of the objective's
-    own metrics. An update whose loss or gradient is not finite is skipped: the state is the one given, and `skipped`
-    is 1.
+    own metrics. If the loss or the gradient is not finite, the update is skipped: the state stays, and `skipped` is 1.
 
-    **Raises:** `TypeError` where the objective's loss or metrics do not have the shape of the slots; `ValueError` where
-    a metric of its own has a name that is taken.
+    **Raises:** `TypeError` if the objective's loss or metrics do not have the shape of the slots; `ValueError` if a
+    metric has a name that is already used.
 
     >>> from rm import LlamaConfig, init_reward_model, pairwise_loss, rewards
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -230,12 +229,11 @@ def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
 
 
 def jit_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
-    """`update` for a loop whose batches vary in number and shape: `step(state, batches, skip_above)`.
+    """A compiled `update` for batches that vary in number and shape: `step(state, batches, skip_above)`.
 
-    It composes the jitted parts, so there is one compilation per batch shape rather than one per combination. The
-    state given in is donated: use the one returned, which has every array where the one given had it. Arrays in an
-    objective that is a tree (an `eqx.Module`, `jax.tree_util.Partial(loss, base)`) are arguments of what
-    is compiled.
+    It composes jitted parts, so it compiles once per batch shape rather than once per combination of shapes. It
+    donates the state it is given: use the returned state, whose arrays have the same shardings. If the objective is a
+    tree (an `eqx.Module`, `jax.tree_util.Partial(loss, base)`), its arrays are passed as arguments, not constants.
     """
     arrays, rest = eqx.partition(objective, eqx.is_array)
 
