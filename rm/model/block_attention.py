@@ -2,7 +2,7 @@
 
 The scores of a block of queries and a block of keys stay in a core's cache, and the cost follows the lengths of the
 sequences, not of the row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4, looping over visible blocks only).
-Keys come before queries in the scores, so that products need no transposes and vectors run along queries.
+Keys come before queries in the scores, so that the loops transpose nothing and vector operations run along queries.
 """
 
 from typing import NamedTuple

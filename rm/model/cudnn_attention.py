@@ -101,7 +101,7 @@ class View(NamedTuple):
     causal: bool
 
     def lengths(self, real: Bool[Array, "R N"]) -> tuple[Int[Array, " R"], Int[Array, " R"]]:
-        """The numbers of queries and of keys that count in each row."""
+        """The numbers of queries and of keys that a kernel computes in each row."""
         keys = real[:, self.columns].sum(axis=1, dtype=jnp.int32)
         # the responses have padding between them, which is computed and then discarded
         return keys if self.causal else jnp.full_like(keys, self.rows.stop - self.rows.start), keys

@@ -101,7 +101,7 @@ def _read_parts(
 
 
 def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> LlamaConfig:
-    """The configuration that `load_reward_model` would load, without the weights, which data preparation never needs.
+    """The configuration that `load_reward_model` would load, without reading weights; preparing data needs no more.
 
     **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels.
     """

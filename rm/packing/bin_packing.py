@@ -36,8 +36,8 @@ def pack_bins(
     base = _base(needs, shapes)
     left = np.arange(len(needs))
     while len(left):
-        found, counts[left], rows[left] = _try_combinations(needs[left], base[left], shapes)
-        left = left[~found]
+        packed, counts[left], rows[left] = _try_combinations(needs[left], base[left], shapes)
+        left = left[~packed]
         base[left] += (base[left] > 0) | (np.arange(len(shapes)) == 0)  # at worst, each item gets a row of the first
     return counts, rows
 
@@ -65,19 +65,19 @@ def _try_combinations(
     table = combinations(shapes)
     possible = _possible(needs, base, shapes, table)
     order = np.argsort(~possible, axis=1, kind="stable")  # possible ones first, by cost
-    found = np.zeros(len(needs), bool)
+    packed = np.zeros(len(needs), bool)
     counts = np.zeros((len(needs), len(shapes)), np.int64)
     rows = np.zeros(needs.shape[:2], np.int64)
     attempt, most = 0, possible.sum(1)
-    while len(left := np.flatnonzero(~found & (most > attempt))):
+    while len(left := np.flatnonzero(~packed & (most > attempt))):
         width = max(1, min(_AT_ONCE // len(left), order.shape[1] - attempt))
         tried = table.counts[order[left, attempt : attempt + width]] + base[left, None]
         fits, row = _best_fit(np.repeat(needs[left], width, axis=0), tried.reshape(-1, len(shapes)), shapes)
         fits, row = fits.reshape(-1, width), row.reshape(-1, width, needs.shape[1])
         first, updates = fits.argmax(1), np.arange(len(left))
-        found[left], counts[left], rows[left] = fits.any(1), tried[updates, first], row[updates, first]
+        packed[left], counts[left], rows[left] = fits.any(1), tried[updates, first], row[updates, first]
         attempt += width
-    return found, counts, rows
+    return packed, counts, rows
 
 
 def _possible(needs, base, shapes: tuple[RowShape, ...], table: Combinations) -> Bool[np.ndarray, "U C"]:

@@ -89,8 +89,8 @@ def _row_shape(size: tuple[int, ...], rows: int, K: int, batch_size: int, compar
 
 def _start(mean: tuple[float, ...], K: int, per_row: float, longest: tuple[int, ...], limit: int) -> Sizes:
     """Starting sizes, from a whole update (or the longest row) down to an eighth; the first has room for anything."""
-    whole = (mean[0] + K * sum(mean[1:])) / _MULTIPLE
-    count = min(1.1 * per_row, limit / whole)  # comparisons
+    comparison = (mean[0] + K * sum(mean[1:])) / _MULTIPLE
+    count = min(1.1 * per_row, limit / comparison)  # comparisons in the largest row
     sizes = []
     for fraction in np.geomspace(1, 1 / 8, _SHAPES):
         lengths = [int(fraction * count * length / _MULTIPLE) for length in mean]

@@ -69,11 +69,11 @@ def missing_compiler(topology: Topology, folder: Path) -> str | None:
     if needed is None:  # CPUs bring theirs
         return None
     package, wanted = needed
-    found = next((dist.version for dist in distributions(name=package, path=[str(folder)])), None)
-    if found is not None and fnmatchcase(found, wanted):
+    installed = next((dist.version for dist in distributions(name=package, path=[str(folder)])), None)
+    if installed is not None and fnmatchcase(installed, wanted):
         return None
-    reason = "no compiler" if found is None else f"{package} {found}, where JAX {jax.__version__} needs {wanted},"
-    return f"{reason} in {folder}; fetch it with: {fetch_command(folder)}"
+    found = "no compiler" if installed is None else f"{package} {installed}, where JAX {jax.__version__} needs {wanted},"
+    return f"{found} in {folder}; fetch it with: {fetch_command(folder)}"
 
 
 def fetch_command(folder: Path) -> str:

@@ -23,7 +23,7 @@ from .flops import count_parameters
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cost of an update; bytes are per device, and `None` means that the figure is not published."""
+    """The cost of an update; bytes are per device, and `None` means not published, or not compiled."""
 
     topology: str
     devices: int

@@ -22,7 +22,7 @@ class OnHost(NamedTuple):
 
 
 def keep_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Wraps an optimizer so that the device holds the state of at most two leaves; `init_state` puts it on the host.
+    """Wraps an optimizer whose state `init_state` puts on the host; the device holds that of two leaves at most.
 
     The optimizer must treat every leaf by itself. Optax's do, except clipping by global norm, which must come before.
 

@@ -92,7 +92,7 @@ def make_optimizer(
 
 
 def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
-    """Muon for the matrices of blocks, AdamW for the rest; Muon's updates are scaled to AdamW's learning rates."""
+    """Muon for the matrices of blocks, AdamW for the rest; Muon's updates have AdamW's size, so rates carry over."""
     from optax.contrib import MuonDimensionNumbers, muon
 
     def kinds(params: RewardModel) -> RewardModel:

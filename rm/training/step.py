@@ -105,7 +105,7 @@ def _as_float32(model: Any) -> Any:
 
 @checked
 def accumulate(sums: Sums | None, model: Any, batch: PreferenceBatch, objective: Objective) -> Sums:
-    """Gradient accumulation: adds a micro-batch's gradients and metrics to `sums`, `None` before the first."""
+    """Accumulates gradients: adds a micro-batch's gradients and metrics to `sums`, which is `None` for the first."""
 
     def total(model: Any) -> tuple[Array, tuple[Array, Mapping[str, Array]]]:
         loss, rewards, extra = check_objective(objective(model, batch), batch)
