@@ -10,7 +10,7 @@ import tempfile
 # busy cores may have to wait for one another for more than the 40 s after which XLA ends the process
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
