@@ -54,6 +54,12 @@ def updated(batches, objective, optimizer):
     )
 
 
+@pytest.fixture(scope="module")
+def step():
+    """One jitted update for several tests, so that its parts are compiled once."""
+    return rm.jit_update(objective, rm.adamw(1e-2))
+
+
 SHAPES = {
     "all in one row": RowShape(rows=1, slots=6, regions=(32, 96, 96)),
     "one a row": RowShape(rows=6, slots=1, regions=(32, 32, 32)),
@@ -62,13 +68,10 @@ SHAPES = {
 }
 
 
-def test_an_update_does_not_depend_on_the_packing(comparisons):
-    optimizer = rm.adamw(1e-2)
+def test_an_update_does_not_depend_on_the_packing(comparisons, step):
     states = {}
     for name, shape in SHAPES.items():
-        states[name] = rm.jit_update(objective, optimizer)(
-            rm.init_state(new_model(), optimizer), pack(comparisons, range(6), [shape])
-        )
+        states[name] = step(rm.init_state(new_model(), rm.adamw(1e-2)), pack(comparisons, range(6), [shape]))
     reference, metrics = states["all in one row"]
     for name, (state, other) in states.items():
         for key, value in metrics.items():
@@ -113,7 +116,8 @@ def test_a_step_equals_clipped_adamw_in_float64():
     gradients = jax.tree.unflatten(structure, [jnp.asarray(6 * x, jnp.float32) for x in g])
     sums = Sums(gradients, metrics={"loss": jnp.array(0.7)}, comparisons=jnp.array(6))
     optimizer = rm.adamw(1e-2, weight_decay=0.1, max_grad_norm=0.05)
-    state, metrics = rm.apply_gradients(rm.init_state(model, optimizer), sums, optimizer)
+    apply = jax.jit(partial(rm.apply_gradients, optimizer=optimizer))
+    state, metrics = apply(rm.init_state(model, optimizer), sums)
 
     norm = np.sqrt(sum((leaf**2).sum() for leaf in g))
     assert norm > 0.05
@@ -148,11 +152,10 @@ def test_one_trace_for_each_batch_shape(comparisons):
     assert int(state.step) == 5
 
 
-def test_the_state_is_donated(comparisons):
+def test_the_state_is_donated(comparisons, step):
     """Without donation an update would hold two copies of parameters and moments."""
-    optimizer = rm.adamw(1e-3)
-    state = rm.init_state(new_model(), optimizer)
-    new, _ = rm.jit_update(objective, optimizer)(state, pack(comparisons, [0], [SHAPES["one a row"]]))
+    state = rm.init_state(new_model(), rm.adamw(1e-2))
+    new, _ = step(state, pack(comparisons, [0], [SHAPES["one a row"]]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.model, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 
