@@ -21,6 +21,7 @@ from rm.errors import ConfigError
 from .conftest import SHARED
 
 STEPS = 9
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def free_port() -> int:
 
 def start(arguments: list[str], *, processes: int = 1, own: dict[int, list[str]] | None = None):
     """Starts as many processes, each with a device of its own."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
     address, running = f"127.0.0.1:{free_port()}", []
     for number in range(processes):
         joined = [

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 
 
 def run(*command: str, **options) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, **options)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, **options)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
