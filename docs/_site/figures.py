@@ -78,17 +78,74 @@ def save(figure, name: str) -> None:
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r"(\d\.\d{2})\d+", r"\1", text)  # hundredths of a point are enough
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\d\.\d{2})\d+", r"\1", path[0]), text)  # hundredths do
     text = "\n".join(line.rstrip() for line in text.splitlines())
     (IMAGES / name).write_text(text.replace(INK, "currentColor").replace(">", f">{THEME}", 1) + "\n", encoding="utf-8")
 
 
+def box(x: int, y: int, width: int, name: str, phrase: str, colour: str) -> str:
+    """A room: its name and what it does, in one or two lines."""
+    lines = "".join(f'<tspan x="{x + width / 2}" dy="14">{line}</tspan>' for line in phrase.split("|"))
+    return (
+        f'<rect x="{x}" y="{y}" width="{width}" height="58" rx="6" fill="{colour}" fill-opacity="0.16" '
+        f'stroke="{colour}"/><text x="{x + width / 2}" y="{y + 18}" font-weight="600">{name}'
+        f'</text><text x="{x + width / 2}" y="{y + 20}" font-size="11">{lines}</text>'
+    )
+
+
+def arrow(x1: int, y1: int, x2: int, y2: int, label: str = "", above: int = 7) -> str:
+    """An arrow, and above it the thing that is passed on."""
+    text = f'<text x="{(x1 + x2) / 2}" y="{(y1 + y2) / 2 - above}" font-size="10.5">{label}</text>' if label else ""
+    return f'<path d="M{x1} {y1}L{x2} {y2}" stroke="currentColor" marker-end="url(#tip)" fill="none"/>{text}'
+
+
+def rooms() -> str:
+    """The folders of `rm` along the path of a preference pair, and the path of a reward below it."""
+    data, model, use, under = COLOURS[0], COLOURS[2], COLOURS[1], COLOURS[5]
+    drawn = [
+        '<text x="14" y="96" text-anchor="start" font-size="11">pairs.jsonl</text>',
+        box(14, 110, 92, "files", "read rows;|weights", data),
+        arrow(106, 139, 150, 139, "rows"),
+        box(152, 110, 98, "text, data", "render,|tokenize", data),
+        arrow(250, 139, 298, 139, "ids"),
+        box(300, 110, 92, "packing", "fill rows", data),
+        arrow(392, 139, 440, 139, "batch"),
+        box(442, 110, 92, "model", "forward", model),
+        arrow(534, 128, 586, 66),
+        '<text x="552" y="88" text-anchor="end" font-size="10.5">rewards</text>',
+        box(588, 28, 104, "training", "loss, gradients,|update", model),
+        arrow(692, 57, 738, 57, "state"),
+        box(740, 28, 104, "saving", "checkpoints,|exports", use),
+        arrow(534, 150, 586, 212),
+        '<text x="564" y="174" text-anchor="start" font-size="10.5">rewards</text>',
+        box(588, 192, 104, "evaluation", "statistics,|figures", use),
+        arrow(692, 221, 738, 221),
+        box(740, 192, 104, "serving", "rewards over|HTTP", use),
+        box(300, 192, 234, "devices", "meshes, processes, platform:|under model, packing and training", under),
+        box(14, 192, 236, "planning", "the same update, compiled for|devices that are not here", under),
+        box(14, 274, 830, "commands", "train, evaluate, score, serve, plan, data, demo: each a composition of the rooms", under),
+        '<text x="844" y="20" text-anchor="end" font-size="11">a pair ends in new parameters …</text>',
+        '<text x="844" y="184" text-anchor="end" font-size="11">… a response in a number</text>',
+    ]
+    tip = (
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path d="M0 0L8 4L0 8z" fill="currentColor"/></marker></defs>'
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 858 346" font-family="sans-serif" font-size="13" '
+        f'text-anchor="middle" fill="currentColor">{THEME}{tip}\n' + "\n".join(drawn) + "\n</svg>\n"
+    )
+
+
 def main() -> None:
-    """Writes first_run.svg and rows.svg."""
+    """Writes first_run.svg and rooms.svg."""
+    (IMAGES / "rooms.svg").write_text(rooms(), encoding="utf-8")
+    if not Path("rm-demo").is_dir():
+        return
     batch, log, rewards = train()
     with matplotlib.rc_context(STYLE):
-        figure = plt.figure(figsize=(8.4, 4.3), layout="constrained")
-        grid = figure.add_gridspec(2, 3, height_ratios=(1, 2.1))
+        figure = plt.figure(figsize=(9, 4.6), layout="constrained")
+        grid = figure.add_gridspec(2, 3, height_ratios=(1, 2.1), width_ratios=(1, 1, 1.15))
         draw_rows(figure.add_subplot(grid[0, :]), batch)
         loss, accuracy, histogram = (figure.add_subplot(grid[1, column]) for column in range(3))
         rm.plots.training_curves(log, metric="loss", ax=loss)

@@ -110,7 +110,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return f"[`rm.{found}{call}`][rm.{found}]"
 
-    skip = uri.startswith(("source/", "reference/")) or uri in ("changelog.md", "log.md", "scale.md")
+    skip = uri.startswith("source/") or (uri.startswith("reference/") and uri != "reference/index.md") or uri in ("changelog.md", "log.md", "scale.md")
     if skip:
         return linked
     return "\n".join(line if line.startswith("#") else CODE.sub(name, line) for line in _blocks(linked))
