@@ -123,7 +123,14 @@ def rooms() -> str:
         box(740, 192, 104, "serving", "rewards over|HTTP", use),
         box(300, 192, 234, "devices", "meshes, processes, platform:|under model, packing and training", under),
         box(14, 192, 236, "planning", "the same update, compiled for|devices that are not here", under),
-        box(14, 274, 830, "commands", "train, evaluate, score, serve, plan, data, demo: each a composition of the rooms", under),
+        box(
+            14,
+            274,
+            830,
+            "commands",
+            "train, evaluate, score, serve, plan, data, demo: each a composition of the rooms",
+            under,
+        ),
         '<text x="844" y="20" text-anchor="end" font-size="11">a pair ends in new parameters …</text>',
         '<text x="844" y="184" text-anchor="end" font-size="11">… a response in a number</text>',
     ]

@@ -6,7 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from docstrings import typeset  # beside this file, where mkdocs looks while it loads a hook
+from formulas import typeset  # beside this file, where mkdocs looks while it loads a hook
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -110,7 +110,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return f"[`rm.{found}{call}`][rm.{found}]"
 
-    skip = uri.startswith("source/") or (uri.startswith("reference/") and uri != "reference/index.md") or uri in ("changelog.md", "log.md", "scale.md")
+    skip = (
+        uri.startswith("source/")
+        or (uri.startswith("reference/") and uri != "reference/index.md")
+        or uri in ("changelog.md", "log.md", "scale.md")
+    )
     if skip:
         return linked
     return "\n".join(line if line.startswith("#") else CODE.sub(name, line) for line in _blocks(linked))
