@@ -7,7 +7,7 @@ from typing import Any
 import griffe
 
 sys.path.append(str(Path(__file__).parent))
-from formulas import as_markdown  # noqa: E402
+from formulas import as_markdown
 
 
 class Docstrings(griffe.Extension):

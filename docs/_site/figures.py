@@ -158,6 +158,8 @@ def main() -> None:
         rm.plots.training_curves(log, metric="loss", ax=loss)
         loss.axhline(np.log(2), color=COLOURS[5], linewidth=0.8, linestyle=":")
         rm.plots.training_curves(log, metric="accuracy", ax=accuracy)
+        for ax in (loss, accuracy):
+            ax.get_lines()[0].set(alpha=0.45, linewidth=1)
         rm.plots.reward_histogram(rewards[:, 0], rewards[:, 1], ax=histogram)
         save(figure, "first_run.svg")
 

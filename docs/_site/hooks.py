@@ -1,4 +1,4 @@
-"""Steps of `mkdocs build`: what lies outside docs/ becomes pages, names become links, figures take the page's colour."""
+"""Steps of `mkdocs build`: files outside docs/ become pages, names become links, figures take the page's colour."""
 
 import os
 import posixpath
@@ -138,12 +138,12 @@ def _blocks(markdown: str) -> list[str]:
 def public_names() -> set[str]:
     """The names that the reference pages show."""
     pages = (ROOT / "docs/reference").glob("*.md")
-    found = {name for page in pages for name in re.findall(r"^::: rm\.([\w.]+)$", page.read_text("utf-8"), re.M)}
-    return found
+    return {name for page in pages for name in re.findall(r"^::: rm\.([\w.]+)$", page.read_text("utf-8"), re.M)}
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts SVG figures into the page, where `currentColor` is that of its text."""
+    """Puts SVG figures into the page, where `currentColor` is that of its text, and keeps flags in one piece."""
+    html = re.sub(r"<code>(?=--[^< ]{1,32}</code>)", '<code class="flag">', html)
 
     def inline(match: re.Match) -> str:
         svg = (ROOT / "docs/images" / match["name"]).read_text(encoding="utf-8")
