@@ -69,10 +69,10 @@ def flags(command: str) -> set[str]:
 
 
 @pytest.fixture
-def demo_directory(tmp_path, monkeypatch) -> Path:
+def demo_directory(tmp_path, monkeypatch, request) -> Path:
     """The current directory, with what the code of the pages reads: a model, preferences, votes, a run's metrics."""
     rng = random.Random(0)
-    pairs = [make_pair(rng) for _ in range(2500)]
+    pairs = [make_pair(rng) for _ in range(getattr(request, "param", 2500))]
     llama = tmp_path / "rm-demo/llama"
     llama.mkdir(parents=True)
     write_llama(llama, [message["content"] for pair in pairs for side in pair.values() for message in side])
@@ -116,12 +116,13 @@ def test_the_example_composes(demo_directory, capsys):
 
 @pytest.mark.long
 @pytest.mark.optax
+@pytest.mark.parametrize("demo_directory", [600], indirect=True)
 def test_the_tour_and_what_other_pages_add_to_it_run(demo_directory, capsys):
     """Every block of every page but the README, those of other pages with the names that the tour has left."""
     names = run("docs/tour.md", {})
     printed = capsys.readouterr().out
-    assert "2250 2250 {}" in printed, "rows read, kept and dropped"
-    assert names["found"]["n"] == 250
+    assert "540 540 {}" in printed, "rows read, kept and dropped"
+    assert names["found"]["n"] == 60
     saved, trained = (rm.score(model, names["tokenizer"], ["x y"]) for model in (names["again"], names["state"].model))
     np.testing.assert_array_equal(saved, trained)
 
