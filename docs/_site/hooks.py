@@ -44,7 +44,7 @@ def linked_files(files: Files) -> set[str]:
     for file in files.documentation_pages():
         for target in LINK.findall(file.content_string):
             path = posixpath.normpath(posixpath.join(posixpath.dirname(path_of(file.src_uri)), target))
-            if not path.startswith("docs/") and path not in PAGES and (ROOT / path).is_file() and path[-6:] != ".ipynb":
+            if (ROOT / path).is_file() and uri_of(path).startswith("source/"):
                 found.add(path)
     return found
 
@@ -61,7 +61,8 @@ def uri_of(path: str) -> str:
         return PAGES[path]
     if path.endswith(".ipynb"):
         return path.replace(".ipynb", ".md")
-    return path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md"
+    page = path.startswith("docs/") and not path.startswith("docs/_site/")
+    return path.removeprefix("docs/") if page else f"source/{path}.md"
 
 
 def source_page(path: str) -> str:
@@ -142,8 +143,9 @@ def public_names() -> set[str]:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts SVG figures into the page, where `currentColor` is that of its text, and keeps flags in one piece."""
-    html = re.sub(r"<code>(?=--[^< ]{1,32}</code>)", '<code class="flag">', html)
+    """Puts SVG figures into the page, where `currentColor` is that of its text; breaks names at underscores only."""
+    html = re.sub(r"<code>(?=--[^< ]{1,18}</code>)", '<code class="flag">', html)
+    html = re.sub(r"(?<=<code>)[\w.]{16,}(?=</code>)", lambda name: name[0].replace("_", "_<wbr>"), html)
 
     def inline(match: re.Match) -> str:
         svg = (ROOT / "docs/images" / match["name"]).read_text(encoding="utf-8")
