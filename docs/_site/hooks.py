@@ -103,6 +103,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(uri_of(path), posixpath.dirname(uri) or ".")
 
     linked = markdown if uri.startswith("source/") else LINK.sub(lead, markdown)
+    if uri == "log.md":  # an entry begins with lines of their own
+        linked = re.sub(r"\n(?=(?:Versions|Command|Runs): )", "  \n", linked)
     known = public_names()
 
     def name(match: re.Match) -> str:
