@@ -245,10 +245,10 @@ def test_the_readme_is_short():
     assert "[test]" in test_command, ".ci/run takes it from here"
 
 
-def test_the_citation_is_that_of_the_readme():
+def test_the_citation_is_of_this_version():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    (version,) = re.findall(r"^version: (.*)$", citation, re.MULTILINE)
-    assert f"version = {{{version}}}" in README
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [rm.__version__]
+    assert f"version = {{{rm.__version__}}}" in README
 
 
 # The reference.

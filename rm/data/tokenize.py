@@ -77,7 +77,7 @@ def tokenize_comparisons(
     cache: bool = True,
     source: str = "data",
 ) -> tuple[TokenizedComparisons, dict[str, Any]]:
-    """Tokenizes preference rows of any form, see README.md for the columns.
+    """Tokenizes preference rows of any form, see docs/data.md for the columns.
 
     Text: the end-of-sequence token is appended where missing, prompt and response are joined as strings and tokenized
     once. Chat: the template renders prompt and response as one conversation, and no special token is added to that.
