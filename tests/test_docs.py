@@ -287,6 +287,7 @@ def test_formulas_are_typeset():
     formulas = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(formulas)
     assert formulas.tex("-log σ(chosen - b_i²)") == r"-\log \sigma(\text{chosen} - b_{i}^2)"
+    assert formulas.tex("mean_reward ≥ 0") == r"\text{mean\_reward} \ge 0"
     assert formulas.tex("√(p(1 - p)/n)") == r"\sqrt{p(1 - p)/n}"
     example = formulas.as_markdown("One line.\n\n>>> f(1,\n...   2)\n3\n\nThe end, `σ(x)`.")
     assert formulas.typeset("`σ(ж)`") == "`σ(ж)`", "not known"

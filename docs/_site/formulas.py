@@ -62,6 +62,8 @@ def tex(formula: str) -> str:
 def _word(match: re.Match) -> str:
     """A word upright, a letter in italics, what follows an underscore below it; braces are marked until the end."""
     name, _, below = match[0].partition("_")
+    if len(below) > 2:  # the name of a function or a field
+        return f"\\text⟦{match[0]}⟧".replace("_", r"\_")
     name = rf"\{name}" if name in _FUNCTIONS else name if len(name) == 1 else f"\\text⟦{name}⟧"
     return f"{name}_⟦{below}⟧" if below else f"{name} " if name.startswith("\\") and name[1:] in _FUNCTIONS else name
 
