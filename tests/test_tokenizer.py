@@ -322,7 +322,7 @@ def test_an_object_that_a_tool_returns_reaches_the_template_and_a_list_is_not_pr
     assert render_messages({}, [row], tokenizer) == '{"temperature": 3}'
     assert render_messages({}, [row | {"content": [{"temperature": 3}]}], tokenizer) == '[{"temperature": 3}]'
     prints = make_tokenizer(tmp_path / "prints", NAMED | {"chat_template": PRINTS})
-    with pytest.raises(RowError, match="message 0: the chat template writes its list as Python does"):
+    with pytest.raises(RowError, match="message 0: the chat template prints its content as a Python list"):
         render_messages({}, [row | {"content": [{"temperature": 3}]}], prints)
 
 
@@ -343,10 +343,10 @@ def test_arguments_of_a_row_are_taken_as_transformers_takes_them(tmp_path, argum
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"continue_final_message": True}, "continue_final_message: takes the end of the conversation away"),
-        ({"continue_final_message": "content"}, "continue_final_message: takes the end of the conversation away"),
-        ({"truncation": True}, "truncation: is no variable of a chat template; leave it out"),
-        ({"tokenize": False}, "tokenize: is no variable of a chat template; leave it out"),
+        ({"continue_final_message": True}, "continue_final_message: removes the end of the conversation"),
+        ({"continue_final_message": "content"}, "continue_final_message: removes the end of the conversation"),
+        ({"truncation": True}, "truncation: is not a variable of chat templates; leave it out"),
+        ({"tokenize": False}, "tokenize: is not a variable of chat templates; leave it out"),
         ({"documents": "a"}, "documents: expected a list of objects, found str 'a'"),
         (
             {"chat_template": "{{ 1 }}"},

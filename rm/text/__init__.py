@@ -1,4 +1,4 @@
-"""Text to token ids: chat templates, special tokens, and the token that pads."""
+"""Text to token ids: chat templates, special tokens, and the pad token."""
 
 from .pad_token import match_tokenizer
 from .tokenizer import Tokenizer, load_tokenizer

@@ -13,19 +13,18 @@ from ..errors import RmError, TokenizerError
 if TYPE_CHECKING:
     import jinja2
 
-SECONDS = 5.0  # for one conversation
-CHARACTERS = 20_000_000  # of one conversation's text
+SECONDS = 5.0  # limit for rendering one conversation
+CHARACTERS = 20_000_000  # limit of one conversation's text
 
 
 def render_chat(template: str, variables: Mapping[str, Any], today: date) -> str:
     """Renders a chat template in jinja's immutable sandbox, within `SECONDS` and `CHARACTERS`.
 
-    Clock and size are looked at whenever the template writes: one that works for long without writing is not stopped.
+    The limits are checked whenever the template writes: one that computes for long without writing is not stopped.
 
-    **Arguments:** `variables`, by name; `today`, the date that a template is told when it asks for the present one
-    (those of Llama 3.2 write it down).
+    **Arguments:** `variables`, by name; `today`, the date that `strftime_now` formats (Llama 3.2's templates write it).
 
-    **Raises:** `TokenizerError` where the template is not valid, refuses the conversation, or passes a limit.
+    **Raises:** `TokenizerError` where the template is not valid, refuses the conversation, or exceeds a limit.
 
     >>> render_chat("{{ messages[0].content }}, {{ strftime_now('%Y') }}", {"messages": [{"content": "Hi"}]}, date.max)
     'Hi, 9999'
@@ -45,20 +44,20 @@ def render_chat(template: str, variables: Mapping[str, Any], today: date) -> str
 
 
 def _write(template: "jinja2.Template", variables: Mapping[str, Any]) -> str:
-    pieces, size, end = [], 0, time.monotonic() + SECONDS
+    pieces, size, deadline = [], 0, time.monotonic() + SECONDS
     for piece in template.generate(variables):
         pieces.append(piece)
         size += len(piece)
         if size > CHARACTERS:
             raise TokenizerError(f"the chat template wrote more than {CHARACTERS:,} characters for the conversation")
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise TokenizerError(f"the chat template ran longer than {SECONDS:g} s on the conversation")
     return "".join(pieces)
 
 
 @functools.lru_cache(maxsize=64)
 def compile_template(template: str, today: date) -> "jinja2.Template":
-    """The template as a program.
+    """Compiles a chat template.
 
     **Raises:** `TokenizerError` where it is not valid.
     """
@@ -66,7 +65,7 @@ def compile_template(template: str, today: date) -> "jinja2.Template":
 
     clock = datetime(today.year, today.month, today.day).strftime
     try:
-        with warnings.catch_warnings(action="ignore"):  # Python's, of what the template compiles to
+        with warnings.catch_warnings(action="ignore"):  # Python's warnings about the generated code
             return environment().from_string(template, globals={"strftime_now": clock})
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(f"the chat template is not valid jinja (line {error.lineno}: {error.message})") from None
@@ -74,7 +73,7 @@ def compile_template(template: str, today: date) -> "jinja2.Template":
 
 @functools.cache
 def environment() -> "jinja2.Environment":
-    """Jinja's immutable sandbox with the blocks, the filters and the functions that chat templates use."""
+    """Jinja's immutable sandbox with the blocks, filters and functions that chat templates use."""
     import jinja2.ext
     import jinja2.sandbox
 

@@ -1,4 +1,4 @@
-"""The blocks and functions of chat templates that jinja lacks; imported only where a template renders."""
+"""Blocks and functions that chat templates use and jinja lacks; imported only when a template is rendered."""
 
 from typing import Any, ClassVar
 
@@ -9,12 +9,12 @@ from jinja2.ext import Extension
 
 
 class Generation(Extension):
-    """`{% generation %}` marks what the assistant says. The text passes through; its variables stay inside."""
+    """The block `{% generation %}`, which marks the assistant's text: its body, rendered in a scope of its own."""
 
     tags: ClassVar[set[str]] = {"generation"}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def parse(self, parser: Any) -> nodes.Node:
-        """The block as a call that returns its body."""
+        """Parses the block as a call that returns its body."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
@@ -38,14 +38,14 @@ class Namespace(jinja2.utils.Namespace):
 
 
 class MakeDict:
-    """`dict` as a template may call it: Python's own class has more attributes than a template needs."""
+    """The function `dict` of templates; Python's class would expose more attributes than a template needs."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        """A dict of what `dict` takes."""
+        """Returns `dict(*args, **kwargs)`."""
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """The same value for several keys."""
+        """Returns `dict.fromkeys(*args)`."""
         return dict.fromkeys(*args)
 
 

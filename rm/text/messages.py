@@ -1,4 +1,4 @@
-"""Messages as chat templates get them: as `transformers` 5.24 passes them on, with content in parts read as text."""
+"""Messages as `transformers` 5.24 passes them to chat templates, with content in parts read as text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ SPEAKERS = ("system", "developer", "user", "assistant")
 
 
 def with_reasoning(message: Message) -> Message:
-    """A message without keys that are null, its reasoning under the names that templates read.
+    """The message without its null keys, and with its reasoning under the names that templates read.
 
     >>> with_reasoning({"role": "assistant", "reasoning": "1 + 1", "content": "2", "name": None})
     {'thinking': '1 + 1', 'role': 'assistant', 'reasoning': '1 + 1', 'content': '2', 'reasoning_content': '1 + 1'}
@@ -25,14 +25,14 @@ def with_reasoning(message: Message) -> Message:
 
 
 def render_parts(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str:
-    """The text of a conversation, some of whose messages may have their content in parts.
+    """Renders a conversation in which the content of a message may be a list of parts.
 
-    Parts pass as they are where the template writes the text of each. Where it fails on them, loses one of them, or
-    would write the list as Python does, the message gets its texts instead, joined without anything in between.
+    The template gets the parts unchanged if it writes the text of each. If it fails on them, loses one, or prints the
+    list as Python does, it gets their concatenated texts instead.
 
-    **Arguments:** `render`, from messages to the text.
+    **Arguments:** `render`, a function from messages to text.
 
-    **Raises:** `TokenizerError` where a part is no text, naming its place; what `render` raises.
+    **Raises:** `TokenizerError` where a part is not text, naming the part; any error of `render`.
 
     >>> def render(messages):
     ...     return " ".join(str(message["content"]) for message in messages)
@@ -46,17 +46,19 @@ def render_parts(render: Callable[[Sequence[Message]], str], messages: Sequence[
     texts = {k: texts for k in lists if (texts := _texts(k, messages[k])) is not None}
     try:
         text = render(messages)
-        given = [k for k in texts if _lost(k, texts[k], text, messages, render)]
+        to_join = [k for k in texts if _loses_parts(k, texts[k], text, messages, render)]
     except TokenizerError:
         if not texts:
             raise
-        text, given = "", list(texts)
-    if given:
-        messages = [_with(message, "".join(texts[k])) if k in given else message for k, message in enumerate(messages)]
+        text, to_join = "", list(texts)
+    if to_join:
+        messages = [
+            _with(message, "".join(texts[k])) if k in to_join else message for k, message in enumerate(messages)
+        ]
         text = render(messages)
     for k in lists:
         if isinstance(messages[k]["content"], list) and str(messages[k]["content"]) in text:
-            raise TokenizerError(f"message {k}: the chat template writes its list as Python does; expected a text")
+            raise TokenizerError(f"message {k}: the chat template prints its content as a Python list; make it a text")
     return text
 
 
@@ -65,7 +67,7 @@ def _with(message: Message, content: str) -> Message:
 
 
 def _texts(k: int, message: Message) -> list[str] | None:
-    """The text of every part; `None` where the list is a tool's result rather than parts."""
+    """The text of every part; `None` if the list is the result of a tool rather than parts."""
     parts, role = message["content"], message.get("role")
     typed = all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
     if not typed and role not in SPEAKERS:
@@ -80,15 +82,15 @@ def _texts(k: int, message: Message) -> list[str] | None:
     return [part["text"] for part in parts]
 
 
-def _lost(
+def _loses_parts(
     k: int, texts: Sequence[str], text: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
 ) -> bool:
-    """Whether a rendering lacks what the parts of a message say, or has them as a list of Python."""
+    """True if the rendered text lacks a part of message `k`, or contains the list as Python prints it."""
     if str(messages[k]["content"]) in text or any(part.strip() not in text for part in texts):
         return True
     try:
         return (
             render([_with(message, "") if number == k else message for number, message in enumerate(messages)]) == text
         )
-    except TokenizerError:  # it needs a list
+    except TokenizerError:  # the template needs a list
         return False

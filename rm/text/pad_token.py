@@ -1,4 +1,4 @@
-"""Which token pads. `transformers` reads a reward at the rightmost token that is not padding, so none may end in it."""
+"""The choice of a pad token that no sequence ends in: `transformers` reads rewards at the rightmost non-pad token."""
 
 import dataclasses
 import json
@@ -21,10 +21,10 @@ _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "[PAD]", "<|padd
 def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardModel, Tokenizer]:
     """Makes a model and a tokenizer agree on the pad token, which decides where the reward is read.
 
-    A model with a pooling rule keeps it. One without gets a pad token that no sequence ends in: the tokenizer's own,
-    one that the vocabulary has for it, or a new one, for which the embedding grows by a row where it must.
+    A model that states a pad token keeps it. Any other gets a pad token that no sequence ends in: the tokenizer's own,
+    another one in the vocabulary, or a new one, for which the embedding gains a row if it has none to spare.
 
-    **Raises:** `TokenizerError` where the tokenizer knows ids that the embedding lacks.
+    **Raises:** `TokenizerError` where the tokenizer has ids that the embedding lacks.
     """
     config, tokenizer = match_config(model.config, tokenizer)
     grow = config.vocab_size - model.config.vocab_size
@@ -37,7 +37,7 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
 
 
 def match_config(config: LlamaConfig, tokenizer: Tokenizer) -> tuple[LlamaConfig, Tokenizer]:
-    """`match_tokenizer` for a model's configuration alone: all that the data path needs of a model."""
+    """`match_tokenizer` for the configuration alone, which is enough to tokenize data."""
     check_vocabulary(tokenizer, config)
     if config.pad_token_id is not None:
         token = tokenizer.backend.id_to_token(config.pad_token_id) if config.pad_token_id >= 0 else None
@@ -52,7 +52,7 @@ def match_config(config: LlamaConfig, tokenizer: Tokenizer) -> tuple[LlamaConfig
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
-    """Raises `TokenizerError` where the tokenizer knows ids that the embedding lacks."""
+    """Raises `TokenizerError` where the tokenizer has ids that the embedding lacks."""
     if tokenizer.max_token_id >= config.vocab_size:
         raise TokenizerError(
             f"the tokenizer is larger than the embedding: token ids reach {tokenizer.max_token_id}, the model has "
@@ -61,16 +61,16 @@ def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
 
 
 def choose_pad_token(tokenizer: Tokenizer) -> str | None:
-    """A token of the vocabulary that can pad because no sequence ends in it, or `None`."""
+    """A token of the vocabulary that no sequence ends in, to be the pad token; `None` if there is none."""
     final = {tokenizer.eos_token, tokenizer.bos_token, _last_of_chat(tokenizer)}
-    unknown = tokenizer.unk_token if tokenizer.eos_token else None  # without an end, a text may end in a rare word
+    unknown = tokenizer.unk_token if tokenizer.eos_token else None  # without EOS, a text may end in an unknown word
     candidates = (tokenizer.pad_token, *_PAD_TOKENS, unknown)
-    known = (token for token in candidates if token not in final and tokenizer.token_id(token) is not None)
-    return next(known, None)
+    usable = (token for token in candidates if token not in final and tokenizer.token_id(token) is not None)
+    return next(usable, None)
 
 
 def set_pad_token(tokenizer: Tokenizer, token: str) -> Tokenizer:
-    """The same tokenizer with another pad token, which its files state too."""
+    """The tokenizer with another pad token, also in its files."""
     if token == tokenizer.pad_token:
         return tokenizer
     files = dict(tokenizer.files)
@@ -83,17 +83,17 @@ def set_pad_token(tokenizer: Tokenizer, token: str) -> Tokenizer:
 def add_pad_token(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with a new special token `<|pad|>` at the end of its vocabulary.
 
-    **Raises:** `TokenizerError` where the vocabulary has gaps, so that what comes at its end takes another token's id.
+    **Raises:** `TokenizerError` where the token exists already, or gaps in the ids would give it another token's id.
     """
-    backend = tokenizer_from_files(tokenizer.files).backend  # one of its own, to change
+    backend = tokenizer_from_files(tokenizer.files).backend  # a copy to change
     taken = set(backend.get_vocab(with_added_tokens=True).values())
     backend.add_special_tokens([NEW_PAD_TOKEN])
     if backend.token_to_id(NEW_PAD_TOKEN) in taken:
         raise TokenizerError(
-            f"{NEW_PAD_TOKEN!r} cannot be added to the tokenizer for padding: it is there already or the ids have "
+            f"{NEW_PAD_TOKEN!r} cannot be added to the tokenizer for padding: it exists already or the ids have "
             "gaps; state in tokenizer_config.json a pad_token that no text ends in"
         )
-    # All added tokens: those that only the configuration lists would else be counted on from the new one.
+    # Write all added tokens: those that only the configuration lists would otherwise get ids after the new one.
     added = {"added_tokens": json.loads(backend.to_str())["added_tokens"]}
     content = dump_json(parse_json(tokenizer.files, "tokenizer.json") | added)
     grown = tokenizer_from_files({**tokenizer.files, "tokenizer.json": content})
@@ -101,7 +101,7 @@ def add_pad_token(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _last_of_chat(tokenizer: Tokenizer) -> str | None:
-    """The token that ends a rendered conversation, if there is a template."""
+    """The last token of a rendered conversation, if there is a template."""
     try:
         text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     except TokenizerError:

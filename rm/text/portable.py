@@ -1,4 +1,4 @@
-"""A tokenizer's files as an export carries them: the same ids and texts in every version of transformers on any day."""
+"""A tokenizer's files for an export: the same ids and texts in every version of transformers, on every day."""
 
 import re
 from datetime import date, datetime, time
@@ -9,12 +9,12 @@ from .tokenizer_files import dump_json, parse_json
 
 _FOUR = ("bos_token", "eos_token", "unk_token", "pad_token")
 _STANDARD = {*_FOUR, "sep_token", "cls_token", "mask_token"}
-_LEFT_OUT = {"auto_map", "from_slow", "tokenizer_file", "vocab_file"}  # code and files that an export does not have
+_LEFT_OUT = {"auto_map", "from_slow", "tokenizer_file", "vocab_file"}  # code and files that an export lacks
 _ASKS_FOR_DATE = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 
 
 def portable_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files of a tokenizer by name, as they came but for `portable_config` and `with_date`."""
+    """The files of a tokenizer by name, unchanged except by `portable_config` and `with_date`."""
     config = portable_config(tokenizer)
     config |= (
         {"chat_template": _with_dates(config["chat_template"], tokenizer.today)} if "chat_template" in config else {}
@@ -31,12 +31,12 @@ def portable_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 
 def portable_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """`tokenizer_config.json` without what keeps `transformers` 4.57 or 5 from reading `tokenizer.json` as it stands.
+    """`tokenizer_config.json`, changed so that `transformers` 4.57 and 5 both use `tokenizer.json` as it stands.
 
-    The class is `PreTrainedTokenizerFast`: others are rebuilt by version 5 without the normalizer of `tokenizer.json`,
-    and 4.57 does not know the one that version 5 writes. What a class implies is written out: special tokens, and
-    `add_prefix_space`, by which 4.57 overrules a `ByteLevel` pre-tokenizer. A list of `extra_special_tokens`, which
-    4.57 cannot read, gets the name that both read.
+    The class becomes `PreTrainedTokenizerFast`: version 5 rebuilds others without the normalizer of `tokenizer.json`,
+    and 4.57 does not know the class that version 5 writes. Defaults of the old class are written out: special tokens,
+    and `add_prefix_space`, with which 4.57 overrides a `ByteLevel` pre-tokenizer. A list of `extra_special_tokens`,
+    which 4.57 cannot read, becomes `additional_special_tokens`, which both read.
 
     Source: `PreTrainedTokenizerFast.__init__` of `transformers` 4.57.6, `AutoTokenizer.from_pretrained` of 5.24.0.
     """
@@ -57,17 +57,17 @@ def portable_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def with_date(template: str, today: date) -> str:
-    """A chat template with a date written where it asks for the present one.
+    """The chat template with a fixed date in place of every call of `strftime_now` with a literal format.
 
     >>> with_date("Today is {{ strftime_now('%d %b %Y') }}.", date(2024, 7, 26))
     "Today is {{ '26 Jul 2024' }}."
     """
     now = datetime.combine(today, time())
-    return _ASKS_FOR_DATE.sub(lambda found: f"{found[1]}{now.strftime(found[2])}{found[1]}", template)
+    return _ASKS_FOR_DATE.sub(lambda call: f"{call[1]}{now.strftime(call[2])}{call[1]}", template)
 
 
 def _with_dates(templates: Any, today: date) -> Any:
-    """The same for what `tokenizer_config.json` may hold: a template, or several by name."""
+    """`with_date` for one template, or for several in the forms that `tokenizer_config.json` may have."""
     if isinstance(templates, str):
         return with_date(templates, today)
     if isinstance(templates, dict):
@@ -78,7 +78,7 @@ def _with_dates(templates: Any, today: date) -> Any:
 
 
 def _without_list(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with a list of `extra_special_tokens` under its older name."""
+    """The configuration with a list of `extra_special_tokens` renamed to `additional_special_tokens`."""
     if not isinstance(config.get("extra_special_tokens"), list):
         return config
     rest = {name: value for name, value in config.items() if name != "extra_special_tokens"}

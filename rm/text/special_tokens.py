@@ -1,4 +1,4 @@
-"""Special tokens that a tokenizer's files name: whole tokens, with the ids that `transformers` 5.24 gives them."""
+"""The special tokens named in a tokenizer's files, with the ids that `transformers` 5.24 gives them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from .tokenizer_files import as_expected, parse_json
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _GPT2: dict[str, str] = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-# transformers' classes that tokenizer.json describes in full, without Tokenizer and Fast, and what they name by default
+# transformers' classes (less Tokenizer and Fast) that tokenizer.json describes in full, and their default tokens
 CLASSES: dict[str, dict[str, str]] = {
     "PreTrained": {},
     "TokenizersBackend": {},
@@ -36,10 +36,10 @@ _Token = str | tokenizers.AddedToken
 
 
 def set_special_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], directory: Path) -> dict[str, str]:
-    """The special tokens by name; those that `tokenizer.json` lacks become whole tokens of `backend`.
+    """The special tokens by name; those that `tokenizer.json` lacks are added to `backend`.
 
-    **Arguments:** `backend`, as `tokenizer.json` describes it; it is changed; `files`, the bytes of the directory's
-    files; `directory`, where errors say they lie.
+    **Arguments:** `backend`, the tokenizer of `tokenizer.json`, changed in place; `files`, their contents by name;
+    `directory`, their place in errors.
 
     **Raises:** `TokenizerError`, naming the file.
 
@@ -53,30 +53,30 @@ def set_special_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes]
         named, extra = _listed(config, legacy, defaults)
         special = {_content(token) for token in (*(named[name] for name in _NAMES if name in named), *extra)}
         added = _added(config, parse_json(files, "added_tokens.json", directory), special, backend)
-        known = {token.content: token for token in added}
-        named = {name: known.get(_content(token), token) for name, token in named.items()}
+        by_content = {token.content: token for token in added}
+        named = {name: by_content.get(_content(token), token) for name, token in named.items()}
         _add(backend, added, named, extra)
         backend.encode_special_tokens = bool(config.get("split_special_tokens"))
     return {name: _content(token) for name, token in named.items()}
 
 
 def contradiction(backend: tokenizers.Tokenizer, special: Mapping[str, str], config: Mapping[str, Any]) -> str | None:
-    """What `add_bos_token` and `add_eos_token` say against what `tokenizer.json` does, or `None` where they agree."""
+    """A sentence on how `add_bos_token` and `add_eos_token` contradict `tokenizer.json`; `None` if they agree."""
     ids = backend.encode("a").ids
     ends = {"bos_token": ids[:1], "eos_token": ids[-1:]}
     wrong = []
-    for name, found in ends.items():
+    for name, end in ends.items():
         flag, token = config.get(f"add_{name}"), special.get(name)
-        adds = token is not None and found == [backend.token_to_id(token)]
+        adds = token is not None and end == [backend.token_to_id(token)]
         if token is not None and isinstance(flag, bool) and flag != adds:
             wrong.append(f"add_{name} is {str(flag).lower()}, tokenizer.json adds {'one' if adds else 'none'}")
     return f"{' and '.join(wrong)}; tokenizer.json decides, as in transformers 5" if wrong else None
 
 
 def _defaults(config: Mapping[str, Any], backend: tokenizers.Tokenizer, source: Path) -> dict[str, str]:
-    """The tokens that the class names where the configuration does not, as far as the vocabulary has them.
+    """The default special tokens of the tokenizer's class, as far as the vocabulary has them.
 
-    A class of another name brings code of its own, which may encode otherwise than `tokenizer.json` says.
+    Unknown classes are refused: their code may encode differently from `tokenizer.json`.
     """
     name = config.get("tokenizer_class")
     kind = "PreTrained" if name is None else str(name).removesuffix("Fast").removesuffix("Tokenizer")
@@ -92,7 +92,7 @@ def _defaults(config: Mapping[str, Any], backend: tokenizers.Tokenizer, source: 
 def _listed(
     config: Mapping[str, Any], legacy: Mapping[str, Any], defaults: Mapping[str, str]
 ) -> tuple[dict[str, _Token], list[_Token]]:
-    """The special tokens with a name, and those without; `legacy` is what `special_tokens_map.json` says."""
+    """The named and the unnamed special tokens; `legacy` is the content of `special_tokens_map.json`."""
     own = dict(config)
     if "additional_special_tokens" in own and not own.get("extra_special_tokens"):
         own["extra_special_tokens"] = own.pop("additional_special_tokens")
@@ -113,20 +113,20 @@ def _listed(
 
 
 def _take_named(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Tokens with a name of the model's own, such as `image_token`."""
+    """Tokens under names that are not standard, such as `image_token`."""
     names = (name for name in config if name.endswith("_token") and name not in _NAMES)
     return {name: config[name] for name in names if isinstance(config[name], str | Mapping)}
 
 
 def _take_object(config: dict[str, Any]) -> dict[str, Any]:
-    """The tokens of `extra_special_tokens` where it is an object, taken out of the configuration."""
+    """Removes `extra_special_tokens` from the configuration and returns it, if it is an object."""
     return config.pop("extra_special_tokens") if isinstance(config.get("extra_special_tokens"), dict) else {}
 
 
 def _added(
     config: Mapping[str, Any], numbered: Mapping[str, int], special: set[str], backend: tokenizers.Tokenizer
 ) -> list[tokenizers.AddedToken]:
-    """The tokens that `added_tokens_decoder` lists, else `added_tokens.json`, by their ids."""
+    """The tokens of `added_tokens_decoder`, else of `added_tokens.json`, in order of id."""
     if "added_tokens_decoder" in config:
         by_id = {int(number): _added_token(token) for number, token in config["added_tokens_decoder"].items()}
     else:
@@ -145,11 +145,11 @@ def _add(
     named: Mapping[str, _Token],
     extra: Sequence[_Token],
 ) -> None:
-    """Adds what `backend` lacks: the tokens with an id, then those with a name, then the rest."""
-    known = backend.get_added_tokens_decoder().values()
-    as_they_are = {repr(token) for token in known}
-    contents = {token.content for token in known} | {token.content for token in added}
-    tokens = [token for token in added if repr(token) not in as_they_are]
+    """Adds the tokens that `backend` lacks: those with an id, then those with a name, then the rest."""
+    present = backend.get_added_tokens_decoder().values()
+    unchanged = {repr(token) for token in present}
+    contents = {token.content for token in present} | {token.content for token in added}
+    tokens = [token for token in added if repr(token) not in unchanged]
     for token in (*named.values(), *extra):
         if _content(token) not in contents:
             tokens.append(tokenizers.AddedToken(token, special=True) if isinstance(token, str) else token)
@@ -166,7 +166,7 @@ def _added_token(value: Mapping[str, Any]) -> tokenizers.AddedToken:
 
 
 def _token(value: Any, name: str = "a special token") -> _Token:
-    """A token as a file has it: a text, or an object with its text and how it is matched."""
+    """A token as files state it: a text, or an object with the text and options for matching it."""
     if isinstance(value, Mapping):
         return _added_token(value)
     if not isinstance(value, str):

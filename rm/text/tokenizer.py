@@ -21,21 +21,21 @@ from .tokenizer_files import NAMED_TEMPLATES, one_error, parse_json, read_backen
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 FILES += ("added_tokens.json", "tokenizer.model")
 TEMPLATES = f"{NAMED_TEMPLATES}/*.jinja"
-# arguments of `transformers`' apply_chat_template that are no variables of the template
+# arguments of `transformers`' apply_chat_template that are not variables of the template
 _NOT_OF_THE_TEXT = {"conversation", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length"}
 _NOT_OF_THE_TEXT |= {"return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"}
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-DATE = date(2024, 7, 26)  # what Llama 3's templates say where they are told no date
+DATE = date(2024, 7, 26)  # the default date of Llama 3's templates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """Text and conversations to token ids.
 
-    `chat_template` is the one that is taken unless another is asked for, `named_templates` are the others by name:
-    `tool_use` is taken where there are tools. `named_tokens` are special tokens that templates may write besides the
-    four (`sep_token`, `image_token`). `files` are the bytes of the directory it came from, which an export repeats
-    unchanged; `today` is the date that chat templates are told, so that a reward does not change with the calendar.
+    `chat_template` is the default template, `named_templates` are the others by name; `tool_use` is taken where there
+    are tools. `named_tokens` are the special tokens besides the four, for templates (`sep_token`, `image_token`).
+    `files` are the contents of the tokenizer's files, which exports copy; `today` is the date that chat templates
+    see, so that a reward does not change with the calendar.
     """
 
     backend: tokenizers.Tokenizer
@@ -50,7 +50,7 @@ class Tokenizer:
     named_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of `text`, what `transformers`' `tokenizer(text)` gives."""
+        """The token ids of `text`, as `tokenizer(text)` gives them in `transformers`."""
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
@@ -60,12 +60,12 @@ class Tokenizer:
             return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids`, special tokens included."""
+        """The text of token ids, special tokens included."""
         with one_error("the tokenizer cannot decode the ids"):
             return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def token_id(self, token: str | None) -> int | None:
-        """The id of a token, `None` where the vocabulary lacks it."""
+        """The id of a token; `None` if the vocabulary lacks it."""
         return None if token is None else self.backend.token_to_id(token)
 
     @property
@@ -80,7 +80,7 @@ class Tokenizer:
 
     @functools.cached_property
     def max_token_id(self) -> int:
-        """The largest id that a text can contain."""
+        """The largest id of the vocabulary, added tokens included."""
         return max(self.backend.get_vocab(with_added_tokens=True).values())
 
     def apply_chat_template(
@@ -95,12 +95,12 @@ class Tokenizer:
     ) -> str:
         """The text of a conversation, rendered by the chat template as `transformers` 5.24 renders it.
 
-        **Arguments:** `messages`, dicts with `role` and `content`; `tools`, JSON schemas, and `documents`, which the
-        template may write; `chat_template`, another template, or the name of one; `variables`, whatever else the
-        template reads.
+        **Arguments:** `messages`, dicts with `role` and `content`; `tools` (JSON schemas) and `documents`, for
+        templates that write them; `chat_template`, another template or the name of one; `variables`, further variables
+        of the template.
 
-        **Raises:** `TokenizerError` where there is no template, where the template refuses the conversation, or where
-        an argument of `transformers`' function of this name is given that changes more than the text.
+        **Raises:** `TokenizerError` where there is no template, where it refuses the conversation, or where a variable
+        is an argument of the method in `transformers` that changes more than the text, such as `truncation`.
         """
         _check_arguments(tools, documents, variables)
         template = self._template(chat_template, tools)
@@ -113,7 +113,7 @@ class Tokenizer:
         return render_parts(render, [with_reasoning(message) for message in messages])
 
     def _template(self, asked: str | None, tools: Any) -> str:
-        """The template asked for, by name or as it stands; `tool_use` where there are tools; else the default one."""
+        """The requested template, by name or as text; else `tool_use` if there are tools; else the default one."""
         if asked is not None and (asked != "default" or self.chat_template is None):
             return self.named_templates.get(asked, asked)
         if asked is None and tools is not None and "tool_use" in self.named_templates:
@@ -133,10 +133,10 @@ def _check_arguments(tools: Any, documents: Any, variables: Mapping[str, Any]) -
             raise TokenizerError(f"{name}: expected a list of objects, found {type(value).__name__} {value!r:.60}")
     if variables.get("continue_final_message"):
         raise TokenizerError(
-            "continue_final_message: takes the end of the conversation away, where a reward is read; leave it out"
+            "continue_final_message: removes the end of the conversation, where the reward is read; leave it out"
         )
     for name in _NOT_OF_THE_TEXT & variables.keys():
-        raise TokenizerError(f"{name}: is no variable of a chat template; leave it out")
+        raise TokenizerError(f"{name}: is not a variable of chat templates; leave it out")
 
 
 def load_tokenizer(
@@ -150,11 +150,10 @@ def load_tokenizer(
 
     Special tokens come from `special_tokens_map.json` and `tokenizer_config.json`, chat templates from
     `additional_chat_templates`, `chat_template.jinja` or `tokenizer_config.json`, each as `transformers` 5.24 reads
-    them. What surrounds a text (BOS, EOS) is what `tokenizer.json` says, whatever `add_bos_token` says.
+    them. BOS and EOS are added as `tokenizer.json` says; `add_bos_token` is ignored.
 
-    **Arguments:** `chat_template`, a file with another template, which takes the place of all and goes into exports;
-    `today`, the date that templates are told: when `None`, the one that the directory's `rm.json` records, else
-    2024-07-26.
+    **Arguments:** `chat_template`, a file with a template that replaces all others, in exports too; `today`, the date
+    that templates see, by default the one in the directory's `rm.json`, else 2024-07-26.
 
     **Raises:** `TokenizerError` where a file is missing or unreadable, `RmError` where the hub has no such repository.
     """
@@ -173,21 +172,21 @@ def load_tokenizer(
         files = {name: content for name, content in files.items() if not name.startswith(NAMED_TEMPLATES)}
         files["chat_template.jinja"] = content
     tokenizer = tokenizer_from_files(files, directory)
-    _say_contradiction(tokenizer, directory)
+    _warn_of_contradiction(tokenizer, directory)
     return dataclasses.replace(tokenizer, today=today or _recorded_date(directory))
 
 
-def _say_contradiction(tokenizer: Tokenizer, directory: Path) -> None:
+def _warn_of_contradiction(tokenizer: Tokenizer, directory: Path) -> None:
     config = parse_json(tokenizer.files, "tokenizer_config.json", directory)
     special = {name: token for name in _TOKENS if (token := getattr(tokenizer, name)) is not None}
     with one_error("the tokenizer cannot encode the text"):
-        found = contradiction(tokenizer.backend, special, config)
-    if found:
-        _say(f"{directory / 'tokenizer_config.json'}: {found}")
+        text = contradiction(tokenizer.backend, special, config)
+    if text:
+        _warn_once(f"{directory / 'tokenizer_config.json'}: {text}")
 
 
 @functools.cache
-def _say(line: str) -> None:
+def _warn_once(line: str) -> None:
     logging.getLogger("rm").warning(line)
 
 
@@ -210,7 +209,7 @@ def _recorded_date(directory: Path) -> date:
 
 
 def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -> Tokenizer:
-    """A tokenizer from the contents of its files; `directory` is where errors say they lie."""
+    """A tokenizer from the contents of its files; `directory` is their place in errors."""
     backend = read_backend(files, directory)
     special = set_special_tokens(backend, files, directory)
     backend.no_padding()

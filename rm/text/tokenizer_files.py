@@ -14,7 +14,7 @@ NAMED_TEMPLATES = "additional_chat_templates"  # a folder
 
 
 def read_backend(files: Mapping[str, bytes], directory: Path) -> tokenizers.Tokenizer:
-    """The library's tokenizer, as `tokenizer.json` describes it."""
+    """The `tokenizers.Tokenizer` that `tokenizer.json` describes."""
     source = directory / "tokenizer.json"
     with one_error(f"{source}: cannot be read"):
         backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
@@ -24,23 +24,23 @@ def read_backend(files: Mapping[str, bytes], directory: Path) -> tokenizers.Toke
 
 
 def read_chat_templates(files: Mapping[str, bytes], directory: Path) -> dict[str, str]:
-    """The chat templates by name, of which `default` is the one that is taken where nothing else is asked for.
+    """The chat templates by name; `default` is used unless another one is requested.
 
-    Those of the folder `additional_chat_templates` come before `chat_template.jinja`. Where there is any such file,
-    `chat_template` in `tokenizer_config.json` is not read, as in `transformers` 5.24.
+    A `default` in the folder `additional_chat_templates` takes precedence over `chat_template.jinja`. If any of these
+    files exists, `chat_template` in `tokenizer_config.json` is ignored, as in `transformers` 5.24.
     """
     names = {"default": "chat_template.jinja"}
     names |= {Path(name).stem: name for name in files if name.startswith(f"{NAMED_TEMPLATES}/")}
-    found = {name: _text(files, file, directory) for name, file in names.items() if file in files}
-    return found or _configured_templates(files, directory)
+    templates = {name: _text(files, file, directory) for name, file in names.items() if file in files}
+    return templates or _configured_templates(files, directory)
 
 
 def _configured_templates(files: Mapping[str, bytes], directory: Path) -> dict[str, str]:
     with as_expected(directory / "tokenizer_config.json"):
-        found = parse_json(files, "tokenizer_config.json", directory).get("chat_template")
-        if isinstance(found, list):
-            found = {entry["name"]: entry["template"] for entry in found}
-        templates = found if isinstance(found, dict) else {} if found is None else {"default": found}
+        value = parse_json(files, "tokenizer_config.json", directory).get("chat_template")
+        if isinstance(value, list):
+            value = {entry["name"]: entry["template"] for entry in value}
+        templates = value if isinstance(value, dict) else {} if value is None else {"default": value}
         for template in templates.values():
             if not isinstance(template, str):
                 raise ValueError(f"chat_template is a {type(template).__name__}, expected a text")
@@ -56,7 +56,7 @@ def _text(files: Mapping[str, bytes], name: str, directory: Path) -> str:
 
 @contextmanager
 def as_expected(source: Path) -> Iterator[None]:
-    """One kind for what reading a configuration of another form raises."""
+    """Turns errors from reading a configuration of unexpected form into `TokenizerError`."""
     try:
         yield
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -65,7 +65,7 @@ def as_expected(source: Path) -> Iterator[None]:
 
 @contextmanager
 def one_error(failure: str) -> Iterator[None]:
-    """One kind for what `tokenizers` raises, which is plain `Exception`, or no `Exception` at all where Rust panics."""
+    """Turns errors of `tokenizers` into `TokenizerError`, also Rust panics, which do not derive from `Exception`."""
     try:
         yield
     except TokenizerError:
@@ -77,7 +77,7 @@ def one_error(failure: str) -> Iterator[None]:
 
 
 def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) -> dict[str, Any]:
-    """The JSON object in one of the files, empty where there is no such file."""
+    """The JSON object in one of the files; empty if there is no such file."""
     try:
         value = json.loads(files.get(name, b"{}"))
     except (ValueError, RecursionError) as error:
@@ -90,6 +90,6 @@ def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) 
 
 
 def dump_json(value: Mapping[str, Any]) -> bytes:
-    """A JSON file's bytes."""
+    """The bytes of a JSON file with this value."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    return text.encode(errors="backslashreplace")  # half a character, as JSON writes it
+    return text.encode(errors="backslashreplace")  # lone surrogates become escapes

@@ -239,7 +239,7 @@ def test_arguments_that_trl_fails_on_are_refused(arguments):
     rows = [row | {"chat_template_kwargs": arguments} for row in read("hh-rlhf/pairs", 1)]
     with pytest.raises(TypeError, match="multiple values"):
         with_trl(rows, theirs, streamed=True)
-    with pytest.raises(rm.DataError, match="is no variable of a chat template"):
+    with pytest.raises(rm.DataError, match="is not a variable of chat templates"):
         tokenize_comparisons(rows, ours, CONFIG)
 
 
