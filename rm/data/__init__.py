@@ -1,4 +1,4 @@
-"""Preference data: rows of any known form to tokenized comparisons."""
+"""Preference data: rows of any known format to tokenized comparisons."""
 
 from .comparisons import TokenizedComparisons, mix
 from .sources import load_comparisons

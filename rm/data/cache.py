@@ -1,4 +1,4 @@
-"""Tokenized comparisons on disk, found again by what went into them."""
+"""A cache of tokenized comparisons on disk, by a hash of the data, the tokenizer and the options."""
 
 import dataclasses
 import hashlib
@@ -32,9 +32,9 @@ Result = tuple[TokenizedComparisons, Counter[tuple[str, str]]]
 def cache_entry(
     rows: "Dataset", columns: Sequence[str], tokenizer: Tokenizer, config: LlamaConfig, options: EncodeOptions
 ) -> Path:
-    """Where the result lies, or would: a directory named by the contents of data, tokenizer and options.
+    """The directory of a result, named by a hash of the contents of data, tokenizer and options.
 
-    It is in the cache of `datasets`, so `HF_HOME` moves it along.
+    It is in the cache of `datasets`, which `HF_HOME` moves.
     """
     from datasets import config as settings
 
@@ -42,9 +42,8 @@ def cache_entry(
     pooling = [config.pad_token_id, config.vocab_size, config.rope.type, config.max_position_embeddings]
     facts = [tokenizers.__version__, tokenizer.today, pooling, dataclasses.asdict(options)]
     digest.update(json.dumps(facts, default=str, sort_keys=True).encode())
-    code = {
-        path.name: path.read_bytes() for path in Path(__file__).parent.glob("*.py")
-    }  # another version, another result
+    # another version of the code may give another result
+    code = {path.name: path.read_bytes() for path in Path(__file__).parent.glob("*.py")}
     for name, content in sorted({**code, **tokenizer.files}.items()):
         digest.update(f"{name}:{len(content)}:".encode() + content)
     _hash_rows(rows, [name for name in columns if name != LINE], digest)
@@ -52,7 +51,7 @@ def cache_entry(
 
 
 def _hash_rows(rows: "Dataset", columns: Sequence[str], digest: Any) -> None:
-    """The rows' values, however they are chunked in memory."""
+    """Adds the values of the rows to the digest, whatever their chunks in memory."""
     import pyarrow as pa
 
     from ..files.arrow_files import read_tables
@@ -66,7 +65,7 @@ def _hash_rows(rows: "Dataset", columns: Sequence[str], digest: Any) -> None:
 
 
 def load_entry(entry: Path) -> Result | None:
-    """What an entry holds, its tokens mapped rather than read; `None` where it is not there or not whole."""
+    """The result in an entry, its tokens memory-mapped; `None` if the entry is missing or incomplete."""
     try:
         arrays = {name: np.load(entry / f"{name}.npy") for name in ARRAYS}
         counts = json.loads((entry / "counts.json").read_text(encoding="utf-8"))
@@ -81,7 +80,7 @@ def load_entry(entry: Path) -> Result | None:
 def save_entry(
     entry: Path, tokens: IO[bytes], comparisons: TokenizedComparisons, counts: Counter[tuple[str, str]]
 ) -> None:
-    """Keeps a result, its tokens copied from the file that holds them; a cache that cannot be written is none."""
+    """Saves a result, its tokens copied from the file `tokens`; a failure to write the cache is ignored."""
     try:
         with new_directory(entry) as draft:
             tokens.seek(0)

@@ -1,4 +1,4 @@
-"""Tokenized comparisons as flat arrays, with the prefix that the responses of each share."""
+"""Tokenized comparisons as flat arrays, in which the shared prefix of a comparison is stored once."""
 
 import dataclasses
 import hashlib
@@ -14,9 +14,9 @@ from ..model.config import LlamaConfig
 class TokenizedComparisons:
     """Comparisons of K responses each, as flat arrays.
 
-    Comparison `i` lies at `tokens[offsets[i, 0] : offsets[i, K + 1]]`: the shared prefix, then what each response has
-    of its own. `ends[i, k]` is the index, in the sequence `prefix + response k`, of the token its reward is read at.
-    Two whole sequences are equal where their `keys` are. It was made from row `row[i]` of `sources[source[i]]`.
+    Comparison `i` is `tokens[offsets[i, 0] : offsets[i, K + 1]]`: the shared prefix, then the rest of each response.
+    `ends[i, k]` is the index, in the sequence `prefix + response k`, of the token at which its reward is read.
+    Sequences with equal `keys` are equal. Comparison `i` comes from row `row[i]` of `sources[source[i]]`.
     """
 
     tokens: Int32[np.ndarray, "tokens"]
@@ -33,22 +33,22 @@ class TokenizedComparisons:
 
     @property
     def lengths(self) -> Int64[np.ndarray, "B K+1"]:
-        """Token counts of the prefix and of each response's own part."""
+        """Token counts of the shared prefix and of the rest of each response."""
         return np.diff(self.offsets, axis=1)
 
     @property
     def num_tokens(self) -> Int64[np.ndarray, "B"]:
-        """Tokens of a comparison's sequences, the prefix counted once for each response, as peers count them."""
+        """Token counts of all sequences of a comparison; the shared prefix counts once for each response."""
         return self.lengths[:, 1:].sum(1) + self.ends.shape[1] * self.lengths[:, 0]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what is computed on."""
+        """A hash of the arrays that training depends on."""
         arrays = (self.tokens, self.offsets, self.ends, self.margin)
         return hashlib.sha256(b"".join(hashlib.sha256(array.tobytes()).digest() for array in arrays)).hexdigest()[:16]
 
     def origin(self, index: int) -> str:
-        """The row that a comparison was made from, as errors call it; rows are counted from 0."""
+        """The name of a comparison's row in errors, such as `data: row 3`; rows are counted from 0."""
         return f"{self.sources[self.source[index]]}: row {self.row[index]}"
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "TokenizedComparisons":
@@ -69,7 +69,7 @@ class TokenizedComparisons:
 
 
 def concatenate(parts: Sequence[TokenizedComparisons]) -> TokenizedComparisons:
-    """The comparisons of all parts, one part after the other; all have the same K."""
+    """The comparisons of all parts in order; all parts have the same K."""
     if len(parts) == 1:
         return parts[0]
     starts = np.concatenate([[0], np.cumsum([len(part.tokens) for part in parts])])
@@ -89,17 +89,17 @@ def concatenate(parts: Sequence[TokenizedComparisons]) -> TokenizedComparisons:
 def mix(
     parts: Sequence[TokenizedComparisons], weights: Sequence[float] | None = None, *, seed: int = 0
 ) -> tuple[TokenizedComparisons, list[int]]:
-    """One set of several, and how many comparisons it has of each.
+    """Mixes several sets of comparisons; also returns the number taken from each.
 
-    Without weights it has all of them. With weights it has as many as the ratio allows before one part runs out, drawn
-    at random without repetition: `nᵢ = ⌊wᵢ · minⱼ(|partⱼ| / wⱼ)⌋`.
+    Without weights, all are taken. With weights, as many as the ratio allows before one part runs out are drawn at
+    random without replacement: `nᵢ = ⌊wᵢ · minⱼ(|partⱼ| / wⱼ)⌋`.
 
-    **Raises:** `ValueError` where a weight is so small that its part gets none.
+    **Raises:** `ValueError` where a weight is so small that no comparison of its part is taken.
     """
     counts = [len(part) for part in parts]
     if weights is not None:
         scale = min(count / weight for count, weight in zip(counts, weights, strict=True))
-        counts = [int(weight * scale + 1e-9) for weight in weights]  # what rounding took from a whole number comes back
+        counts = [int(weight * scale + 1e-9) for weight in weights]  # undoes rounding to just below a whole number
     if not all(counts):
         raise ValueError(f"weights {list(weights or ())} leave a part of the mixture without comparisons: {counts}")
     drawn = [
@@ -117,10 +117,10 @@ def flatten(
     share_prefix: bool = True,
     rows: Sequence[int] | None = None,
 ) -> TokenizedComparisons:
-    """Comparisons from the K whole sequences of each: splits off the longest common prefix.
+    """Builds comparisons from K token sequences each, with their longest common prefix stored once.
 
-    Each response keeps at least one token of its own. A sequence that `dynamic` rotary scaling stretches shares
-    nothing: its length changes how even the prompt is rotated.
+    At least one token of each sequence stays outside the prefix. No prefix is shared where `dynamic` rotary scaling
+    applies to a sequence: its length then changes the rotation of every token, even in the prompt.
     """
     pieces, lengths, ends, keys = [], [], [], []
     for number, sides in enumerate(sequences):
@@ -147,7 +147,7 @@ def flatten(
 
 
 def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
-    """Where the reward is read: the rightmost token that is not padding by id, the last one without a pad token.
+    """The index at which the reward is read: the rightmost non-pad token, or the last token without a pad token.
 
     This is `LlamaForSequenceClassification`'s rule; see `LlamaConfig.pad_token_id`.
 
@@ -163,7 +163,7 @@ def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
 
 
 def common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
-    """Tokens that all sequences begin with, at least one short of the shortest."""
+    """The length of the common prefix, at most one less than the shortest sequence."""
     shortest = min(map(len, arrays))
     differ = np.zeros(shortest, bool)
     for side in arrays[1:]:
@@ -173,5 +173,5 @@ def common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
 
 
 def _key(ids: Int32[np.ndarray, "N"]) -> int:
-    # 64 bits: among the sequences of an update, two different ones never share them in practice
+    # 64 bits: in practice, different sequences of one update never collide
     return int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "little", signed=True)

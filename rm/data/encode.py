@@ -1,4 +1,4 @@
-"""A chunk of rows to token ids: what is kept, what is dropped and why."""
+"""Encodes chunks of rows to token ids; counts the kept and the dropped comparisons, by reason."""
 
 import dataclasses
 from collections import Counter
@@ -36,12 +36,12 @@ REASONS += ("missing_column", "malformed", "not_needed")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowOptions:
-    """What is made of rows; these are flags of the commands, too."""
+    """Options for turning rows into comparisons; they are also flags of the commands."""
 
     max_length: int = 1024
-    """Tokens that a side may have."""
+    """Longest sequence (prompt and response), in tokens."""
     truncation: Truncation = "drop"
-    """What becomes of longer sides: drop the comparison, or cut off the beginning of the prompt, or the side's end."""
+    """Treatment of longer sequences: drop the comparison, or cut the beginning of the prompt, or the sequence's end."""
     margin_from_scores: bool = False
     """Take the margin from score_chosen - score_rejected, or from the scores of a K-wise row."""
     min_score_margin: float | None = None
@@ -49,21 +49,21 @@ class RowOptions:
     drop_empty: bool = False
     """Drop comparisons with an empty response."""
     invalid: Invalid = "raise"
-    """What happens to a malformed row: it ends the run, or it is dropped and counted."""
+    """Treatment of malformed rows: the first one ends the run, or they are dropped and counted."""
     share_prefix: bool = True
-    """Compute the tokens that the responses of a comparison begin with once."""
+    """Compute the shared prefix of a comparison's sequences once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodeOptions(RowOptions):
-    """All that `tokenize_comparisons` is told of how to read rows."""
+    """All options that determine the result of `tokenize_comparisons`."""
 
     expand_pairs: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """The comparisons of some rows (`None` where none is kept) and how many there were of what."""
+    """The comparisons of some rows (`None` if none is kept) and the counts for the table."""
 
     comparisons: TokenizedComparisons | None
     counts: Counts
@@ -71,19 +71,19 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """The examples of a chunk of rows by their numbers, and what was counted so far."""
+    """The examples of a chunk by row number, and the counts so far."""
 
     examples: dict[int, Example]
-    names: dict[int, str]  # what errors call a row
+    names: dict[int, str]  # of rows in errors
     counts: Counts
 
 
 def parse_chunk(
     rows: Sequence[Row], first: int, has_margin: bool, tokenizer: Tokenizer, options: EncodeOptions, source: str
 ) -> Parsed:
-    """Rows to texts; `first` is the number of the first one, `has_margin` whether each must have a margin.
+    """Parses rows to texts; `first` is the number of the first row, `has_margin`, whether each must have a margin.
 
-    **Raises:** `DataError`, naming the row and the field, unless such rows are to be dropped.
+    **Raises:** `DataError`, naming the row and the field, unless malformed rows are dropped.
     """
     parsed = Parsed(examples={}, names={}, counts=Counter({("rows", "read"): len(rows)}))
     for number, row in enumerate(rows, first):
@@ -112,9 +112,9 @@ def encode_chunk(
     options: EncodeOptions,
     source: str,
 ) -> Chunk:
-    """The comparisons of parsed rows, of which `encoded` has the token ids.
+    """The comparisons of parsed rows, whose token ids are `encoded`.
 
-    **Raises:** `DataError`, naming the row and the field, unless such rows are to be dropped.
+    **Raises:** `DataError`, naming the row and the field, unless malformed rows are dropped.
     """
     counts, bos = parsed.counts, tokenizer.token_id(tokenizer.bos_token)
     pairs, margins, numbers = [], [], []
@@ -158,12 +158,12 @@ def _parse(row: Row, tokenizer: Tokenizer, options: EncodeOptions, has_margin: b
     use_scores = options.margin_from_scores or options.min_score_margin is not None
     example = parse_row(row, tokenizer, expand_pairs=options.expand_pairs, use_scores=use_scores)
     if use_scores and any(ranking.difference is None for ranking in example.rankings):
-        raise RowError("no scores of two responses to make a margin or a filter of", "missing_column")
+        raise RowError("a margin or filter from scores needs the scores of two responses", "missing_column")
     return example
 
 
 def encode_examples(examples: Mapping[int, Example], segments: Segments) -> dict[int, list[Ids]]:
-    """The token ids of every sequence, as the tokenizer gives them."""
+    """The token ids of every sequence of every example."""
     encoded: dict[int, list[Ids]] = {
         number: [np.asarray(ids, np.int32) for ids in example.sequences] if example.kind == "ids" else []
         for number, example in examples.items()
@@ -172,16 +172,16 @@ def encode_examples(examples: Mapping[int, Example], segments: Segments) -> dict
         where = [(n, text) for n, example in examples.items() if example.kind == kind for text in example.sequences]
         texts = [text for _, text in where]
         if kind == "chat":
-            found = segments.encode(texts)
+            encodings = segments.encode(texts)
         else:
-            found = [np.array(ids, np.int32) for ids in segments.tokenizer.encode_batch(texts)]
-        for (n, _), ids in zip(where, found, strict=True):
+            encodings = [np.array(ids, np.int32) for ids in segments.tokenizer.encode_batch(texts)]
+        for (n, _), ids in zip(where, encodings, strict=True):
             encoded[n].append(ids)
     return encoded
 
 
 def without_double_bos(ids: Any, bos: int | None) -> Any:
-    """The ids with one beginning-of-sequence token where they began with several."""
+    """The ids with repeated beginning-of-sequence tokens at the start reduced to one."""
     extra = 0
     while extra + 1 < len(ids) and ids[extra] == ids[extra + 1] == bos:
         extra += 1
@@ -201,7 +201,7 @@ def _check_ids(example: Example, sequences: Sequence[Ids], config: LlamaConfig) 
 def _keep(
     sides: list[Ids], ranking: Ranking, empty: bool, bos: int | None, options: EncodeOptions
 ) -> tuple[list[Ids], str | None]:
-    """The sequences of a comparison as they are trained on, or the reason to drop it."""
+    """The sequences of a comparison, truncated if needed, and the reason to drop it, if any."""
     if ranking.tied:
         return sides, "tied"
     if _identical(sides):
@@ -221,10 +221,10 @@ def _identical(sides: Sequence[Ids]) -> bool:
 
 
 def truncate(sides: list[Ids], max_length: int, how: Truncation, *, bos: int | None = None) -> list[Ids] | None:
-    """The sides within `max_length` tokens, `None` where they cannot be.
+    """Truncates the sequences of a comparison to `max_length` tokens; `None` if it must be dropped.
 
-    `truncate-left-prompt` takes the beginning of the shared prefix away, but for BOS, from every side alike, so that
-    the end of the prompt and the responses stay whole; `truncate-right` takes the ends of over-long sides away.
+    `truncate-left-prompt` removes the beginning of the shared prefix, except BOS, from all sequences alike, so that
+    the end of the prompt and the responses stay whole; `truncate-right` removes the ends of longer sequences.
 
     >>> sides = [np.array([1, 5, 6, 7, 8]), np.array([1, 5, 6, 9])]
     >>> truncate(sides, 4, "truncate-left-prompt", bos=1)
@@ -248,5 +248,5 @@ def check_same_number(numbers: Sequence[int], source: str) -> None:
     if len(set(numbers)) > 1:
         found = " and ".join(map(str, sorted(set(numbers))))
         raise DataError(
-            f"{source}: rows with {found} responses; comparisons of K need the same K, or pairs made of them"
+            f"{source}: rows with {found} responses; expected the same number in every row, or pairs made of them"
         )

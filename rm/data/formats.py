@@ -1,4 +1,4 @@
-"""The forms that preference data come in, each row recognised by its columns and brought to one form."""
+"""The formats of preference data: a row's format is recognised by its columns, and the row becomes an `Example`."""
 
 import dataclasses
 import itertools
@@ -15,13 +15,13 @@ _IDS = (
     ("chosen_input_ids", "rejected_input_ids", "chosen_attention_mask", "rejected_attention_mask"),
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
 )
-# Columns of a user's question, when there is no `prompt`: its first part, the rest of it, and whose form it is.
+# Columns of the user's question in rows without `prompt`: its first part, its second part, the name of the format.
 _QUESTIONS = (
     ("instruction", "input", "instruction (LLaMA-Factory)"),
     ("question", "", "question (orca pairs)"),
     ("input", "", "input (Axolotl)"),
 )
-# Columns that hold a prompt in forms that are not read.
+# Columns that hold the prompt in other formats; refused unless a format above reads them.
 _PROMPTS = ("query", "context", "messages", "history", "inputs", "question", "instruction", "input", "system")
 COLUMNS = {"prompt", "conversations", "chosen", "rejected", "responses", "scores", "ranks", "margin", "score_chosen"}
 COLUMNS |= {"score_rejected", "tools", "chat_template_kwargs", *itertools.chain(*_IDS)} - {""}
@@ -32,29 +32,29 @@ COLUMNS |= set(_PROMPTS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Responses of a row in order of preference."""
+    """A row's responses in order of preference."""
 
     order: tuple[int, ...]
     margin: float = 0.0
-    difference: float | None = None  # of the scores, where they are used
+    difference: float | None = None  # of the scores, if they are used
     tied: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A row in the one form: whole sequences, prompt included, and how they are ranked."""
+    """A row of any format as sequences (prompt and response) and their rankings."""
 
     format: str
     kind: str  # text, chat (rendered) or ids
     sequences: list[Any]  # texts, or lists of token ids
     empty: list[bool]  # the responses without content
     responses: list[Any]  # as they stand in the row
-    same_beginning: bool = True  # whether texts without a prompt of their own begin alike
+    same_beginning: bool = True  # whether responses without a prompt begin alike
     rankings: list[Ranking]
 
 
 def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_scores: bool = False) -> Example:
-    """A row of any form; texts end in the end-of-sequence token, chats are rendered by the template.
+    """Parses a row of any format; texts get an end-of-sequence token, chats are rendered by the template.
 
     **Arguments:** `expand_pairs`, whether a K-wise row gives every pair of its responses or one ranking of all;
     `use_scores`, whether the difference of `score_chosen` and `score_rejected` is needed.
@@ -64,7 +64,7 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
     if isinstance(row.get(UNREADABLE), str):
         raise RowError(row[UNREADABLE])
     row = {name: _as_list(value) for name, value in row.items() if value is not None or name in ("chosen", "rejected")}
-    row, form = _with_prompt(row)
+    row, format_name = _with_prompt(row)
     ids = next((names for names in _IDS if names[0] in row or names[1] in row), None)
     if ids:
         _require(row, ids[:2])
@@ -92,7 +92,7 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
         raise RowError(f"{fields[0]} and {fields[1]} must both be texts or both be messages")
     (kind,) = kinds
     return Example(
-        format=form or _format_name(row, responses, kind),
+        format=format_name or _format_name(row, responses, kind),
         kind=kind,
         sequences=[text for text, _, _ in rendered],
         empty=[empty for _, _, empty in rendered],
@@ -111,7 +111,7 @@ def _begin_alike(responses: Sequence[Any]) -> bool:
 
 
 def unread(row: Row) -> list[str]:
-    """The columns of a row that nothing is read from, such as `system` beside a prompt.
+    """The columns of a row that are not read, such as `system` beside a prompt.
 
     >>> unread({"prompt": "a", "chosen": "b", "rejected": "c", "system": "d", "id": "e"})
     ['system', 'id']
@@ -121,7 +121,7 @@ def unread(row: Row) -> list[str]:
 
 
 def _has_prompt(row: Row) -> bool:
-    """Whether a row has its prompt in a column, or in a chosen side that is a whole conversation."""
+    """True if the row has its prompt in a column, or in a chosen response that is a whole conversation."""
     if row.get("prompt") is not None or row.get("conversations") is not None:
         return True
     messages = as_messages(row.get("chosen"))
@@ -129,23 +129,23 @@ def _has_prompt(row: Row) -> bool:
 
 
 def _with_prompt(row: Row) -> tuple[Row, str | None]:
-    """The row with the columns of its question as `prompt`, and the name of that form where it has one."""
+    """The row with the columns of its question merged into `prompt`, and the name of that format, if any."""
     if _has_prompt(row) or not ("chosen" in row or "responses" in row):
         return row, None
-    for first, second, form in _QUESTIONS:
+    for first, second, format_name in _QUESTIONS:
         if first in row and not (set(row) & set(_PROMPTS)) - {first, second, "system", "history"}:
-            return {**row, "prompt": _conversation(row, first, second)}, form
-    unread = [name for name in _PROMPTS if row.get(name) not in (None, "", [])]
-    if unread:
+            return {**row, "prompt": _conversation(row, first, second)}, format_name
+    prompts = [name for name in _PROMPTS if row.get(name) not in (None, "", [])]
+    if prompts:
         raise RowError(
-            f"column {unread[0]!r} looks like a prompt, and no form that is read has it; found {_names(row)}; "
-            "rename it to 'prompt', or take it out"
+            f"column {prompts[0]!r} looks like a prompt, but belongs to no known format; found {_names(row)}; "
+            "rename it to 'prompt', or remove it"
         )
     return row, None
 
 
 def _conversation(row: Row, first: str, second: str) -> list[dict[str, Any]]:
-    """The messages of a question: system, earlier turns, and what the user asks, in one or two parts."""
+    """The messages of a question: the system message, earlier turns, and the user's question of one or two columns."""
     texts = {name: row.get(name) or "" for name in ("system", first, second)}
     for name, text in texts.items():
         if not isinstance(text, str):
@@ -164,7 +164,7 @@ def _conversation(row: Row, first: str, second: str) -> list[dict[str, Any]]:
 
 
 def _as_list(value: Any) -> Any:
-    """A conversation that `datasets` 2 and 3 saved, an object of lists, as the list of messages that it was."""
+    """The messages of a conversation that `datasets` 2 or 3 saved as an object of lists; any other value unchanged."""
     if not isinstance(value, dict) or not ({"role", "from"} & value.keys()):
         return value
     lists = list(value.values())
@@ -221,7 +221,7 @@ def _ranked(row: Row, expand_pairs: bool) -> tuple[list[Any], list[Ranking]]:
             "the column 'responses' needs 'scores' (higher is better) or 'ranks' (1 is best)", "missing_column"
         )
     if row.get("margin") is not None:
-        raise RowError("field 'margin': does not say which of the responses it is between; make it from the scores")
+        raise RowError("field 'margin': expected none beside several responses; take margins from the scores")
     if not isinstance(responses, list) or len(responses) < 2:
         raise RowError(f"field 'responses': expected a list of at least two, found {shorten(responses)}")
     values = row[name]

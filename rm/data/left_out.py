@@ -1,4 +1,4 @@
-"""Fields of messages that a chat template leaves out, found by rendering rows without them."""
+"""Finds fields of messages that a chat template ignores, by rendering rows without them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,13 +9,13 @@ from .formats import Example, parse_row
 from .render import Row, RowError
 
 _USUAL = {"role", "content", "from", "value"}
-_TRIED = 8  # rows of a chunk that are rendered without a field
+_TRIED = 8  # rows of a chunk that are rendered without a given field
 
 
 def count_fields(
     rows: Sequence[Row], examples: Mapping[int, Example], first: int, tokenizer: Tokenizer
 ) -> Counter[tuple[str, str]]:
-    """How many rows have each further field of messages, and for how many of those tried it changes the text."""
+    """Counts the rows with each non-standard field of messages, and the tried rows whose text the field changes."""
     counts: Counter[tuple[str, str]] = Counter()
     tried: Counter[str] = Counter()
     for number, example in examples.items():
@@ -38,7 +38,7 @@ def _fields(row: Row) -> Iterator[str]:
 def _is_rendered(row: Row, field: str, example: Example, tokenizer: Tokenizer) -> bool:
     try:
         rendered = parse_row({name: _without(value, field) for name, value in row.items()}, tokenizer)
-    except RowError:  # the template or the form needs it
+    except RowError:  # the template or the format needs the field
         return True
     return rendered.sequences != example.sequences
 

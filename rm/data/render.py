@@ -11,12 +11,12 @@ from ..text.tokenizer import Tokenizer
 Row = Mapping[str, Any]
 Messages = list[dict[str, Any]]
 
-_OBJECT = (dict, Mapping)  # the first is far quicker to tell
+_OBJECT = (dict, Mapping)  # the first is much faster to check
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 
 
 class RowError(DataError):
-    """What is wrong with a row; `reason` is how the table counts it where such rows are dropped."""
+    """An error in a row; the table counts dropped rows by `reason`."""
 
     def __init__(self, message: str, reason: str = "malformed"):
         super().__init__(message)
@@ -24,7 +24,7 @@ class RowError(DataError):
 
 
 def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -> tuple[str, str, bool]:
-    """The whole text of the row's prompt and a response, `"text"` or `"chat"`, and whether the response is empty.
+    """The text of prompt and response, its kind (`"text"` or `"chat"`), and whether the response is empty.
 
     Text: the end-of-sequence token is appended where missing, prompt and response are joined as strings. Chat: the
     template renders prompt and response as one conversation.
@@ -34,26 +34,26 @@ def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -
     prompt = row.get("prompt", row.get("conversations"))
     if isinstance(response, str) and isinstance(prompt, str | None):
         eos = tokenizer.eos_token or ""
-        whole = (prompt or "") + (response if response.endswith(eos) else response + eos)
-        return check_text(whole), "text", response in ("", eos)
-    own = [{"role": "assistant", "content": response}] if isinstance(response, str) else as_messages(response)
-    before = [] if prompt is None else as_messages(prompt)
-    if isinstance(prompt, str) and own:  # a prompt as text beside chats: they begin with it, or it is the first turn
+        text = (prompt or "") + (response if response.endswith(eos) else response + eos)
+        return check_text(text), "text", response in ("", eos)
+    turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else as_messages(response)
+    earlier = [] if prompt is None else as_messages(prompt)
+    if isinstance(prompt, str) and turns:  # a text prompt with a chat: the chat contains it, or it is the first turn
         user = [{"role": "user", "content": prompt}]
-        said = [message.get("content") for message in own if message.get("role") == "user"]
-        before = [] if prompt in said else user if own[0].get("role") == "assistant" else None
-    if not own or before is None:
+        questions = [message.get("content") for message in turns if message.get("role") == "user"]
+        earlier = [] if prompt in questions else user if turns[0].get("role") == "assistant" else None
+    if not turns or earlier is None:
         found = shorten(response) + ("" if prompt is None else f" with a prompt {shorten(prompt)}")
         raise RowError(
             f"field {field!r}: expected text or a list of messages (and a prompt of the same kind), found {found}"
         )
-    last = own[-1]
+    last = turns[-1]
     empty = last.get("content") in ("", None) and not last.get("tool_calls")
-    return render_messages(row, [*before, *own], tokenizer), "chat", empty
+    return render_messages(row, [*earlier, *turns], tokenizer), "chat", empty
 
 
 def as_messages(value: Any) -> Messages | None:
-    """A conversation, where `value` is one: messages with `role` and `content`, or ShareGPT's `from` and `value`."""
+    """The messages of a conversation, also one with ShareGPT's keys; `None` if `value` is not a conversation."""
     value = [value] if isinstance(value, _OBJECT) else value
     if is_messages(value):
         return list(value)
@@ -65,12 +65,12 @@ def as_messages(value: Any) -> Messages | None:
 
 
 def is_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether a value is a conversation: a list of dicts with a `role`."""
+    """True for a conversation: a list of dicts with a `role`."""
     return isinstance(value, list) and all(isinstance(message, _OBJECT) and "role" in message for message in value)
 
 
 def is_sharegpt(value: Any) -> bool:
-    """Whether a value is a conversation in ShareGPT's keys."""
+    """True for a conversation with ShareGPT's keys, `from` and `value`."""
     value = [value] if isinstance(value, _OBJECT) else value
     return (
         isinstance(value, list)
@@ -80,9 +80,9 @@ def is_sharegpt(value: Any) -> bool:
 
 
 def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> str:
-    """A conversation through the chat template, with the row's `tools` and `chat_template_kwargs`.
+    """Renders a conversation by the chat template, with the row's `tools` and `chat_template_kwargs`.
 
-    Nulls are values: only keys of messages that are null are left out, as `transformers` leaves them out.
+    Null keys of messages are left out, as in `transformers`; all other nulls are kept.
 
     **Raises:** `RowError`, naming the field.
     """
@@ -104,7 +104,7 @@ def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> 
 
 
 def _check_template(asked: Any, tokenizer: Tokenizer) -> None:
-    """Refuses a template that a row or a request brings along: a template is a program."""
+    """Refuses a template from a row or a request, which may only name one: a template is a program."""
     known = [*(["default"] if tokenizer.chat_template is not None else []), *tokenizer.named_templates]
     if asked is not None and asked not in known:
         raise RowError(
@@ -114,7 +114,7 @@ def _check_template(asked: Any, tokenizer: Tokenizer) -> None:
 
 
 def _is_complete(message: Row) -> bool:
-    """Whether a message has a role and something to say; a tool may say an object."""
+    """True if a message has a role and a content or tool calls; a tool's content may be an object."""
     content, role = message.get("content"), message.get("role")
     if isinstance(role, str) and isinstance(content, str):
         return True
@@ -123,9 +123,9 @@ def _is_complete(message: Row) -> bool:
 
 
 def check_text(text: str) -> str:
-    """The text, refused where UTF-8 cannot write it.
+    """Returns the text, if UTF-8 can encode it.
 
-    **Raises:** `RowError`.
+    **Raises:** `RowError` where the text has a lone surrogate.
     """
     try:
         text.encode()
@@ -135,6 +135,6 @@ def check_text(text: str) -> str:
 
 
 def shorten(value: Any) -> str:
-    """The kind of a value and how it begins, for an error of one line."""
+    """The type of a value and its beginning, for an error of one line."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '…'}"

@@ -30,9 +30,9 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """`PATH`, or `org/name[:CONFIG][@REVISION]` on the hub, and `=WEIGHT` after either.
+    """Parses `PATH`, or `org/name[:CONFIG][@REVISION]` of the hub, either with an optional `=WEIGHT`.
 
-    **Raises:** `ConfigError` where the weight is no positive number.
+    **Raises:** `ConfigError` where the weight is not a positive number.
 
     >>> parse_source("org/name:english@v2=0.7")
     Source(path='org/name', config_name='english', revision='v2', weight=0.7)
@@ -59,12 +59,12 @@ def _parse_name(text: str) -> Source:
 
 
 def is_file_name(path: str) -> bool:
-    """Whether a name that does not exist means a file, and no repository of the hub."""
+    """True if a name that does not exist must mean a file rather than a hub repository."""
     return Path(path).suffix in (*_READERS, ".gz", ".txt") or path.startswith((".", "/", "~")) or glob.has_magic(path)
 
 
 def expand(path: str) -> list[str]:
-    """The files that a pattern such as `data/*.jsonl` stands for, sorted; anything else stands for itself.
+    """The sorted files that match a pattern such as `data/*.jsonl`; any other path as it is.
 
     **Raises:** `DataError` where no file matches.
     """
@@ -88,20 +88,20 @@ def load_comparisons(
 ) -> "Dataset":
     """The rows of local files, a directory that `datasets` saved, or a data set of the hub.
 
-    Rows of JSON and CSV files are read one by one, and no value depends on those of other rows. A column of texts,
-    numbers or truth values has that type; any other is JSON, whose values are what the file holds.
+    Rows of JSON and CSV files are read one by one, and no value depends on other rows. A column of texts, numbers or
+    booleans has that type; any other column is JSON, with the values of the file.
 
     **Arguments:** `path_or_hub_id`, a `.json`, `.jsonl`, `.csv` (each also `.gz`), `.parquet` or `.arrow` file, a
     pattern for several (`data/*.jsonl`; a slice of the split is taken of each), a directory, or a hub id; `split`, the
-    split to read, slices such as `train[:5%]` or `train[10:20]+test` included (a file is one split, `train`);
-    `config_name` and `revision`, of a hub data set; `streaming`, rows one by one instead of all on the disk (an
-    `IterableDataset`, whole splits only); `lines`, whether JSON and CSV files get a column `__line__`, file and line of
-    each row, which errors of `tokenize_comparisons` then name; `invalid`, whether a line that is no JSON ends it all or
-    is left for `tokenize_comparisons(…, invalid="drop")` to count.
+    split to read, also with slices such as `train[:5%]` or `train[10:20]+test` (a file has the one split `train`);
+    `config_name` and `revision`, of a hub data set; `streaming`, whether to read rows one by one without a copy on disk
+    (an `IterableDataset`, whole splits only); `lines`, whether rows of JSON and CSV files get a column `__line__`, file
+    and line, for the errors of `tokenize_comparisons`; `invalid`, whether a line that is not JSON is an error or left
+    for `tokenize_comparisons(…, invalid="drop")` to count.
 
     **Raises:** `DataError`, naming the file and the line.
 
-    Any preprocessing is `load_comparisons(…).map(f)`: `f` gets a row and returns the columns of one of the forms.
+    To preprocess, use `load_comparisons(…).map(f)`: `f` takes a row and returns the columns of a known format.
     """
     options = {"streaming": streaming, "lines": lines, "skip_unreadable": invalid == "drop"}
     files = expand(str(path_or_hub_id))
@@ -126,13 +126,13 @@ def _joined(parts: "list[Dataset]", source: str) -> "Dataset":
 
 
 def _load_files(files: list[Path], split: str, *, streaming: bool, **options: bool) -> "list[Dataset]":
-    """Local files, of one kind or of several."""
+    """Loads local files, which may be of several types."""
     readers = [_reader(file) for file in files]
     if streaming and split != "train":
-        raise DataError(f"{files[0]}: no split {split!r} to stream; a file is one split, train, without slices")
+        raise DataError(f"{files[0]}: cannot stream split {split!r}; a file has one split, 'train', without slices")
     parts: list[Dataset] = []
     for reader in dict.fromkeys(readers):
-        same = [file for file, its in zip(files, readers, strict=True) if its == reader]
+        same = [file for file, file_reader in zip(files, readers, strict=True) if file_reader == reader]
         parts += _read_files(reader, same, streaming=streaming, **options)
     return parts if streaming else [_slice({"train": part}, split, str(files[0])) for part in parts]
 
@@ -161,7 +161,7 @@ def _reader(path: Path) -> str:
 def _load_named(
     name: str, split: str, config_name: str | None, revision: str | None, *, streaming: bool, **options: bool
 ) -> "Dataset":
-    """A directory or a data set of the hub."""
+    """Loads a directory or a data set of the hub."""
     path = Path(name)
     if path.is_dir() and any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
         return _load_saved(path, split, streaming)
@@ -172,16 +172,16 @@ def _load_named(
     where = {"config_name": config_name, "source": source}
     if not path.is_dir():
         where["revision"] = revision
-    found = find_files(name, **where)
-    if found is None:
+    located = find_files(name, **where)
+    if located is None:
         return _load(name, split=split, streaming=streaming, **where)
-    reader, files = found
+    reader, files = located
     if streaming:
         return _joined(_read_files(reader, files(split), streaming=True, **options), source)
     names = dict.fromkeys(re.match(r"\w*", part)[0] for part in split.split("+"))  # pyright: ignore[reportOptionalSubscript]
-    whole = {part: files(part) for part in names}
-    parts = iter(_read_files(reader, [file for each in whole.values() for file in each], streaming=False, **options))
-    splits = {part: _joined([next(parts) for _ in each], source) for part, each in whole.items()}
+    paths = {part: files(part) for part in names}
+    parts = iter(_read_files(reader, [file for part in paths.values() for file in part], streaming=False, **options))
+    splits = {part: _joined([next(parts) for _ in files], source) for part, files in paths.items()}
     return _slice(splits, split, source)
 
 
@@ -195,7 +195,7 @@ def _load_saved(path: Path, split: str, streaming: bool) -> "Dataset":
 
 
 def _slice(splits: Any, split: str, source: str) -> "Dataset":
-    """What `split` names of data sets that are here already."""
+    """The rows that `split` selects of loaded data sets, by name."""
     from datasets import ReadInstruction, concatenate_datasets
 
     with quietly(source):

@@ -1,4 +1,4 @@
-"""What happened to a data set on its way to token ids: the table that a run prints and records."""
+"""The table of what was read, kept and dropped of a data set; a run prints and records it."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def _percentiles(lengths: np.ndarray) -> dict[str, int]:
 
 
 def describe_table(name: str, table: Mapping[str, Any]) -> str:
-    """The table as lines of text; `taken` of the kept ones are in a mixture."""
+    """The table as lines of text; its field `taken`, if there, is the number of comparisons in the mixture."""
     dropped = [f"{count} {reason.replace('_', ' ')}" for reason, count in table["dropped"].items()]
     notes = [
         f"{table[key]} {key.replace('_', ' ')}"
@@ -81,10 +81,10 @@ def describe_table(name: str, table: Mapping[str, Any]) -> str:
 
 
 def _without_prompt(rows: int) -> str:
-    advice = "if a column that is not read holds it, name that 'prompt'"
-    return f"rows without one whose responses begin differently: {rows}; {advice}" if rows else ""
+    advice = "if a column that is not read holds the prompt, rename it to 'prompt'"
+    return f"rows without a prompt whose responses begin differently: {rows}; {advice}" if rows else ""
 
 
 def _not_rendered(fields: Mapping[str, int]) -> str:
-    """The fields of messages that the chat template leaves out."""
+    """Lists the fields of messages that the chat template ignores."""
     return ", ".join(f"{name!r} of messages (rows: {count})" for name, count in fields.items())

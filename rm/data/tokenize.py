@@ -1,4 +1,4 @@
-"""Preference rows to token ids, in chunks and in parallel; the conventions are TRL's."""
+"""Tokenizes preference rows, in chunks and in parallel, by the conventions of TRL."""
 
 import dataclasses
 import os
@@ -52,7 +52,7 @@ _segments: Segments  # of a worker process
 
 
 class NoComparisons(DataError):
-    """No row gives a comparison; `counts` says why."""
+    """The error that no row gives a comparison; `counts` has the reasons."""
 
     def __init__(self, message: str, counts: Counter[tuple[str, str]]):
         super().__init__(message)
@@ -77,21 +77,21 @@ def tokenize_comparisons(
     cache: bool = True,
     source: str = "data",
 ) -> tuple[TokenizedComparisons, dict[str, Any]]:
-    """Tokenizes preference rows of any form, see docs/data.md for the columns.
+    """Tokenizes preference rows of any known format; docs/data.md lists the columns.
 
-    Text: the end-of-sequence token is appended where missing, prompt and response are joined as strings and tokenized
-    once. Chat: the template renders prompt and response as one conversation, and no special token is added to that.
-    A comparison with a side over `max_length` tokens, or with identical sides, is dropped and counted.
+    Text: the end-of-sequence token is appended where missing; prompt and response are joined as strings and tokenized
+    together. Chat: the template renders prompt and response as one conversation, and no special token is added.
+    A comparison with a sequence over `max_length` tokens, or with identical sequences, is dropped and counted.
 
-    **Arguments:** `rows`, a `datasets.Dataset` or dicts; `config`, for the pooling rule and the vocabulary;
-    `truncation`, what happens over `max_length` tokens: `"truncate-left-prompt"` takes the beginning of the shared
-    prefix away, `"truncate-right"` the ends; `share_prefix`, whether a comparison's common token prefix is kept once;
-    `expand_pairs`, whether a K-wise row gives every pair of its responses (ties left out) or one comparison of K;
+    **Arguments:** `rows`, a `datasets.Dataset` or dicts; `config`, for the pad token and the vocabulary;
+    `truncation`, the treatment of longer sequences: `"truncate-left-prompt"` removes the beginning of the shared
+    prefix, `"truncate-right"` the ends; `share_prefix`, whether the shared prefix of a comparison is stored once;
+    `expand_pairs`, whether a K-wise row gives every pair of its responses (without ties) or one comparison of K;
     `margin_from_scores`, whether the margin is the difference of the scores; `min_score_margin`, the least such
-    difference to keep; `drop_empty`, whether empty responses are left out; `invalid`, whether a malformed row ends it
-    all or is left out; `limit`, comparisons after which reading ends; `num_proc`, processes (more than one need
-    `if __name__ == "__main__":` in a script); `cache`, whether a `Dataset` that was tokenized in the same way before
-    is taken from the disk; `source`, the name that errors use.
+    difference to keep; `drop_empty`, whether comparisons with an empty response are dropped; `invalid`, whether a
+    malformed row is an error or is dropped; `limit`, the number of comparisons after which reading stops; `num_proc`,
+    processes (more than one need `if __name__ == "__main__":` in a script); `cache`, whether the result for a `Dataset`
+    is kept on disk and reused; `source`, the name of the data in errors.
 
     **Returns:** the comparisons, and a table of what was read, kept and dropped (`data_table`).
 
@@ -114,15 +114,15 @@ def tokenize_comparisons(
     columns, unread = _split_columns(rows) if _is_dataset(rows) else ([], Counter())
     cached = cache and limit is None
     entry = cache_entry(rows, columns, tokenizer, config, options) if cached and _is_dataset(rows) else None
-    found = load_entry(entry) if entry else None
-    if found is None:
+    result = load_entry(entry) if entry else None
+    if result is None:
         jobs = _jobs(_read(rows, columns, source))
         chunks = _encode_all(jobs, tokenizer, config, options, num_proc, source, limit is None)
         with tempfile.TemporaryFile() as file:
-            found = _collect(chunks, file, limit, options, source)
+            result = _collect(chunks, file, limit, options, source)
             if entry:
-                save_entry(entry, file, *found)
-    comparisons, counts = found[0], found[1] + unread
+                save_entry(entry, file, *result)
+    comparisons, counts = result[0], result[1] + unread
     comparisons = dataclasses.replace(comparisons, sources=(source,))  # a cached result may have had another name
     return comparisons, data_table(comparisons, counts)
 
@@ -132,18 +132,18 @@ def _is_dataset(rows: Any) -> TypeGuard["Dataset"]:
 
 
 def _split_columns(rows: "Dataset") -> tuple[list[str], Counts]:
-    """The columns that are read, and a count of those that are not; a column that is null everywhere is neither."""
+    """The columns that are read, and counts of those that are not; a column that is all null is neither."""
     empty = {name for name in rows.column_names if rows.data.column(name).null_count == len(rows.data) > 0}
-    known = [name for name in rows.column_names if name in COLUMNS and (name not in empty or name in _SIDES)]
-    left = [name for name in rows.column_names if name not in COLUMNS and name not in empty]
-    texts = {name for name in left if "string" in str(rows.data.column(name).type)}
-    counts = Counter({("text_unread" if name in texts else "unread", name): len(rows) for name in left})
-    enough = len(set(known) - {LINE}) > 1
-    return (known, counts) if enough else (rows.column_names, Counter())  # errors then say what there is
+    read = [name for name in rows.column_names if name in COLUMNS and (name not in empty or name in _SIDES)]
+    unread = [name for name in rows.column_names if name not in COLUMNS and name not in empty]
+    texts = {name for name in unread if "string" in str(rows.data.column(name).type)}
+    counts = Counter({("text_unread" if name in texts else "unread", name): len(rows) for name in unread})
+    enough = len(set(read) - {LINE}) > 1
+    return (read, counts) if enough else (rows.column_names, Counter())  # errors then list all columns
 
 
 def _read(rows: Any, columns: Sequence[str], source: str) -> Iterator[Rows]:
-    """The rows in chunks; what a reader raises in the middle of them says where."""
+    """The rows in chunks; an error of their reader becomes a `DataError` that says after which row."""
     number = 0
     try:
         for chunk in _chunks(rows, columns):
@@ -174,7 +174,7 @@ def _as_rows(chunk: Rows) -> Sequence[Row]:
 
 
 def _jobs(chunks: Iterator[Rows]) -> Iterator[Job]:
-    """Every chunk with the number of its first row, and whether rows have margins (as one of the first chunk has)."""
+    """Every chunk with the number of its first row, and whether rows have margins, as the first chunk tells."""
     first, has_margin = 0, None
     for chunk in chunks:
         if has_margin is None:
@@ -192,12 +192,12 @@ def _encode_all(
     source: str,
     ahead: bool,
 ) -> Iterator[Chunk]:
-    """The chunks encoded, in the order of the rows, which are read `ahead` of the encoding or only when asked for."""
+    """Encodes the chunks in order; if `ahead`, a single process reads the next rows while it encodes."""
     if num_proc == 1:
-        one = _encode_in_thread if ahead else _encode_in_turn
-        yield from one(jobs, Segments(tokenizer), config, options, source)
+        encode = _encode_in_thread if ahead else _encode_in_turn
+        yield from encode(jobs, Segments(tokenizer), config, options, source)
         return
-    # spawned and not forked, for JAX's threads do not survive a fork
+    # spawned, not forked: JAX's threads do not survive a fork
     pool = ProcessPoolExecutor(
         num_proc, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer.files, tokenizer.today)
     )
@@ -210,7 +210,7 @@ def _encode_all(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
-        raise RmError(f"{source}: a tokenizing process died, perhaps for want of memory; lower --num-proc") from None
+        raise RmError(f"{source}: a tokenizing process died, perhaps out of memory; lower --num-proc") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -228,7 +228,7 @@ def _encode_in_turn(
 def _encode_in_thread(
     jobs: Iterator[Job], segments: Segments, config: LlamaConfig, options: EncodeOptions, source: str
 ) -> Iterator[Chunk]:
-    """A thread tokenizes a chunk while the next one is parsed and rendered."""
+    """Encodes each chunk in a thread while the next one is parsed and rendered."""
     waiting: deque[tuple[Parsed, Future[Any]]] = deque()
 
     def finish(keep: int) -> Iterator[Chunk]:
@@ -245,7 +245,7 @@ def _encode_in_thread(
 
 
 def _start_worker(files: Mapping[str, bytes], today: date) -> None:
-    global _segments  # a process has one, built once
+    global _segments  # built once in each process
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _segments = Segments(dataclasses.replace(tokenizer_from_files(files), today=today))
 
@@ -257,7 +257,7 @@ def _work(job: Job, config: LlamaConfig, options: EncodeOptions, source: str) ->
 def _collect(
     chunks: Iterator[Chunk], file: IO[bytes], limit: int | None, options: EncodeOptions, source: str
 ) -> Result:
-    """All chunks as one; tokens go by way of a file and are mapped from there, so that they need not fit in memory."""
+    """Joins all chunks; the tokens are memory-mapped from a file, so that they need not fit in memory."""
     counts: Counter[tuple[str, str]] = Counter()
     parts: list[TokenizedComparisons] = []
     kept = size = 0
