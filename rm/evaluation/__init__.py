@@ -1,4 +1,4 @@
-"""Rewards of texts and comparisons, and what they say of a model: statistics, figures and the report."""
+"""Rewards of texts and comparisons, and evaluations of models: statistics, figures and the report."""
 
 from . import plots, statistics
 from .report import findings

@@ -1,4 +1,4 @@
-"""The figures a researcher wants: each takes arrays or run directories, draws on an `Axes` and returns it."""
+"""Figures of runs and evaluations: each function takes arrays or runs, draws on an `Axes` and returns it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from .statistics import calibration, wilson_interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, apart for every kind of colour vision, each readable on white and on black
+# after Okabe and Ito: distinct for every kind of colour vision, readable on white and on black
 COLOURS = ("#0084d1", "#e07b00", "#009e73", "#cc79a7", "#a07c00", "#7f7f7f")
 _CHOSEN, _REJECTED, _REFERENCE = COLOURS[0], COLOURS[1], COLOURS[5]
 _LABELS = {
@@ -26,7 +26,7 @@ _LABELS = {
     "mean_reward": "mean reward",
     "pairs_per_second": "pairs a second",
 }
-_FEW = 15  # comparisons, below which a bin of lengths is not drawn
+_FEW = 15  # bins of lengths with fewer responses are not drawn
 
 
 def _axes(ax: "Axes | None") -> "Axes":
@@ -38,9 +38,9 @@ def _axes(ax: "Axes | None") -> "Axes":
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last one that was cut short is left out.
+    """The lines of a run's `metrics.jsonl`, without a last one that was cut short.
 
-    **Raises:** `DataError` where there is no such file, or a line is no JSON object.
+    **Raises:** `DataError` where the file is missing or a line is not a JSON object.
     """
     path = Path(run) / "metrics.jsonl"
     if not path.is_file():
@@ -54,11 +54,11 @@ def training_curves(
     labels: Sequence[str] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """A metric over the updates of one or several runs; where `eval_…_metric` was logged, it is drawn dashed.
+    """A metric over the updates of one or several runs; its values on held-out sets (`eval_…_metric`) are dashed.
 
     **Arguments:** `runs`, directories of runs, or the lines of `metrics.jsonl`; `metric`, a field of these lines such
-    as `loss`, `accuracy`, `margin`; `labels`, a name for each run, by default that of its directory (one run alone is
-    `train`, and its held-out sets have their names).
+    as `loss`, `accuracy`, `margin`; `labels`, a name for each run, by default that of its directory (a single run is
+    labelled `train`, and its held-out sets by their names).
 
     **Raises:** `DataError` where a run has no such field.
 
@@ -72,8 +72,8 @@ def training_curves(
         name = labels[number] if labels else Path(run).name if isinstance(run, str | Path) else f"run {number + 1}"
         fields = {field for line in lines for field in line if field == metric or _evaluates(field, metric)}
         if not fields:
-            known = sorted({field for line in lines for field in line} - {"step", "epoch"})
-            raise DataError(f"{name}: no field {metric!r} in its metrics; found {', '.join(known) or 'none'}")
+            present = sorted({field for line in lines for field in line} - {"step", "epoch"})
+            raise DataError(f"{name}: no field {metric!r} in its metrics; found {', '.join(present) or 'none'}")
         for field in sorted(fields, key=len):
             points = [(line["step"], line[field]) for line in lines if line.get(field) is not None]
             held_out = field != metric
@@ -109,15 +109,15 @@ def reward_histogram(
 
 
 def reliability(margins: Float[ndarray, "B"], *, bins: int = 10, ax: "Axes | None" = None) -> "Axes":
-    """How often the model's preference is right, against how sure it is (`calibration`); ideal on the diagonal."""
+    """Accuracy of the model's preferences against their confidence (`calibration`); the diagonal is ideal."""
     ax = _axes(ax)
-    found = calibration(margins, bins=bins)
-    x = np.array([each["confidence"] for each in found["bins"]])
-    y = np.array([each["accuracy"] for each in found["bins"]])
-    bounds = np.array([wilson_interval(round(each["n"] * each["accuracy"]), each["n"]) for each in found["bins"]])
+    measured = calibration(margins, bins=bins)
+    x = np.array([b["confidence"] for b in measured["bins"]])
+    y = np.array([b["accuracy"] for b in measured["bins"]])
+    bounds = np.array([wilson_interval(round(b["n"] * b["accuracy"]), b["n"]) for b in measured["bins"]])
     ax.plot([0.5, 1], [0.5, 1], color=_REFERENCE, linestyle=":", label="ideal")
     errors = np.clip(np.stack([y - bounds[:, 0], bounds[:, 1] - y]), 0, None)
-    label = f"model, ECE {found['ece']:.3f}"
+    label = f"model, ECE {measured['ece']:.3f}"
     ax.errorbar(x, y, errors, color=_CHOSEN, marker="o", markersize=4, capsize=2, label=label)
     ax.set(xlabel="confidence σ(|margin|)", ylabel="accuracy", xlim=(0.49, 1.01), ylim=(min(0.3, *bounds[:, 0]), 1.02))
     _legend_above(ax)
@@ -125,7 +125,7 @@ def reliability(margins: Float[ndarray, "B"], *, bins: int = 10, ax: "Axes | Non
 
 
 def accuracy_by_subset(subsets: Mapping[str, Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
-    """The accuracy of every subset with its interval; `subsets` is that of `summarize`, or of `evaluation.json`."""
+    """The accuracy of every subset with its interval; `subsets` is that field of `summarize` or `evaluation.json`."""
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -145,7 +145,7 @@ def accuracy_by_subset(subsets: Mapping[str, Mapping[str, Any]], *, ax: "Axes | 
 def reward_against_length(
     rewards: Float[ndarray, "n"], lengths: Num[ndarray, "n"], *, bins: int = 8, ax: "Axes | None" = None
 ) -> "Axes":
-    """Rewards of single responses against their lengths in tokens, with the mean of every eighth of the lengths."""
+    """Rewards of responses against their lengths in tokens, with the mean reward in each of `bins` quantile bins."""
     ax = _axes(ax)
     ax.scatter(lengths, rewards, s=4, color=_CHOSEN, alpha=0.35, linewidths=0, rasterized=True)
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)))
@@ -163,20 +163,20 @@ def reward_against_length(
 
 
 def best_of_n(rewards: Float[ndarray, "B K"], scores: Float[ndarray, "B K"], *, ax: "Axes | None" = None) -> "Axes":
-    """The score of the best of `n` by the model, between that of any response and that of the best one."""
+    """The expected score of the best of `n` by reward, between a random response and the best one by score."""
     ax = _axes(ax)
-    found = best_of_n_statistics(rewards, scores)
+    expected = best_of_n_statistics(rewards, scores)
     for name, colour, style in (("oracle", COLOURS[2], "--"), ("model", _CHOSEN, "-"), ("random", _REFERENCE, ":")):
-        ax.plot(found["n"], found[name], color=colour, linestyle=style, marker="o", markersize=4, label=name)
-    ax.set(xlabel="n, of which the best by reward is taken", ylabel="expected score")
-    if len(found["n"]) <= 10:
-        ax.set_xticks(found["n"])
+        ax.plot(expected["n"], expected[name], color=colour, linestyle=style, marker="o", markersize=4, label=name)
+    ax.set(xlabel="n (responses to choose from, by reward)", ylabel="expected score")
+    if len(expected["n"]) <= 10:
+        ax.set_xticks(expected["n"])
     _legend_above(ax)
     return ax
 
 
 def _legend_above(ax: "Axes") -> None:
-    """Above the figure, where it hides no data."""
+    """Puts the legend above the axes, where it hides no data."""
     labels = ax.get_legend_handles_labels()[1]
     columns = 3 if len(labels) == 3 and max(map(len, labels)) < 9 else 2
     ax.legend(

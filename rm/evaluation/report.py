@@ -1,4 +1,4 @@
-"""An evaluation as a page: tables, figures and what stands out, in one file."""
+"""The report of an evaluation: tables, figures and findings on one HTML page."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from . import plots
 from .scores import Pairs, kwise_of, pairs_of
 from .statistics import wilson_interval
 
-_INK = "#010203"  # what is drawn in this colour takes the page's, light or dark
+_INK = "#010203"  # a placeholder that becomes the page's text colour, light or dark
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "rm",
@@ -25,9 +25,9 @@ _STYLE: dict[Any, Any] = {
 
 
 def findings(statistics: Mapping[str, Any]) -> list[str]:
-    """What a reader should know before trusting the accuracy, one sentence each.
+    """Warnings for a reader of the accuracy, one sentence each: chance level, length bias, calibration, ties, few data.
 
-    **Arguments:** `statistics`, of `summarize`.
+    **Arguments:** `statistics`, the result of `summarize`.
     """
     n, length, sure = statistics["n"], statistics["length"], statistics["calibration"]
     low, high = statistics["interval"]
@@ -55,7 +55,7 @@ def findings(statistics: Mapping[str, Any]) -> list[str]:
         found.append(f"Badly calibrated: ECE {sure['ece']:.3f}; the model is {kind}, so σ(margin) is no probability.")
     if statistics["ties"] > 0.01 * n:
         found.append(f"{statistics['ties']} of {n} comparisons are ties, which count as wrong.")
-    below = [name for name, each in statistics.get("subsets", {}).items() if _prefers_rejected(each)]
+    below = [name for name, subset in statistics.get("subsets", {}).items() if _prefers_rejected(subset)]
     if below:
         found.append(f"Worse than chance in {', '.join(below)}.")
     if n < 200:
@@ -64,7 +64,7 @@ def findings(statistics: Mapping[str, Any]) -> list[str]:
 
 
 def _prefers_rejected(statistics: Mapping[str, Any]) -> bool:
-    """Whether the rejected response has the higher reward more often than chance explains, where rewards differ."""
+    """True if rejected responses win more often than chance explains, among comparisons without ties."""
     decided, right = statistics["n"] - statistics["ties"], round(statistics["accuracy"] * statistics["n"])
     return decided > 0 and wilson_interval(right, decided)[1] < 0.5
 
@@ -89,12 +89,12 @@ def figures(lines: Sequence[dict[str, Any]], statistics: Mapping[str, Any]) -> d
 
 def _responses(pairs: Pairs) -> tuple[Any, Any]:
     both = np.stack([pairs.chosen, pairs.rejected]), np.stack([pairs.chosen_length, pairs.rejected_length])
-    unique = np.unique(np.stack([both[0].ravel(), both[1].ravel()]), axis=1)  # of K-wise rows each response once
+    unique = np.unique(np.stack([both[0].ravel(), both[1].ravel()]), axis=1)  # each response of a K-wise row once
     return unique[0], unique[1]
 
 
 def _svg(draw: Callable[..., Any], height: float = 2.7) -> str:
-    """A figure as inline SVG whose ink is the page's text colour."""
+    """A figure as inline SVG, drawn in the page's text colour."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -110,7 +110,7 @@ def _svg(draw: Callable[..., Any], height: float = 2.7) -> str:
 
 
 def render_report(evaluation: Mapping[str, Any], scores: Sequence[dict[str, Any]]) -> str:
-    """The page of an evaluation: HTML that needs no other file, light or dark as the reader has it.
+    """Renders the report as one self-contained HTML page, which follows the reader's light or dark mode.
 
     **Arguments:** `evaluation`, the content of `evaluation.json`; `scores`, the lines of `scores.jsonl`.
     """

@@ -1,4 +1,4 @@
-"""Using a reward model: scores of texts, metrics on comparisons."""
+"""Rewards of texts and comparisons, and metrics of a model on comparisons."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ def _on_every_device(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def _forward_only(model: Any, compute: Compute) -> Compute:
-    """The same without recomputation, which only a backward pass needs, on the mesh that the model is on."""
+    """`compute` without recomputation, which only a backward pass needs, and by default on the model's mesh."""
     return replace(compute, remat="none", mesh=compute.mesh or mesh_of(model))
 
 
@@ -72,13 +72,12 @@ def score(
 ) -> Float[np.ndarray, "n"]:
     """The rewards of texts and conversations, float32, in the order given.
 
-    None begins with two beginning-of-sequence tokens: where the text has one and the tokenizer adds another, one is
-    taken away, as it is from training data.
+    As in training data, a doubled beginning-of-sequence token (one in the text, one from the tokenizer) becomes one.
 
     **Arguments:** `inputs`, each a text (tokenized as given), or a dict with `text`, with `prompt` and `response`, or
-    with `messages` (the last two go the way of the training data); `compute`, type, form of attention and mesh, by
-    default the one that the model is on; `batch_size`, sequences of average length that go through the model together;
-    `max_length`, tokens after which an input is cut off, all kept when `None`.
+    with `messages` (the last two are rendered like training data); `compute`, type, form of attention and mesh, by
+    default the model's mesh; `batch_size`, sequences of average length in a batch; `max_length`, the length to which
+    inputs are truncated on the right, by default none.
 
     **Raises:** `DataError`, naming the input, where it has none of these forms.
 
@@ -112,7 +111,7 @@ def score_sequences(
 
 
 def _rows(cut: TokenizedComparisons, config: LlamaConfig, batch_size: int, multiple: int) -> Iterator[PreferenceBatch]:
-    """Rows that share prefixes where attention goes by blocks; elsewhere one sequence a row, neighbours in length."""
+    """Batches of rows with shared prefixes where attention is by blocks; else one sequence a row, sorted by length."""
     if default_layout() == "whole" and multiple == 1:
         yield from pack_sequences(cut, config, batch_size=batch_size)
         return
@@ -132,9 +131,9 @@ def encode_inputs(
     names: Sequence[str],
     counts: Counter[str] | None = None,
 ) -> list[list[int]]:
-    """The token ids of the inputs of `score`.
+    """The token ids of the inputs of `score`, in order.
 
-    **Arguments:** `names`, what errors call the inputs; `counts`, where `double_bos_removed` is counted.
+    **Arguments:** `names`, of the inputs in errors; `counts`, a counter to which `double_bos_removed` is added.
     """
     check_vocabulary(tokenizer, config)
     rendered = []
@@ -179,16 +178,16 @@ def evaluate(
     center_rewards_coefficient: float = 0.0,
     objective: Objective | None = None,
 ) -> dict[str, Any]:
-    """How well a model ranks comparisons, each with the same weight: `loss`, `preference_metrics` and `summarize`.
+    """Evaluates a model on comparisons, all of equal weight: `loss`, `preference_metrics` and `summarize`.
 
-    **Arguments:** `comparisons`, pairs as `tokenize_comparisons` returns them; `subsets`, the name of the subset of
-    each; `objective`, of training, in place of the pairwise one with `compute` and `center_rewards_coefficient`: the
-    model is then whatever it takes. Lengths are those of what responses have of their own.
+    **Arguments:** `comparisons`, pairs as `tokenize_comparisons` returns them; `subsets`, the name of each one's
+    subset; `objective`, a training objective in place of the pairwise one with `compute` and
+    `center_rewards_coefficient`; `model` is then any model that it takes. Lengths exclude the shared prefix.
 
-    **Returns:** plain numbers, nested as `rm.evaluation.summary.summarize` describes; `METRICS` are those that training
-    logs, and `objective` has the means of the objective's own metrics where there are any.
+    **Returns:** plain numbers, nested as `rm.evaluation.summary.summarize` describes; training logs those in `METRICS`;
+    `objective` has the means of the objective's own metrics, if it has any.
 
-    **Raises:** `ValueError` where comparisons are not pairs, or `subsets` are not as many.
+    **Raises:** `ValueError` where comparisons are not pairs, or `subsets` has another length.
     """
     if comparisons.ends.shape[1] != 2:
         raise ValueError(f"expected pairs, found comparisons of {comparisons.ends.shape[1]} responses; see best_of_n")
@@ -196,18 +195,18 @@ def evaluate(
         raise ValueError(f"expected a subset for each of {len(comparisons)} comparisons, found {len(subsets)}")
     if objective is None:
         objective = pairwise_objective(center_rewards_coefficient, _forward_only(model, compute))
-    losses, both, own = _objective_values(model, comparisons, objective, batch_size, compute.mesh or mesh_of(model))
+    losses, both, extra = _objective_values(model, comparisons, objective, batch_size, compute.mesh or mesh_of(model))
     metrics = {"loss": losses.mean(), **preference_metrics(both[:, 0], both[:, 1]), "std_reward": both.std()}
     lengths = comparisons.lengths[:, 1:]
-    found = summarize(both[:, 0], both[:, 1], lengths[:, 0], lengths[:, 1], subsets=subsets)
-    means = {"objective": {name: float(values.mean()) for name, values in own.items()}} if own else {}
-    return {name: float(metrics[name]) for name in METRICS} | found | means
+    summary = summarize(both[:, 0], both[:, 1], lengths[:, 0], lengths[:, 1], subsets=subsets)
+    means = {"objective": {name: float(values.mean()) for name, values in extra.items()}} if extra else {}
+    return {name: float(metrics[name]) for name in METRICS} | summary | means
 
 
 def _objective_values(
     model: Any, comparisons: TokenizedComparisons, objective: Objective, batch_size: int, mesh: Mesh | None
 ) -> tuple[Float[np.ndarray, "B"], Float[np.ndarray, "B K"], dict[str, Float[np.ndarray, "B"]]]:
-    """Loss, rewards and metrics of every comparison."""
+    """The loss, the rewards and the objective's metrics of every comparison."""
     run = partial(_jit_objective, objective, mesh, model)
     chunks = [values for _, values in _chunks(run, comparisons, batch_size, mesh)]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
@@ -217,18 +216,18 @@ def _objective_values(
 def comparison_rewards(
     model: RewardModel, comparisons: TokenizedComparisons, *, batch_size: int = 16, compute: Compute = Compute()
 ) -> Float[np.ndarray, "B K"]:
-    """The rewards of every response, float32, best response first as in `comparisons`.
+    """The rewards of all responses, float32, in the order of `comparisons` (the best response first).
 
-    **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; `batch_size`, comparisons that go through the
-    model together; `compute`, type, form of attention and mesh, by default the one that the model is on.
+    **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; `batch_size`, comparisons in a batch;
+    `compute`, type, form of attention and mesh, by default the model's mesh.
     """
-    return np.concatenate([found for _, found in reward_chunks(model, comparisons, batch_size, compute)])
+    return np.concatenate([values for _, values in reward_chunks(model, comparisons, batch_size, compute)])
 
 
 def reward_chunks(
     model: RewardModel, comparisons: TokenizedComparisons, batch_size: int, compute: Compute, *, start: int = 0
 ) -> Iterator[tuple[Int64[np.ndarray, "B"], Float[np.ndarray, "B K"]]]:
-    """Indices and rewards of `batch_size` comparisons at a time, in order, from `start` on."""
+    """Yields indices and rewards of `batch_size` comparisons at a time, in order, from `start` on."""
     compute = _forward_only(model, compute)
     run = partial(_jit_rewards, model, compute=compute)
     return _chunks(run, comparisons, batch_size, compute.mesh, start=start)
@@ -237,21 +236,21 @@ def reward_chunks(
 def _chunks(
     run: Callable, comparisons: TokenizedComparisons, batch_size: int, mesh: Mesh | None, *, start: int = 0
 ) -> Iterator[tuple[Int64[np.ndarray, "B"], Any]]:
-    """Indices of `batch_size` comparisons at a time, and what `run` computes of each, in order."""
+    """Yields the indices of `batch_size` comparisons at a time, in order, and the values that `run` computes."""
     shapes = fit_row_shapes(comparisons, batch_size, rows=row_shards(mesh), layout=default_layout())
     for first in range(start, len(comparisons), batch_size):
         indices = np.arange(first, min(first + batch_size, len(comparisons)))
         parts = [
-            (batch.index[batch.index >= 0], jax.tree.map(lambda x, used=batch.index >= 0: x[used], found))
-            for batch, found in _run(run, pack(comparisons, indices, shapes), mesh)
+            (batch.index[batch.index >= 0], jax.tree.map(lambda x, used=batch.index >= 0: x[used], values))
+            for batch, values in _run(run, pack(comparisons, indices, shapes), mesh)
         ]
         order = np.argsort(np.concatenate([index for index, _ in parts]))
-        values = [found for _, found in parts]
-        yield indices, jax.tree.map(lambda *those, order=order: np.concatenate(those)[order], *values)
+        values = [values for _, values in parts]
+        yield indices, jax.tree.map(lambda *leaves, order=order: np.concatenate(leaves)[order], *values)
 
 
 def _run(run: Callable, batches: Iterable[PreferenceBatch], mesh: Mesh | None) -> Iterator[tuple[PreferenceBatch, Any]]:
-    """Every batch with what is computed of it; the next one is made while the one before is computed."""
+    """Yields every batch with its result; the next batch is prepared while the device computes."""
     running: list[tuple[PreferenceBatch, Any]] = []
     for batch in batches:
         running.append((batch, run(batch if mesh is None else place_batch(batch, mesh))))

@@ -43,20 +43,20 @@ REWARDBENCH: dict[str, dict[str, int | float]] = {
 def load_sections(name: str) -> Mapping[str, Mapping[str, int | float]]:
     """The sections of `rewardbench`, or of a JSON file `{"SECTION": {"SUBSET": WEIGHT}}`.
 
-    **Raises:** `ConfigError`, naming the file and what is wrong in it.
+    **Raises:** `ConfigError`, naming the file and the mistake in it.
     """
     if name == "rewardbench":
         return REWARDBENCH
     try:
-        found: Any = json.loads(Path(name).read_text(encoding="utf-8"))
+        sections: Any = json.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--sections {name}: expected 'rewardbench' or a JSON file ({error})") from None
-    if not isinstance(found, dict) or not all(isinstance(weights, dict) and weights for weights in found.values()):
+    if not isinstance(sections, dict) or not all(isinstance(w, dict) and w for w in sections.values()):
         raise ConfigError(f'--sections {name}: expected {{"SECTION": {{"SUBSET": WEIGHT}}}}')
-    for section, weights in found.items():
+    for section, weights in sections.items():
         for subset, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
                 raise ConfigError(
                     f"--sections {name}: {section}, {subset}: expected a weight above 0, found {weight!r}"
                 )
-    return found
+    return sections

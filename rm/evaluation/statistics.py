@@ -1,4 +1,4 @@
-"""What the rewards of comparisons say about a reward model: accuracy, calibration, length, best of n."""
+"""Statistics of the rewards of comparisons: accuracy, calibration, length bias, best of n."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ _MATCHED = 0.1  # share of the longer response that lengths may differ by to cou
 
 
 def wilson_interval(correct: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of a share, `correct` of `n`, which stays within 0 and 1 for small `n` too.
+    """Wilson's confidence interval of the share `correct / n`; it stays within 0 and 1 even for small `n`.
 
     `(p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n)`, with `p = correct / n` and `z` the normal quantile.
 
@@ -29,27 +29,27 @@ def wilson_interval(correct: int, n: int, *, confidence: float = 0.95) -> tuple[
 
     if n < 1:
         raise ValueError(f"an interval needs at least one comparison, found {n}")
-    found = binomtest(correct, n).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def share(correct: Bool[ndarray, "n"]) -> dict[str, Any]:
-    """`accuracy`, its Wilson `interval` (95 %) and `n`; the first two `None` where nothing is counted."""
+    """`n`, `accuracy` and its Wilson `interval` (95 %); the last two are `None` if `n` is 0."""
     n, hits = len(correct), int(correct.sum())
     return {"n": n, "accuracy": hits / n if n else None, "interval": wilson_interval(hits, n) if n else None}
 
 
 @checked
 def calibration(margins: Float[ndarray, "B"], *, bins: int = 10) -> dict[str, Any]:
-    """How often the preferred response is the right one, against how sure the model is of it.
+    """Accuracy of the model's preferences against their confidence, and the expected calibration error.
 
     The model prefers the response with the higher reward, with the confidence `c = σ(|margin|)`, from 0.5 to 1. In
-    equal bins of confidence, `ECE = Σ n_b / n · |accuracy_b - confidence_b|`. A tie is half right.
+    equal bins of confidence, `ECE = Σ n_b / n · |accuracy_b - confidence_b|`. A tie counts half.
 
-    **Arguments:** `margins`, `chosen - rejected`; `bins`, between 0.5 and 1.
+    **Arguments:** `margins`, `chosen - rejected`; `bins`, their number between 0.5 and 1.
 
-    **Returns:** `ece`; `bias`, mean confidence less accuracy, above 0 where the model is too sure; `bins`, those that
-    hold comparisons, each with `n`, `confidence` and `accuracy`.
+    **Returns:** `ece`; `bias`, mean confidence minus accuracy, above 0 for a model too sure; `bins`, those with
+    comparisons, each with `n`, `confidence` and `accuracy`.
 
     Source: Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
 
@@ -59,7 +59,7 @@ def calibration(margins: Float[ndarray, "B"], *, bins: int = 10) -> dict[str, An
     confidence = 1 / (1 + np.exp(-np.abs(margins.astype(np.float64))))
     right = np.where(margins == 0, 0.5, margins > 0)
     number = np.minimum((2 * bins * (confidence - 0.5)).astype(int), bins - 1)
-    found = [
+    measured = [
         {
             "n": int(inside.sum()),
             "confidence": float(confidence[inside].mean()),
@@ -68,9 +68,9 @@ def calibration(margins: Float[ndarray, "B"], *, bins: int = 10) -> dict[str, An
         for inside in (number == b for b in range(bins))
         if inside.any()
     ]
-    ece = sum(each["n"] * abs(each["accuracy"] - each["confidence"]) for each in found) / max(len(margins), 1)
+    ece = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in measured) / max(len(margins), 1)
     bias = float(confidence.mean() - right.mean()) if len(margins) else math.nan
-    return {"ece": ece, "bias": bias, "bins": found}
+    return {"ece": ece, "bias": bias, "bins": measured}
 
 
 @checked
@@ -80,13 +80,13 @@ def length_bias(
     chosen_length: Num[ndarray, "B"],
     rejected_length: Num[ndarray, "B"],
 ) -> dict[str, Any]:
-    """Whether rewards follow the length of responses.
+    """Measures the dependence of rewards on the length of responses.
 
-    **Arguments:** rewards, and lengths in tokens.
+    **Arguments:** rewards, and lengths in tokens, of both responses.
 
     **Returns:** `spearman` and `pearson`, correlations of margin and difference in length over comparisons, so that
-    neither depends on the prompt; `prefers_longer`, the share of comparisons of unequal lengths in which the longer
-    response has the higher reward, and `longer_is_chosen`, the share in which people preferred it; `chosen_longer`,
+    effects of the prompt cancel; among comparisons of unequal lengths, `prefers_longer`, the share in which the longer
+    response has the higher reward, and `longer_is_chosen`, the share in which it is the chosen one; `chosen_longer`,
     `chosen_shorter` and `matched` (lengths within 10 %), each with `n`, `accuracy` and `interval`.
     """
     from scipy.stats import pearsonr, spearmanr
@@ -109,9 +109,9 @@ def length_bias(
 
 @checked
 def auc(chosen: Float[ndarray, "B"], rejected: Float[ndarray, "B"]) -> float:
-    """The share of all (chosen, rejected) couples, across prompts too, that rewards order rightly; a tie is half.
+    """The share of all pairs of a chosen and a rejected response, across prompts too, that rewards order correctly.
 
-    Unlike accuracy it falls where rewards of different prompts are not on one scale.
+    A tie counts half. Unlike accuracy, it falls where rewards of different prompts are not on one scale.
 
     >>> auc(np.array([2.0, 0.5]), np.array([1.0, 0.0]))
     0.75
@@ -123,14 +123,14 @@ def auc(chosen: Float[ndarray, "B"], rejected: Float[ndarray, "B"]) -> float:
 
 @checked
 def best_of_n(rewards: Float[ndarray, "B K"], scores: Float[ndarray, "B K"]) -> dict[str, list[Any]]:
-    """The score of the response with the highest reward among `n` of the `K`, for every `n`, expected over their draw.
+    """The expected score of the response with the highest reward among `n` drawn from the `K`, for every `n`.
 
     With the responses of a prompt in order of falling reward, the j-th (from 0) is the best of `n` with probability
-    `C(K - 1 - j, n - 1) / C(K, n)`; so nothing is drawn. Equal rewards share their probabilities.
+    `C(K - 1 - j, n - 1) / C(K, n)`, so no sampling is needed. Equal rewards share their probabilities.
 
     **Arguments:** `rewards`, of the model; `scores`, of people or a checker, higher is better.
 
-    **Returns:** for `n` from 1 to `K`: `model`; `oracle`, had the rewards been the scores; `random`, any response.
+    **Returns:** for `n` from 1 to `K`: `model`; `oracle`, with the scores as rewards; `random`, a random response.
 
     Source: Nakano et al. 2021, "WebGPT", section 3.2 and appendix (the estimator of best-of-n).
 
@@ -148,7 +148,7 @@ def best_of_n(rewards: Float[ndarray, "B K"], scores: Float[ndarray, "B K"]) -> 
 
 
 def _sorted_scores(rewards: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The scores in order of falling reward; where rewards are equal, each has the mean of their scores."""
+    """The scores in order of falling reward; responses with equal rewards get the mean of their scores."""
     out = np.empty(scores.shape, np.float64)
     for row, (r, s) in enumerate(zip(rewards, scores, strict=True)):
         values, group = np.unique(-r, return_inverse=True)
@@ -158,10 +158,10 @@ def _sorted_scores(rewards: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def paired_test(first: Bool[ndarray, "B"], second: Bool[ndarray, "B"]) -> dict[str, Any]:
-    """Whether one model ranks more of the same comparisons rightly than another: McNemar's exact test.
+    """McNemar's exact test of a difference between two models in ranking the same comparisons correctly.
 
-    Only comparisons that one of them ranks rightly count: with `b` for the first and `c` for the second, `p` is that of
-    `b` heads in `b + c` tosses of a fair coin. `difference` is `(b - c) / n`, its interval (95 %)
+    Only comparisons that exactly one model ranks correctly count, `b` for the first and `c` for the second: `p_value`
+    is that of `b` heads in `b + c` tosses of a fair coin. `difference` is `(b - c) / n`, its interval (95 %)
     `± 1.96 √(b + c - (b - c)²/n) / n`.
 
     Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions".

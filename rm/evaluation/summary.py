@@ -1,4 +1,4 @@
-"""Every statistic of a set of comparisons together, and by subset and section."""
+"""All statistics of a set of comparisons, in total and by subset and section."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,18 +29,18 @@ def by_subset(margins: Float[ndarray, "B"], subsets: Sequence[str]) -> dict[str,
 def section_scores(
     subsets: Mapping[str, Mapping[str, Any]], sections: Mapping[str, Mapping[str, int | float]]
 ) -> dict[str, float]:
-    """The accuracy of each section: `Σ w_s accuracy_s / Σ w_s` over those of its subsets that are there.
+    """The accuracy of each section: `Σ w_s accuracy_s / Σ w_s` over the subsets of it that are present.
 
     >>> section_scores({"a": {"accuracy": 1.0}, "b": {"accuracy": 0.5}}, {"both": {"a": 1, "b": 3}, "none": {"c": 1}})
     {'both': 0.625}
     """
-    found = {}
+    scores = {}
     for section, weights in sections.items():
         present = {name: weight for name, weight in weights.items() if name in subsets}
         if present:
             total = sum(weight * subsets[name]["accuracy"] for name, weight in present.items())
-            found[section] = total / sum(present.values())
-    return found
+            scores[section] = total / sum(present.values())
+    return scores
 
 
 @checked
@@ -53,7 +53,7 @@ def summarize(
     subsets: Sequence[str] | None = None,
     sections: Mapping[str, Mapping[str, int | float]] | None = None,
 ) -> dict[str, Any]:
-    """Every statistic of the rewards of comparisons, as plain numbers that JSON takes.
+    """All statistics of the rewards of comparisons, as plain numbers for JSON.
 
     **Arguments:** rewards and lengths (tokens) of both sides; `subsets`, the name of each comparison's subset;
     `sections`, subsets and their weights by section.
@@ -68,7 +68,7 @@ def summarize(
     if not len(margins):
         raise ValueError("statistics need at least one comparison, found 0")
     quantiles, both = np.quantile(margins, _QUANTILES), np.stack([chosen, rejected]).astype(np.float64)
-    found = {
+    summary = {
         **share(margins > 0),
         "ties": int((margins == 0).sum()),
         "margin": float(margins.mean(dtype=np.float64)),
@@ -80,9 +80,10 @@ def summarize(
         "length": length_bias(chosen, rejected, chosen_length, rejected_length),
     }
     if subsets is not None:
-        found["subsets"] = by_subset(margins, subsets)
-        found["macro_accuracy"] = float(np.mean([each["accuracy"] for each in found["subsets"].values()]))
+        summary["subsets"] = by_subset(margins, subsets)
+        summary["macro_accuracy"] = float(np.mean([subset["accuracy"] for subset in summary["subsets"].values()]))
         if sections is not None:
-            found["sections"] = section_scores(found["subsets"], sections)
-            found["section_mean"] = float(np.mean(list(found["sections"].values()))) if found["sections"] else None
-    return found
+            scores = section_scores(summary["subsets"], sections)
+            summary["sections"] = scores
+            summary["section_mean"] = float(np.mean(list(scores.values()))) if scores else None
+    return summary
