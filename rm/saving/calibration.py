@@ -1,4 +1,4 @@
-"""The mean and the spread of a model's rewards, which bring rewards of several models to one scale."""
+"""The mean and standard deviation of a model's rewards, to normalize rewards of several models to one scale."""
 
 import dataclasses
 import math
@@ -13,34 +13,34 @@ from ..files.hub import RECORD, read_record, resolve_directory
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Mean and standard deviation of the rewards of both sides of all evaluation sets together."""
+    """Mean and standard deviation of chosen and rejected rewards, over all evaluation sets together."""
 
     mean: float
     std: float
 
 
 def load_calibration(source: str | Path, *, revision: str | None = None) -> Calibration | None:
-    """What the field `reward` of an exported model's `rm.json` says; `None` where there is no such field.
+    """The calibration in the field `reward` of an exported model's `rm.json`; `None` if there is no such field.
 
     **Arguments:** `source`, a directory or a hub id; `revision`, of a hub repository.
 
     **Raises:** `ConfigError` where the field is not a finite `mean` with a `std` above 0.
     """
-    found = read_record(resolve_directory(source, (RECORD,), revision=revision)).get("reward")
-    if found in (None, {}):
+    reward = read_record(resolve_directory(source, (RECORD,), revision=revision)).get("reward")
+    if reward in (None, {}):
         return None
-    numbers = [found.get("mean"), found.get("std")] if isinstance(found, dict) else []
+    numbers = [reward.get("mean"), reward.get("std")] if isinstance(reward, dict) else []
     finite = [float(number) for number in numbers if isinstance(number, int | float) and math.isfinite(number)]
     if len(finite) < 2 or finite[1] <= 0:
         expected = "expected an object with a finite mean and a finite std above 0"
-        raise ConfigError(f"{source}: {RECORD}: field 'reward': {expected}, found {found!r}")
+        raise ConfigError(f"{source}: {RECORD}: field 'reward': {expected}, found {reward!r}")
     return Calibration(mean=finite[0], std=finite[1])
 
 
 def require_calibration(source: str | Path, *, revision: str | None = None) -> Calibration:
-    """`load_calibration`, for what cannot do without.
+    """`load_calibration` for callers that need one.
 
-    **Raises:** `ConfigError` where there is none, too.
+    **Raises:** `ConfigError` also where there is none.
     """
     calibration = load_calibration(source, revision=revision)
     if calibration is None:

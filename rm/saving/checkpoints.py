@@ -1,4 +1,4 @@
-"""The training state on disk, through Orbax: a reader sees a whole checkpoint or none, and no damaged one."""
+"""Checkpoints of the training state, saved by Orbax: a reader sees complete ones only, and detects damage."""
 
 import copy
 import hashlib
@@ -22,11 +22,11 @@ _LONGEST_SAVE = 30 * 86400  # seconds; slow disks are no error, nor is a clock t
 
 
 class Checkpoints:
-    """The checkpoints of a run: `save` returns at once, writing goes on behind it.
+    """The checkpoints of a run; `save` returns at once and writes in the background.
 
-    **Arguments:** `keep`, how many of the newest stay, all when `None`; `best`, the metric given to `save` whose best
-    checkpoint stays as well, the lowest where its name ends in `loss`, else the highest; `read_only`, which leaves a
-    directory alone that a run may be writing to.
+    **Arguments:** `keep`, the number of newest checkpoints to keep, by default all; `best`, a metric given to `save`
+    whose best checkpoint is also kept (the lowest value if its name ends in `loss`, else the highest); `read_only`,
+    for reading a directory that a run may be writing to.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Checkpoints:
         if best is not None:
             policies.append(
                 BestN(
-                    get_metric_fn=lambda found: found["best"],
+                    get_metric_fn=lambda metrics: metrics["best"],
                     reverse=lowest,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -59,27 +59,27 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """After which updates there is a whole checkpoint, in order."""
+        """The steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, notes: dict[str, Any], metrics: Mapping[str, float] = {}) -> None:
         """Saves the state after `step` updates, with `notes` (JSON) beside it.
 
-        **Raises:** `OutputError` where it, or the one before it, cannot be written.
+        **Raises:** `OutputError` where this checkpoint, or the one before it, cannot be written.
         """
         if step in self.steps:
             return
-        taken = copy.deepcopy(notes)  # they are written later, and may have changed by then
-        record = _seal({"step": step, "notes": taken, "checksums": checksums(state)})
+        copied = copy.deepcopy(notes)  # they are written later, when the caller may have changed them
+        record = _seal({"step": step, "notes": copied, "checksums": checksums(state)})
         parts = {"state": self._ocp.args.StandardSave(state), "notes": self._ocp.args.JsonSave(record)}
         best = {"best": float(metrics[self._best])} if self._best and self._best in metrics else None
         with self._writing():
             self._manager.save(step, args=self._ocp.args.Composite(**parts), metrics=best)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the notes saved at `step`; `like` gives the shapes, types and placement to expect.
+        """The state and the notes saved at `step`; `like` has the expected shapes, types and placement.
 
-        **Raises:** `CheckpointError` where what is read is not what was saved.
+        **Raises:** `CheckpointError` where the data read differ from the data saved.
         """
         parts = {"state": self._ocp.args.StandardRestore(like), "notes": self._ocp.args.JsonRestore()}
         with self._reading(step):
@@ -88,11 +88,11 @@ class Checkpoints:
         return restored["state"], restored["notes"]["notes"]
 
     def restore_model(self, step: int, like: Any, *, mesh: Mesh | None = None) -> Any:
-        """The model alone of the state saved at `step`: the optimizer's state is not read.
+        """The model of the state saved at `step`, without reading the optimizer's state.
 
-        **Arguments:** `like`, the shapes and types to expect; `mesh`, the devices that the model is spread over.
+        **Arguments:** `like`, the expected shapes and types; `mesh`, the devices that the model is sharded over.
 
-        **Raises:** `CheckpointError` where what is read is not what was saved.
+        **Raises:** `CheckpointError` where the data read differ from the data saved.
         """
         placement: Any = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), like)
         if mesh is not None:
@@ -108,7 +108,7 @@ class Checkpoints:
         return restored["state"]["model"]
 
     def restore_newest(self, like: TrainState, report: Callable[[str], None]) -> tuple[int, TrainState, dict[str, Any]]:
-        """The newest checkpoint that is whole; damaged ones are reported and set aside as `damaged-STEP`.
+        """Restores the newest intact checkpoint; damaged ones are reported and renamed to `damaged-STEP`.
 
         **Raises:** `CheckpointError` where there is none.
         """
@@ -116,15 +116,15 @@ class Checkpoints:
             error = None
             try:
                 state, notes = self.restore(step, like)
-            except CheckpointError as found:
-                error, state, notes = found, None, {}
+            except CheckpointError as damage:
+                error, state, notes = damage, None, {}
             if agree(error is None):
                 return step, state, notes  # pyright: ignore[reportReturnType]
             aside = self.directory / f"damaged-{step}"
             report(f"{error or f'checkpoint {step} cannot be restored by another process'}; it is now {aside.name}")
             if leads():
                 (self.directory / str(step)).rename(aside)
-            agree(True)  # once it is done
+            agree(True)  # wait until it is renamed
             self._manager.reload()
         raise CheckpointError(f"{self.directory}: no checkpoint that can be restored; remove it to start again")
 
@@ -132,9 +132,9 @@ class Checkpoints:
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # out of memory, or another process has gone
+        except jax.errors.JaxRuntimeError:  # out of memory, or another process has died
             raise
-        except Exception as error:  # damage can show anywhere in what reads it
+        except Exception as error:  # damage can raise any error in the reader
             where = self.directory / str(step)
             raise CheckpointError(f"{where}: cannot be restored ({first_line(error)})") from None
 
@@ -146,13 +146,13 @@ class Checkpoints:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            advice = "those before it are whole, and --resume auto goes on from there"
+            advice = "earlier ones are intact, and --resume auto continues from them"
             raise OutputError(f"{self.directory}: a checkpoint cannot be written ({reason}); {advice}") from None
 
     def wait(self) -> None:
-        """Waits for what is being written.
+        """Waits until all checkpoints are written.
 
-        **Raises:** `OutputError` where it cannot be.
+        **Raises:** `OutputError` where one cannot be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
@@ -164,7 +164,7 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for what is being written, and ends."""
+        """Waits until all checkpoints are written, and releases the directory."""
         try:
             self.wait()
         finally:
@@ -172,7 +172,7 @@ class Checkpoints:
 
 
 def _check(tree: Any, record: Any, step: int) -> None:
-    """Refuses notes or arrays that are not what was saved."""
+    """Refuses notes or arrays that have changed since they were saved."""
     if not isinstance(record, dict) or _seal(record) != record or record["step"] != step:
         raise CheckpointError("its notes have changed since they were written")
     changed = [name for name, value in checksums(tree).items() if record["checksums"].get(name) != value]
@@ -181,11 +181,11 @@ def _check(tree: Any, record: Any, step: int) -> None:
 
 
 def _seal(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the hash of the rest of it."""
+    """The record with the SHA-256 hash of its other fields."""
     rest = {name: value for name, value in record.items() if name != "sha256"}
     return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def abstract(state: TrainState) -> TrainState:
-    """The shapes, types and placement of a state, which then need not be kept."""
+    """The shapes, types and placement of a state, without its arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -1,4 +1,4 @@
-"""A small Llama and preferences, made here: what the demo and the notebooks begin with, where nothing is downloaded."""
+"""A small random Llama and synthetic preferences for the demo and the notebooks, without any download."""
 
 import random
 from pathlib import Path
@@ -33,14 +33,15 @@ _SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
 
 
 def make_pair(rng: random.Random) -> dict[str, list[dict[str, str]]]:
-    """A preference whose right response names a thing of the kind that the prompt asks for, whatever its length.
+    """A random preference: only the chosen response names a thing of the requested kind; length does not matter.
 
     >>> sorted(make_pair(random.Random(0)))
     ['chosen', 'prompt', 'rejected']
     """
-    asked, other = rng.sample(sorted(_TOPICS), 2)
-    question = rng.choice(_QUESTIONS).format(asked)
-    chosen, rejected = (rng.choice(_ANSWERS).format(rng.choice(_TOPICS[topic].split())) for topic in (asked, other))
+    requested, different = rng.sample(sorted(_TOPICS), 2)
+    question = rng.choice(_QUESTIONS).format(requested)
+    topics = (requested, different)
+    chosen, rejected = (rng.choice(_ANSWERS).format(rng.choice(_TOPICS[topic].split())) for topic in topics)
     return {
         "prompt": [{"role": "user", "content": question}],
         "chosen": [{"role": "assistant", "content": chosen}],
@@ -49,9 +50,9 @@ def make_pair(rng: random.Random) -> dict[str, list[dict[str, str]]]:
 
 
 def write_llama(directory: Path, texts: list[str]) -> None:
-    """An ordinary Hugging Face directory: a byte-level tokenizer trained on the texts and a random Llama.
+    """Writes an ordinary Hugging Face directory: a byte-level tokenizer trained on the texts and a random Llama.
 
-    **Arguments:** `directory`, which is there already; `texts`, for a vocabulary of at most 512 tokens.
+    **Arguments:** `directory`, which must exist; `texts`, for a vocabulary of at most 512 tokens.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -87,7 +88,7 @@ def write_llama(directory: Path, texts: list[str]) -> None:
         eos_token_id=1,
         pad_token_id=0,
     )
-    of_classifiers = ("num_labels", "problem_type", "id2label", "label2id")
-    causal_lm = {name: value for name, value in llama.to_hf().items() if name not in of_classifiers}
+    classifier_fields = ("num_labels", "problem_type", "id2label", "label2id")
+    causal_lm = {name: value for name, value in llama.to_hf().items() if name not in classifier_fields}
     write_json(directory / "config.json", causal_lm | {"architectures": ["LlamaForCausalLM"], "dtype": "float32"})
     write_model(directory, init_reward_model(llama, key=jax.random.key(0)), max_shard_bytes=10**9, head=False)

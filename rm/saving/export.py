@@ -1,4 +1,4 @@
-"""Reward models written as Hugging Face directories, which `transformers`, TRL and vLLM load."""
+"""Exports reward models to Hugging Face directories, which `transformers`, TRL and vLLM load."""
 
 import math
 from collections.abc import Mapping
@@ -32,19 +32,19 @@ def save_reward_model(
     max_shard_bytes: int = 5_000_000_000,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
+    """Writes a directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
 
-    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files (as they came, but for
-    what `portable_files` changes and a pad token that no sequence ends in, see `match_tokenizer`), a model card and
-    `rm.json`. All of it appears at once.
+    It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files (with the pad token of
+    `match_tokenizer` and the changes of `portable_files`), a model card and `rm.json`. The directory appears only when
+    it is complete.
 
-    **Arguments:** `dtype`, of the weights on disk, the parameters' own when `None` (the head is always float32);
-    `provenance`, what `rm.json` and the card say of the run.
+    **Arguments:** `dtype`, of the weights on disk, by default that of the parameters (the head is always float32);
+    `provenance`, facts about the run for `rm.json` and the card.
 
-    **Raises:** `OutputError` where something stands at `path` already or cannot be written.
+    **Raises:** `OutputError` where `path` exists already or cannot be written.
     """
     model, tokenizer = match_tokenizer(model, tokenizer)
-    if not leads():  # it takes part in fetching what is written
+    if not leads():  # this process only helps to gather the parameters
         write_model(None, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
         return
     pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
@@ -67,11 +67,11 @@ def save_reward_model(
 
 def _texts(tokenizer: Tokenizer) -> Texts:
     templates = "\n".join(filter(None, (tokenizer.chat_template, *tokenizer.named_templates.values())))
-    asks = "strftime_now(" in templates
+    uses_date = "strftime_now(" in templates
     return Texts(
         chat=bool(templates),
         eos_token=tokenizer.eos_token,
-        date=tokenizer.today.isoformat() if asks else None,
+        date=tokenizer.today.isoformat() if uses_date else None,
         date_is_written="strftime_now(" not in with_date(templates, tokenizer.today),
     )
 
@@ -79,9 +79,9 @@ def _texts(tokenizer: Tokenizer) -> Texts:
 def write_model(
     directory: Path | None, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True
 ) -> dict[str, str]:
-    """Writes the tensors of a model under their Hugging Face names, the score head only where `head`.
+    """Writes the tensors of a model under their Hugging Face names, with the score head only if `head`.
 
-    Returns their checksums. Without a directory they are fetched all the same, as another process that has one needs.
+    Returns their checksums. Without a directory, the process only helps to gather the tensors for the one that writes.
     """
     leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
     where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
@@ -97,7 +97,7 @@ def write_model(
     def read(name: str) -> np.ndarray:
         leaf, layer = where[name]
         part = leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]
-        with np.errstate(over="ignore"):  # what overflows is refused below
+        with np.errstate(over="ignore"):  # an overflow is refused below
             values = fetch(part).astype(disk_dtype(leaf))
         if not np.isfinite(values).all():
             raise WeightsError(f"tensor {name!r} has become NaN or infinite as {values.dtype}; nothing was written")
