@@ -1,4 +1,4 @@
-"""JSON, CSV and Parquet files as data sets: Arrow files in the cache of `datasets`, made once and mapped from there."""
+"""JSON, CSV and Parquet files as data sets: converted once to memory-mapped Arrow files in the cache of `datasets`."""
 
 import atexit
 import hashlib
@@ -30,11 +30,11 @@ Write = Callable[[Path], None]
 def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool) -> "list[Dataset]":
     """A data set for each JSON or CSV file, all with the same columns.
 
-    A column of texts, of numbers, of lists of numbers or of truth values has that type, any other is JSON. The type is
-    that of all rows of all files, and reading changes no value.
+    A column of texts, numbers, lists of numbers or booleans has that type; any other is JSON. The type holds for all
+    rows of all files, and no value changes.
 
-    **Arguments:** `lines`, whether the column `__line__` says where each row stands; `skip_unreadable`, whether a row
-    that cannot be read is kept as one that says why in the column `__unreadable__`, rather than ending it all.
+    **Arguments:** `lines`, whether a column `__line__` gives the place of each row; `skip_unreadable`, whether a row
+    that cannot be read is kept, with the reason in the column `__unreadable__`, instead of raising.
 
     **Raises:** `DataError`, naming the file and the line.
     """
@@ -51,14 +51,14 @@ def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool)
 
 
 def stream_files(reader: str, files: Sequence[str | Path], **options: bool) -> "IterableDataset":
-    """The rows of JSON, CSV or Parquet files one by one, each file fetched when its turn comes.
+    """The rows of JSON, CSV or Parquet files one by one, each file fetched when it is reached.
 
     **Arguments:** `reader`, `rows` or `parquet`; `options`, those of `load_row_files`.
     """
     from datasets import IterableDataset
 
-    given = {"files": [str(file) for file in files], **options}
-    return IterableDataset.from_generator(_stream if reader == "rows" else _stream_parquet, gen_kwargs=given)  # pyright: ignore[reportReturnType]
+    arguments = {"files": [str(file) for file in files], **options}
+    return IterableDataset.from_generator(_stream if reader == "rows" else _stream_parquet, gen_kwargs=arguments)  # pyright: ignore[reportReturnType]
 
 
 def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
@@ -106,7 +106,7 @@ def _parquet_schema(file: Path) -> pa.Schema:
 
 
 def source_files(rows: "Dataset") -> list[str] | None:
-    """The Arrow files whose rows these are, all of them in order; `None` where rows were selected or changed."""
+    """The Arrow files that hold exactly these rows, in order; `None` if rows were selected or changed."""
     if getattr(rows, "_indices", rows) is not None:  # no public property tells a data set that was shuffled
         return None
     blocks = [block for line in getattr(rows.data, "blocks", [[rows.data]]) for block in line]
@@ -118,7 +118,7 @@ def source_files(rows: "Dataset") -> list[str] | None:
 
 
 def read_tables(rows: "Dataset", columns: Sequence[str], size: int) -> Iterator[pa.Table]:
-    """The rows in tables of about `size`; whole files are read through, so that they take no memory of the process."""
+    """The rows in tables of about `size`; unchanged files are read, not mapped, so that their pages are not kept."""
     files = source_files(rows)
     if files is None:
         yield from rows.select_columns(list(columns)).with_format("arrow").iter(size)  # pyright: ignore[reportReturnType]
@@ -130,7 +130,7 @@ def read_tables(rows: "Dataset", columns: Sequence[str], size: int) -> Iterator[
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of the schema; those that this file lacks are null."""
+    """The table with the columns of the schema; columns that it lacks are null."""
     columns = {
         field.name: table[field.name].cast(field.type)
         if field.name in table.column_names
@@ -176,7 +176,7 @@ def _write_stream(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> 
 
 
 def _converted(files: Sequence[Path], options: list[Any], write: Write) -> "list[Dataset]":
-    """The Arrow files that `write` makes of these files, from the cache where they have been made before."""
+    """The data sets that `write` makes from these files, or the cached ones of an earlier call."""
     from datasets import Dataset, config
 
     code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
@@ -188,7 +188,7 @@ def _converted(files: Sequence[Path], options: list[Any], write: Write) -> "list
             with new_directory(entry) as draft:
                 write(draft)
         except OutputError:
-            if not entry.is_dir():  # it cannot be written, and no other process has just done so
+            if not entry.is_dir():  # the cache cannot be written, and no other process wrote the entry
                 entry = Path(tempfile.mkdtemp(prefix="rm-rows-"))
                 atexit.register(shutil.rmtree, entry, ignore_errors=True)
                 with writing(entry):

@@ -1,4 +1,4 @@
-"""Rows as Arrow columns and back, with every value as it was."""
+"""Converts rows to Arrow columns and back, without changing a value."""
 
 import decimal
 import json
@@ -14,13 +14,13 @@ from .row_files import Fields
 if TYPE_CHECKING:
     from datasets import Features
 
-_INTEGERS = 2**53  # beyond it a float would change a whole number
+_INTEGERS = 2**53  # larger integers are not exact as floats
 _NUMBERS = re.compile(rb"\[\s*-?\d[\d\s,.eE+-]*\]")
 JSON = "json"  # the kind of a column of objects, of lists that are not all numbers, or of values of several kinds
 
 
 def kind_of(text: bytes) -> str | None:
-    """The kind of column that holds a JSON value as it stands: a type of Arrow, `json`, or `None` for null.
+    """The kind of column that holds a JSON value unchanged: an Arrow type, `json`, or `None` for null.
 
     >>> [kind_of(text) for text in (b'"a"', b"0.5", b"7", b"true", b"[1, 2]", b'[{"role": "user"}]', b"null")]
     ['string', 'float64', 'int64', 'bool', 'list<int64>', 'json', None]
@@ -38,7 +38,7 @@ def kind_of(text: bytes) -> str | None:
 
 
 def merge_kinds(first: str | None, second: str | None) -> str | None:
-    """The kind of a column with values of both kinds.
+    """The kind of a column that holds values of both kinds.
 
     >>> merge_kinds("list<int64>", "list<float64>"), merge_kinds("string", "json"), merge_kinds(None, "bool")
     ('list<float64>', 'json', 'bool')
@@ -79,7 +79,7 @@ def features_of(kinds: Mapping[str, str]) -> "Features":
 
 
 def to_columns(rows: list[Fields], kinds: Mapping[str, str], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of this schema, which is that of the kinds."""
+    """The rows as a table; `schema` is that of `kinds`."""
 
     def value(text: bytes, kind: str) -> Any:
         return text.decode() if kind == JSON else parse_json(text)
@@ -97,15 +97,15 @@ def to_columns(rows: list[Fields], kinds: Mapping[str, str], schema: pa.Schema) 
 def parse_json(text: bytes | str) -> Any:
     """The value of a JSON text, as the standard library reads it."""
     try:
-        return msgspec.json.decode(text)  # several times as fast, and of one mind with it on what it does not refuse
-    except (msgspec.MsgspecError, RecursionError):  # NaN, half characters
+        return msgspec.json.decode(text)  # several times as fast, with equal results for all that it accepts
+    except (msgspec.MsgspecError, RecursionError):  # NaN, lone surrogates
         return json.loads(text)
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
     """The rows of a table.
 
-    A columnar file gives every struct the keys that any row has, as nulls; these are left out, nulls of JSON are kept.
+    A column gives every struct the keys of all rows, missing ones as nulls; these are removed, nulls of JSON are kept.
     """
     columns = {name: list(_values(column)) for name, column in zip(table.column_names, table.columns, strict=True)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -127,15 +127,15 @@ def _is_unicode(text: str) -> bool:
         return True
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a character, which Arrow cannot hold
+    except UnicodeEncodeError:  # a lone surrogate, which Arrow cannot hold
         return False
     return True
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type that a column of a Parquet file is read as, `None` where a data set cannot hold it.
+    """The type to read a Parquet column as; `None` if a data set cannot hold it.
 
-    Dictionaries, large types, views and lists of a fixed size become their values, decimals numbers.
+    Dictionary, large, view and fixed-size types become the plain types of their values, decimals become floats.
     """
     if isinstance(kind, pa.JsonType):
         return kind
@@ -167,7 +167,7 @@ def _has_feature(kind: pa.DataType) -> bool:
 
 
 def without_nulls(value: Any) -> Any:
-    """A value without keys that are null, at any depth: columns give every object the keys that any of them has.
+    """The value without null keys, at any depth; a column gives every object the keys of all objects.
 
     >>> without_nulls({"role": "user", "name": None, "tool_calls": [{"id": None, "type": "function"}, None]})
     {'role': 'user', 'tool_calls': [{'type': 'function'}, None]}

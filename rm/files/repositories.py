@@ -1,4 +1,4 @@
-"""The files of a data set's directory or of its repository on the hub, split by split."""
+"""The files of each split of a data set, in a directory or a repository of the hub."""
 
 import json
 import re
@@ -12,36 +12,36 @@ from urllib.parse import quote, unquote
 from ..errors import DataError, OutputError, first_line
 from .output import replace_file
 
-Found = tuple[str, Callable[[str], list[str]]]  # how files are read, and which belong to a split
+SplitFiles = tuple[str, Callable[[str], list[str]]]  # the reader, and a function from a split to its files
 
 _BUILDERS = {"json": "rows", "csv": "rows", "parquet": "parquet"}  # of `datasets`, whose files are read here
 _ON_THE_HUB = re.compile(r"hf://datasets/(?P<repository>[^@]+)@(?P<revision>[^/]+)/(?P<file>.+)")
 _ADVICE = "check the name and the connection"
 
 
-def find_files(name: str, *, source: str, config_name: str | None, **where: Any) -> Found | None:
-    """How the files of a directory or a repository are read and which a split has, `None` if they are not read here."""
+def find_files(name: str, *, source: str, config_name: str | None, **where: Any) -> SplitFiles | None:
+    """The reader of a data set's files and the files by split; `None` if `datasets` has to read them itself."""
     import datasets
     from datasets import config as settings
 
-    known = Path(settings.HF_DATASETS_CACHE) / "rm-rows" / "files" / quote(source, safe="")
+    listings = Path(settings.HF_DATASETS_CACHE) / "rm-rows" / "files" / quote(source, safe="")
     try:
         with quietly(source, ConnectionError):
             builder = datasets.load_dataset_builder(name, config_name, **where)
     except ConnectionError as error:
-        if not any(known.glob("*.json")):
+        if not any(listings.glob("*.json")):
             raise DataError(f"{source}: cannot be read ({first_line(error)}); {_ADVICE}") from None
-        return _known_files(source, known)
-    reader, found = _BUILDERS.get(str(builder.name)), builder.config.data_files
-    if reader is None or not isinstance(found, dict):
+        return _listed_files(source, listings)
+    reader, by_split = _BUILDERS.get(str(builder.name)), builder.config.data_files
+    if reader is None or not isinstance(by_split, dict):
         return None
-    data_files = {str(part): list(names) for part, names in found.items()}
+    data_files = {str(part): list(names) for part, names in by_split.items()}
 
     if not Path(name).is_dir():
         with suppress(OSError, OutputError):  # a cache that cannot be written
-            known.mkdir(parents=True, exist_ok=True)
+            listings.mkdir(parents=True, exist_ok=True)
             for split, names in data_files.items():
-                replace_file(known / f"{split}.json", json.dumps([reader, *names]))
+                replace_file(listings / f"{split}.json", json.dumps([reader, *names]))
     return reader, partial(_files_of, data_files, source)
 
 
@@ -52,7 +52,7 @@ def _files_of(data_files: Mapping[str, list[str]], source: str, split: str) -> l
 
 
 def fetch(name: str | Path) -> Path:
-    """A file of this machine, or one of a repository, which is fetched once.
+    """The local path of a file; a file of a repository is downloaded once.
 
     **Raises:** `DataError` where it cannot be fetched.
     """
@@ -69,16 +69,16 @@ def fetch(name: str | Path) -> Path:
         return Path(hf_hub_download(place["repository"], file, repo_type="dataset", revision=revision))
 
 
-def _known_files(source: str, known: Path) -> Found:
-    """The files of a repository as they were listed before, for when the hub is out of reach."""
-    splits = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in known.glob("*.json")}
+def _listed_files(source: str, listings: Path) -> SplitFiles:
+    """The files of a repository as last listed, for when the hub is out of reach."""
+    splits = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in listings.glob("*.json")}
     reader = next(iter(splits.values()))[0]
     return reader, partial(_files_of, {split: names for split, (_, *names) in splits.items()}, source)
 
 
 @contextmanager
 def quietly(source: str, *passed: type[BaseException]) -> Iterator[None]:
-    """One kind of error, in one line, for what `datasets` raises and logs besides, but for what is `passed` on."""
+    """Silences the logs of `datasets` and turns its errors, except those `passed`, into `DataError`s of one line."""
     import datasets
 
     datasets.disable_progress_bars()
