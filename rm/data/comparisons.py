@@ -94,7 +94,7 @@ def mix(
     Without weights, all are taken. With weights, as many as the ratio allows before one part runs out are drawn at
     random without replacement: `nᵢ = ⌊wᵢ · minⱼ(|partⱼ| / wⱼ)⌋`.
 
-    **Raises:** `ValueError` where a weight is so small that no comparison of its part is taken.
+    **Raises:** `ValueError` where no comparison of a part is taken, because its weight is too small or it is empty.
     """
     counts = [len(part) for part in parts]
     if weights is not None:
@@ -163,7 +163,7 @@ def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
 
 
 def common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
-    """The length of the common prefix, at most one less than the shortest sequence."""
+    """The number of leading tokens that all sequences share, at most one less than the shortest sequence has."""
     shortest = min(map(len, arrays))
     differ = np.zeros(shortest, bool)
     for side in arrays[1:]:

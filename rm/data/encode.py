@@ -81,7 +81,7 @@ class Parsed:
 def parse_chunk(
     rows: Sequence[Row], first: int, has_margin: bool, tokenizer: Tokenizer, options: EncodeOptions, source: str
 ) -> Parsed:
-    """Parses rows to texts; `first` is the number of the first row, `has_margin`, whether each must have a margin.
+    """Parses rows to texts; `first` is the number of the first row; `has_margin` tells if each must have a margin.
 
     **Raises:** `DataError`, naming the row and the field, unless malformed rows are dropped.
     """

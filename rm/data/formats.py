@@ -159,8 +159,8 @@ def _conversation(row: Row, first: str, second: str) -> list[dict[str, Any]]:
         for turn in history
         for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
-    asked = "\n".join(text for text in (texts[first], texts[second]) if text)
-    return [*system, *turns, {"role": "user", "content": asked}]
+    question = "\n".join(text for text in (texts[first], texts[second]) if text)
+    return [*system, *turns, {"role": "user", "content": question}]
 
 
 def _as_list(value: Any) -> Any:

@@ -103,13 +103,13 @@ def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> 
         raise RowError(f"field 'tools': not valid JSON ({error.msg})") from None
 
 
-def _check_template(asked: Any, tokenizer: Tokenizer) -> None:
+def _check_template(requested: Any, tokenizer: Tokenizer) -> None:
     """Refuses a template from a row or a request, which may only name one: a template is a program."""
-    known = [*(["default"] if tokenizer.chat_template is not None else []), *tokenizer.named_templates]
-    if asked is not None and asked not in known:
+    names = [*(["default"] if tokenizer.chat_template is not None else []), *tokenizer.named_templates]
+    if requested is not None and requested not in names:
         raise RowError(
             "field 'chat_template_kwargs': chat_template must name one of the tokenizer's "
-            f"({', '.join(known) or 'none'}), found {shorten(asked)}; another template is given with --chat-template"
+            f"({', '.join(names) or 'none'}), found {shorten(requested)}; another template is given with --chat-template"
         )
 
 

@@ -52,10 +52,10 @@ def parse_source(text: str) -> Source:
 
 
 def _parse_name(text: str) -> Source:
-    found = _HUB_ID.fullmatch(text)
-    if found is None or is_file_name(text) or Path(text).exists():
+    name = _HUB_ID.fullmatch(text)
+    if name is None or is_file_name(text) or Path(text).exists():
         return Source(path=text)
-    return Source(path=found["path"], config_name=found["config_name"], revision=found["revision"])
+    return Source(path=name["path"], config_name=name["config_name"], revision=name["revision"])
 
 
 def is_file_name(path: str) -> bool:

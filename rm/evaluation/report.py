@@ -31,36 +31,38 @@ def findings(statistics: Mapping[str, Any]) -> list[str]:
     """
     n, length, sure = statistics["n"], statistics["length"], statistics["calibration"]
     low, high = statistics["interval"]
-    found = []
+    sentences = []
     if low <= 0.5 <= high:
-        found.append(f"Accuracy cannot be told from chance: 0.5 lies in its interval, {low:.3f} to {high:.3f}.")
+        sentences.append(f"Accuracy cannot be told from chance: 0.5 lies in its interval, {low:.3f} to {high:.3f}.")
     elif high < 0.5:
         why = "are chosen and rejected exchanged?" if _prefers_rejected(statistics) else "ties count as wrong."
-        found.append(f"Accuracy is below chance ({statistics['accuracy']:.3f}): {why}")
+        sentences.append(f"Accuracy is below chance ({statistics['accuracy']:.3f}): {why}")
     if length["spearman"] is not None and abs(length["spearman"]) >= 0.4:
         kind = "longer" if length["spearman"] > 0 else "shorter"
-        found.append(
+        sentences.append(
             f"Length bias: it rewards {kind} responses (Spearman of margin and difference in length "
             f"{length['spearman']:+.2f}); it prefers the longer one in {length['prefers_longer']:.1%} of comparisons, "
             f"the data in {length['longer_is_chosen']:.1%}."
         )
     sides = [length[name] for name in ("chosen_longer", "chosen_shorter")]
     if all(side["n"] >= 20 for side in sides) and abs(sides[0]["accuracy"] - sides[1]["accuracy"]) >= 0.2:
-        found.append(
+        sentences.append(
             f"Accuracy depends on length: {sides[0]['accuracy']:.1%} where the chosen response is longer, "
             f"{sides[1]['accuracy']:.1%} where it is shorter."
         )
     if sure["ece"] >= 0.1:
         kind = "too sure" if sure["bias"] > 0 else "not sure enough"
-        found.append(f"Badly calibrated: ECE {sure['ece']:.3f}; the model is {kind}, so σ(margin) is no probability.")
+        sentences.append(
+            f"Badly calibrated: ECE {sure['ece']:.3f}; the model is {kind}, so σ(margin) is no probability."
+        )
     if statistics["ties"] > 0.01 * n:
-        found.append(f"{statistics['ties']} of {n} comparisons are ties, which count as wrong.")
+        sentences.append(f"{statistics['ties']} of {n} comparisons are ties, which count as wrong.")
     below = [name for name, subset in statistics.get("subsets", {}).items() if _prefers_rejected(subset)]
     if below:
-        found.append(f"Worse than chance in {', '.join(below)}.")
+        sentences.append(f"Worse than chance in {', '.join(below)}.")
     if n < 200:
-        found.append(f"Only {n} comparisons: differences of less than {high - low:.2f} in accuracy mean little.")
-    return found
+        sentences.append(f"Only {n} comparisons: differences of less than {high - low:.2f} in accuracy mean little.")
+    return sentences
 
 
 def _prefers_rejected(statistics: Mapping[str, Any]) -> bool:

@@ -62,7 +62,7 @@ def stream_files(reader: str, files: Sequence[str | Path], **options: bool) -> "
 
 
 def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
-    """A data set for each Parquet file, all with the same columns; columns that no data set can hold are left out.
+    """A data set for each Parquet file, all with the same columns, without those of types that `datasets` lacks.
 
     **Raises:** `DataError`, naming the file.
     """

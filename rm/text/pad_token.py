@@ -22,7 +22,7 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
     """Makes a model and a tokenizer agree on the pad token, which decides where the reward is read.
 
     A model that states a pad token keeps it. Any other gets a pad token that no sequence ends in: the tokenizer's own,
-    another one in the vocabulary, or a new one, for which the embedding gains a row if it has none to spare.
+    another one in the vocabulary, or a new one, for which the embedding gains a row if it has no spare one.
 
     **Raises:** `TokenizerError` where the tokenizer has ids that the embedding lacks.
     """

@@ -93,23 +93,23 @@ def _listed(
     config: Mapping[str, Any], legacy: Mapping[str, Any], defaults: Mapping[str, str]
 ) -> tuple[dict[str, _Token], list[_Token]]:
     """The named and the unnamed special tokens; `legacy` is the content of `special_tokens_map.json`."""
-    own = dict(config)
-    if "additional_special_tokens" in own and not own.get("extra_special_tokens"):
-        own["extra_special_tokens"] = own.pop("additional_special_tokens")
-    named = _take_named(own) | _take_object(own)
-    before = own.get("extra_special_tokens")
-    own |= legacy
+    merged = dict(config)
+    if "additional_special_tokens" in merged and not merged.get("extra_special_tokens"):
+        merged["extra_special_tokens"] = merged.pop("additional_special_tokens")
+    named = _take_named(merged) | _take_object(merged)
+    before = merged.get("extra_special_tokens")
+    merged |= legacy
     if before and isinstance(legacy.get("extra_special_tokens"), list):
-        own["extra_special_tokens"] = [
+        merged["extra_special_tokens"] = [
             *before,
-            *(token for token in own["extra_special_tokens"] if token not in before),
+            *(token for token in merged["extra_special_tokens"] if token not in before),
         ]
-    named = _take_named(legacy) | named | _take_object(own)
-    if "additional_special_tokens" in own:
-        own.setdefault("extra_special_tokens", own["additional_special_tokens"])
-    standard = {name: own.get(name, defaults.get(name)) for name in _NAMES}
+    named = _take_named(legacy) | named | _take_object(merged)
+    if "additional_special_tokens" in merged:
+        merged.setdefault("extra_special_tokens", merged["additional_special_tokens"])
+    standard = {name: merged.get(name, defaults.get(name)) for name in _NAMES}
     tokens = {name: _token(value, name) for name, value in (standard | named).items() if value}
-    return tokens, [_token(value) for value in own.get("extra_special_tokens") or []]
+    return tokens, [_token(value) for value in merged.get("extra_special_tokens") or []]
 
 
 def _take_named(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,12 +70,12 @@ class Tokenizer:
 
     @property
     def pad_token_id(self) -> int | None:
-        """The id of the padding token."""
+        """The id of the pad token; `None` if there is none."""
         return self.token_id(self.pad_token)
 
     @property
     def eos_token_id(self) -> int | None:
-        """The id of the end-of-sequence token."""
+        """The id of the end-of-sequence token; `None` if there is none."""
         return self.token_id(self.eos_token)
 
     @functools.cached_property
@@ -105,18 +105,18 @@ class Tokenizer:
         _check_arguments(tools, documents, variables)
         template = self._template(chat_template, tools)
         tokens = {name: token for name in _TOKENS if (token := getattr(self, name)) is not None}
-        given = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt} | variables
+        options = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt} | variables
 
         def render(messages: Sequence[Message]) -> str:
-            return render_chat(template, {**tokens, **self.named_tokens, **given, "messages": messages}, self.today)
+            return render_chat(template, {**tokens, **self.named_tokens, **options, "messages": messages}, self.today)
 
         return render_parts(render, [with_reasoning(message) for message in messages])
 
-    def _template(self, asked: str | None, tools: Any) -> str:
+    def _template(self, requested: str | None, tools: Any) -> str:
         """The requested template, by name or as text; else `tool_use` if there are tools; else the default one."""
-        if asked is not None and (asked != "default" or self.chat_template is None):
-            return self.named_templates.get(asked, asked)
-        if asked is None and tools is not None and "tool_use" in self.named_templates:
+        if requested is not None and (requested != "default" or self.chat_template is None):
+            return self.named_templates.get(requested, requested)
+        if requested is None and tools is not None and "tool_use" in self.named_templates:
             return self.named_templates["tool_use"]
         if self.chat_template is not None:
             return self.chat_template
