@@ -105,11 +105,12 @@ def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> 
 
 def _check_template(requested: Any, tokenizer: Tokenizer) -> None:
     """Refuses a template from a row or a request, which may only name one: a template is a program."""
-    names = [*(["default"] if tokenizer.chat_template is not None else []), *tokenizer.named_templates]
-    if requested is not None and requested not in names:
+    named = [*(["default"] if tokenizer.chat_template is not None else []), *tokenizer.named_templates]
+    if requested is not None and requested not in named:
+        expected = f"chat_template must name one of the tokenizer's ({', '.join(named) or 'none'})"
         raise RowError(
-            "field 'chat_template_kwargs': chat_template must name one of the tokenizer's "
-            f"({', '.join(names) or 'none'}), found {shorten(requested)}; another template is given with --chat-template"
+            f"field 'chat_template_kwargs': {expected}, found {shorten(requested)}; "
+            "another template is given with --chat-template"
         )
 
 

@@ -161,7 +161,7 @@ def paired_test(first: Bool[ndarray, "B"], second: Bool[ndarray, "B"]) -> dict[s
     """McNemar's exact test of a difference between two models in ranking the same comparisons correctly.
 
     Only comparisons that exactly one model ranks correctly count, `b` for the first and `c` for the second: `p_value`
-    is the two-sided one of `b` heads in `b + c` tosses of a fair coin. `difference` is `(b - c) / n`, its interval (95 %)
+    is two-sided, for `b` heads in `b + c` tosses of a fair coin. `difference` is `(b - c) / n`, its interval (95 %)
     `± 1.96 √(b + c - (b - c)²/n) / n`.
 
     Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions".
