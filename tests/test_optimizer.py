@@ -35,9 +35,8 @@ def gradients(seed: int = 1):
 def test_rounding_takes_a_neighbour_and_is_right_on_average():
     """Small changes would be lost, or the parameters would drift."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=200) * 10.0 ** np.arange(-10, 10).repeat(10), jnp.float32)
-    drawn = np.stack(
-        [stochastic_round(x, key).astype(jnp.float32) for key in jax.random.split(jax.random.key(0), 2000)]
-    )
+    rounded = jax.jit(stochastic_round)
+    drawn = np.stack([rounded(x, key).astype(jnp.float32) for key in jax.random.split(jax.random.key(0), 2000)])
     low = np.asarray(x).view(np.uint32) & 0xFFFF0000
     neighbours = np.stack([low.view(np.float32), (low + 0x10000).view(np.float32)])
     assert np.all((drawn == neighbours[0]) | (drawn == neighbours[1]))
@@ -57,9 +56,9 @@ def test_parameters_in_bfloat16_take_steps_smaller_than_their_grid():
     """Training in bfloat16 would stand still: nearest rounding loses every step under 1/256 of a weight."""
     start = {"w": jnp.ones(4096, jnp.bfloat16)}
     step = {"w": jnp.full(4096, 1e-4)}
-    moved = start
+    moved, add = start, jax.jit(add_updates)
     for number in range(100):
-        moved = add_updates(moved, step, jnp.asarray(number))
+        moved = add(moved, step, jnp.asarray(number))
     assert moved["w"].dtype == jnp.bfloat16
     assert float(moved["w"].astype(jnp.float32).mean()) == pytest.approx(1.01, abs=3e-4)
     assert float(optax.apply_updates(start, step)["w"].mean()) == 1.0  # what it would be without
@@ -70,9 +69,10 @@ def test_a_second_moment_in_bfloat16_follows_the_float32_one():
     optimizer, kept = optax.adam(1e-3), keep_moments(optax.adam(1e-3))
     parameter, gradient = jnp.ones(4096), jnp.full(4096, 0.1)
     state, small = optimizer.init(parameter), kept.init(parameter)
+    update, update_kept = jax.jit(optimizer.update), jax.jit(kept.update)
     for _ in range(600):
-        _, state = optimizer.update(gradient, state)
-        _, small = kept.update(gradient, small)
+        _, state = update(gradient, state)
+        _, small = update_kept(gradient, small)
     exact = 0.01 * (1 - 0.999**600)
     assert float(state[0].nu.mean()) == pytest.approx(exact, rel=1e-3)
     assert small.state[0].nu.dtype == small.state[0].mu.dtype == jnp.bfloat16
@@ -119,7 +119,7 @@ def test_every_optimizer_learns(name, parameters, moments):
 def test_muon_takes_every_matrix_of_the_stack_by_itself():
     """Layers would be orthogonalized together, or along the wrong axes."""
     optimizer = rm.make_optimizer("muon", 1e-2, max_grad_norm=None)
-    stacked, _ = optimizer.update(gradients(), optimizer.init(model()), model())
+    stacked, _ = jax.jit(optimizer.update)(gradients(), optimizer.init(model()), model())
     alone = muon(1e-2, consistent_rms=0.2)
     for layer in range(CONFIG.num_hidden_layers - 1):
         for name in ("q_proj", "k_proj", "down_proj"):
@@ -131,9 +131,9 @@ def test_muon_takes_every_matrix_of_the_stack_by_itself():
 def test_muon_leaves_the_rest_to_adamw():
     """The embedding and the head would be orthogonalized."""
     optimizer = rm.make_optimizer("muon", 1e-2, max_grad_norm=None)
-    found, _ = optimizer.update(gradients(), optimizer.init(model()), model())
+    found, _ = jax.jit(optimizer.update)(gradients(), optimizer.init(model()), model())
     adam = optax.adamw(1e-2, weight_decay=0.0)
-    expected, _ = adam.update(gradients(), adam.init(model()), model())
+    expected, _ = jax.jit(adam.update)(gradients(), adam.init(model()), model())
     for name in ("embed_tokens", "norm", "score"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-8)
 
