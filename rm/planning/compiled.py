@@ -72,7 +72,9 @@ def missing_compiler(topology: Topology, folder: Path) -> str | None:
     installed = next((dist.version for dist in distributions(name=package, path=[str(folder)])), None)
     if installed is not None and fnmatchcase(installed, wanted):
         return None
-    found = "no compiler" if installed is None else f"{package} {installed}, where JAX {jax.__version__} needs {wanted},"
+    found = (
+        "no compiler" if installed is None else f"{package} {installed}, where JAX {jax.__version__} needs {wanted},"
+    )
     return f"{found} in {folder}; fetch it with: {fetch_command(folder)}"
 
 
