@@ -1,4 +1,4 @@
-"""Which form of attention is taken, and that the user is told where it is not the fastest."""
+"""The attention implementation that is taken, and the word to the user where it is not the fastest."""
 
 import logging
 from functools import partial

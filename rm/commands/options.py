@@ -87,10 +87,10 @@ class PrecisionOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """The devices and the form of attention: the results are the same up to rounding."""
+    """The devices and the attention implementation: the results are the same up to rounding."""
 
     attention: Attention = "auto"
-    """Form of attention; auto takes the fastest form of the platform that is exact for the rows."""
+    """Attention implementation; auto takes the fastest of the platform that is exact for the rows."""
     mesh: str | None = None
     """Devices to use together, such as fsdp=8 or data=2,fsdp=4 (of data, fsdp, tensor, context); by default one."""
 

@@ -286,7 +286,7 @@ def check_keep_best(metric: str, held_out: Mapping[str, Any], objective: Objecti
 
 
 def check_attention(compute: Compute, plan: BatchPlan, config: LlamaConfig) -> None:
-    """Refuses a form of attention that is not exact for the rows of the plan."""
+    """Refuses an attention implementation that is not exact for the rows of the plan."""
     context = 1 if compute.mesh is None else compute.mesh.shape["context"]
     for shape in plan.shapes:
         choose_attention(compute.attention, Inputs(shape.regions, shape.slots, config.head_dim, compute.dtype, context))

@@ -75,7 +75,7 @@ def score(
     As in training data, a doubled beginning-of-sequence token (one in the text, one from the tokenizer) becomes one.
 
     **Arguments:** `inputs`, each a text (tokenized as given), or a dict with `text`, with `prompt` and `response`, or
-    with `messages` (the last two are rendered like training data); `compute`, type, form of attention and mesh, by
+    with `messages` (the last two are rendered like training data); `compute`, type, attention and mesh, by
     default the model's mesh; `batch_size`, sequences of average length in a batch; `max_length`, the length to which
     inputs are truncated on the right, by default none.
 
@@ -219,7 +219,7 @@ def comparison_rewards(
     """The rewards of all responses, float32, in the order of `comparisons` (the best response first).
 
     **Arguments:** `comparisons`, as `tokenize_comparisons` returns them; `batch_size`, comparisons in a batch;
-    `compute`, type, form of attention and mesh, by default the model's mesh.
+    `compute`, type, attention and mesh, by default the model's mesh.
     """
     return np.concatenate([values for _, values in reward_chunks(model, comparisons, batch_size, compute)])
 
