@@ -200,7 +200,7 @@ with guarded("tensorboard", tensorboard_tracker(Path({output!r}), {{}}), print) 
 
 
 def test_a_full_disk_costs_a_line(tmp_path):
-    """A run would wait for ever, as it does with tensorboardX's own SummaryWriter, whose thread ends without a word."""
+    """The run would end, or wait for ever, because of a curve."""
     needs("tensorboardX")
     script = FULL.format(output=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

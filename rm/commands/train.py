@@ -447,7 +447,10 @@ def opened_log(
             report.print(describe_table(f"{name} ({table['source']})", table))
         report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
         if prepared.objective:
-            report.print(f"objective {record['objective']}; --center-rewards-coefficient has no effect")
+            report.print(
+                f"objective {record['objective']}: --center-rewards-coefficient has no effect, --dtype, --remat and "
+                "--attention only where it uses args.compute()"
+            )
         if start:
             report.print(f"goes on after update {start}")
         if prepared.mesh is None and jax.device_count() > 1:
@@ -506,9 +509,10 @@ def due(every: int | None, step: int) -> bool:
 def evaluate_all(model: RewardModel, prepared: Prepared, args: TrainArguments) -> dict[str, float]:
     """`eval_NAME_METRIC` for every evaluation set, including the objective's own metrics."""
     options: Any = {"batch_size": args.batch_size, "compute": args.compute(), "objective": prepared.objective}
+    options["center_rewards_coefficient"] = args.center_rewards_coefficient
     found = {}
     for name, comparisons in prepared.held_out.items():
-        values = evaluate(model, comparisons, center_rewards_coefficient=args.center_rewards_coefficient, **options)
+        values = evaluate(model, comparisons, **options)
         own = {metric: values[metric] for metric in METRICS} | values.get("objective", {})
         found |= {f"eval_{name}_{metric}": value for metric, value in own.items()}
     return found

@@ -193,9 +193,9 @@ def evaluate(
         raise ValueError(f"expected pairs, found comparisons of {comparisons.ends.shape[1]} responses; see best_of_n")
     if subsets is not None and len(subsets) != len(comparisons):
         raise ValueError(f"expected a subset for each of {len(comparisons)} comparisons, found {len(subsets)}")
-    if objective is None:
-        objective = pairwise_objective(center_rewards_coefficient, _forward_only(model, compute))
-    losses, both, extra = _objective_values(model, comparisons, objective, batch_size, compute.mesh or mesh_of(model))
+    compute = _forward_only(model, compute)
+    objective = objective or pairwise_objective(center_rewards_coefficient, compute)
+    losses, both, extra = _objective_values(model, comparisons, objective, batch_size, compute.mesh)
     metrics = {"loss": losses.mean(), **preference_metrics(both[:, 0], both[:, 1]), "std_reward": both.std()}
     lengths = comparisons.lengths[:, 1:]
     summary = summarize(both[:, 0], both[:, 1], lengths[:, 0], lengths[:, 1], subsets=subsets)

@@ -70,7 +70,8 @@ def init_state(model: Any, optimizer: optax.GradientTransformation) -> TrainStat
         first, where = shardings((P(), state_specs(shapes, model, specs)), mesh)
     else:
         model = jax.tree.map(_commit, model)
-        first, where = jax.tree.map(lambda _: jax.tree.leaves(model)[0].sharding, (0, shapes))
+        device = jax.tree.leaves(model)[0].sharding
+        first, where = device, jax.tree.map(lambda _: device, shapes)
     step, opt_state = jax.jit(init, out_shardings=(first, place_on_host(where, shapes)))(model)
     return TrainState(step, model, opt_state)
 
