@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import shutil
 import sys
 import tempfile
 
@@ -16,11 +17,12 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# nothing is left in, or read from, the caches of the person who runs the tests
-os.environ["HF_DATASETS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rm-tests-")
+# nothing is left in, or read from, the caches of the person who runs the tests; all workers share what one compiles
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_DATASETS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rm-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -29,8 +31,10 @@ import pytest
 import rm
 from rm.saving.examples import write_llama
 
-atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# for processes that compute for long: XLA optimizes as it does for users, and there is one device
+AS_USERS = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -18,6 +18,8 @@ from rm.commands.run_directory import dataset_name
 from rm.commands.train import TrainArguments, train
 from rm.evaluation.scoring import METRICS
 
+from .conftest import AS_USERS
+
 pytestmark = [pytest.mark.optax, pytest.mark.long]
 
 FIELDS = [
@@ -353,7 +355,7 @@ def test_names_of_evaluation_sets(dataset, taken, name):
 def test_demo_learns_what_needs_prompt_and_response(tmp_path):
     """The documented first command, in a process of its own."""
     command = [sys.executable, "-m", "rm", "demo", "--output", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=AS_USERS, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((tmp_path / "demo/run/run.json").read_text())["evaluation"]
     assert evaluation["eval_test_accuracy"] > 0.95

@@ -2,12 +2,13 @@
 
 import ast
 import functools
-import os
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from .conftest import AS_USERS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -16,7 +17,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 @functools.cache
 def executed(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = AS_USERS | {"PYTHONPATH": str(ROOT)}
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute(env=environment)
     return notebook
 

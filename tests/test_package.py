@@ -1,6 +1,5 @@
 """What is uploaded is what is here: the archives hold every file, and the wheel runs where there is nothing else."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import rm
+
+from .conftest import AS_USERS
 
 ROOT = Path(__file__).parents[1]
 SKIPPED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
@@ -56,7 +57,7 @@ def test_the_wheel_trains_from_an_empty_folder(archives, llama_directory, pairs_
     target, empty = tmp_path / "installed", tmp_path / "empty"
     empty.mkdir()
     run("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(target), str(archives[".whl"]))
-    options = {"cwd": empty, "env": os.environ | {"PYTHONPATH": str(target)}}
+    options = {"cwd": empty, "env": AS_USERS | {"PYTHONPATH": str(target)}}
     where = run("-c", "import rm; print(rm.__file__, rm.__version__)", **options).split()
     assert where == [str(target / "rm/__init__.py"), rm.__version__]
     files = ["--model", str(llama_directory), "--dataset", str(pairs_file), "--output", "run"]
