@@ -1,5 +1,6 @@
 """A model on a mesh of devices: what it computes, what each device keeps, and what is refused."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -8,13 +9,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import rm
+from rm.commands.options import choose_mesh
 from rm.data.comparisons import flatten
 from rm.devices.mesh import AXES, parse_mesh
 from rm.evaluation.scoring import METRICS
+from rm.model.sharding import place_batch, place_model
 from rm.packing.row_shapes import RowShape
 from rm.packing.rows import pack
 
@@ -303,3 +308,54 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_batch(comparisons):
     (odd,) = pack(comparisons, range(16), [RowShape(rows=8, slots=2, regions=(36, 36, 36))])
     with pytest.raises(rm.ConfigError, match=r"^mesh context=8: a region of 36 tokens does not divide into 8 parts"):
         trace(rm.make_mesh(context=8), odd)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("axes", [("fsdp",), ("tensor", "data"), ("context", "fsdp", "data")])
+def test_a_mesh_of_jax_is_the_mesh_with_all_axes(explicit, axes):
+    """Every device has the place that the caller's mesh gives it, whatever the order of the axes."""
+    kinds = ((AxisType.Explicit if explicit else AxisType.Auto),) * len(axes)
+    mesh = jax.make_mesh((2, 2, 2)[: len(axes)], axes, kinds, devices=jax.devices()[: 2 ** len(axes)])
+    whole = rm.Compute(mesh=mesh).mesh
+    assert whole.axis_names == AXES
+    assert set(whole.axis_types) == {AxisType.Auto}
+    for place in itertools.product((0, 1), repeat=len(axes)):
+        at = dict(zip(axes, place, strict=True))
+        assert whole.devices[tuple(at.get(axis, 0) for axis in AXES)] == mesh.devices[place]
+
+
+@pytest.mark.parametrize("ambient", [False, True])
+def test_updates_on_a_mesh_of_jax_equal_those_on_one_device(model, comparisons, ambient):
+    batch, optimizer = one_batch(comparisons, "whole"), optax.sgd(0.1)
+    mesh = jax.make_mesh((4,), ("fsdp",), (AxisType.Auto,), devices=jax.devices()[:4])
+
+    def objective(model, batch, mesh):
+        reward = rm.rewards(model, batch, rm.Compute(mesh=mesh))
+        return rm.pairwise_loss(reward[..., 0], reward[..., 1]), reward
+
+    def losses(mesh):
+        own = jax.tree.map(jnp.copy, model)  # updates donate it
+        placed = own if mesh is None else place_model(own, mesh)
+        step = rm.jit_update(partial(objective, mesh=mesh), optimizer)
+        _, first = step(rm.init_state(placed, optimizer), [batch if mesh is None else place_batch(batch, mesh)])
+        return float(first["loss"]), float(first["grad_norm"])
+
+    expected = losses(None)
+    with jax.set_mesh(mesh) if ambient else contextlib.nullcontext():
+        assert losses(mesh) == pytest.approx(expected, rel=1e-5)
+
+
+def test_meshes_whose_meaning_is_unclear_are_refused(model):
+    with pytest.raises(rm.ConfigError, match="mesh with the axis 'x': expected axes of data, fsdp, context, tensor"):
+        rm.Compute(mesh=jax.make_mesh((8,), ("x",), (AxisType.Auto,)))
+    mesh, explicit = rm.make_mesh(fsdp=8), jax.make_mesh((8,), ("fsdp",), (AxisType.Explicit,))
+    message = r"^jax.set_mesh: expected Auto axes .* found fsdp=8 Explicit; leave it out"
+    with jax.set_mesh(explicit), pytest.raises(rm.ConfigError, match=message):
+        rm.Compute(mesh=mesh)
+
+
+def test_a_command_may_take_fewer_devices_than_there_are():
+    assert choose_mesh("data=1").devices.size == 1
+    assert list(choose_mesh("fsdp=2,tensor=2").devices.flat) == jax.devices()[:4]
+    with pytest.raises(rm.ConfigError, match="takes 16 devices, found 8"):
+        choose_mesh("fsdp=16")

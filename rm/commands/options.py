@@ -127,9 +127,14 @@ class StateOptions:
 
 
 def choose_mesh(sizes: str | None) -> Mesh | None:
-    """The mesh of `--mesh`; without it a single process takes a single device, and several spread out over `fsdp`."""
+    """The mesh of `--mesh`; without it a single process takes a single device, and several spread out over `fsdp`.
+
+    A single process may take fewer devices than it has, the first ones.
+    """
     if sizes is not None:
-        return make_mesh(**parse_mesh(sizes))  # pyright: ignore[reportArgumentType]
+        parsed = parse_mesh(sizes)
+        count = math.prod(parsed.values()) if jax.process_count() == 1 else jax.device_count()
+        return make_mesh(**parsed, devices=jax.devices()[: max(count, 1)])  # pyright: ignore[reportArgumentType]
     return make_mesh(fsdp=jax.device_count()) if jax.process_count() > 1 else None
 
 

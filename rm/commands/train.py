@@ -453,8 +453,11 @@ def opened_log(
             )
         if start:
             report.print(f"goes on after update {start}")
-        if prepared.mesh is None and jax.device_count() > 1:
-            report.print(f"1 of {jax.device_count()} devices is used; --mesh fsdp={jax.device_count()} uses all")
+        used, devices = 1 if prepared.mesh is None else prepared.mesh.size, jax.device_count()
+        if used < devices:
+            report.print(
+                f"{used} of {devices} devices {'is' if used == 1 else 'are'} used; --mesh fsdp={devices} uses all"
+            )
         trackers: dict[str, Any] = {}
         if leads():
             chosen = {name: getattr(args, name) for name in PACKAGES}

@@ -55,9 +55,45 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
+def standard_mesh(mesh: Mesh) -> Mesh:
+    """The same devices with all four axes of `make_mesh`; a missing axis has size 1, and every axis is of type Auto.
+
+    **Raises:** `ConfigError` for an axis of another name, and inside `jax.set_mesh` with a mesh that JAX cannot combine
+    with this one: with Explicit axes, or with axes in another order.
+
+    >>> standard_mesh(jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])).axis_names
+    ('data', 'fsdp', 'context', 'tensor')
+    """
+    _check_ambient()
+    types = (AxisType.Auto,) * len(AXES)
+    if mesh.axis_names == AXES and mesh.axis_types == types:
+        return mesh
+    if others := [name for name in mesh.axis_names if name not in AXES]:
+        raise ConfigError(
+            f"mesh with the axis {others[0]!r}: expected axes of {', '.join(AXES)}; rm.make_mesh makes one"
+        )
+    order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
+    devices = mesh.devices.transpose(order).reshape([mesh.shape.get(axis, 1) for axis in AXES])
+    return Mesh(devices, AXES, axis_types=types)
+
+
+def _check_ambient() -> None:
+    """Checks the mesh that `jax.set_mesh` has set, if any."""
+    ambient = jax.sharding.get_abstract_mesh()
+    names = [name for name in AXES if name in ambient.axis_names]
+    if AxisType.Explicit in ambient.axis_types or (names and names != list(ambient.axis_names)):
+        kinds = ", ".join(
+            f"{a}={n} {t.name}" for (a, n), t in zip(ambient.shape.items(), ambient.axis_types, strict=True)
+        )
+        raise ConfigError(
+            f"jax.set_mesh: expected Auto axes in the order {', '.join(AXES)}, found {kinds}; leave it out (the mesh "
+            "in rm.Compute is enough) or set a mesh of rm.make_mesh"
+        )
+
+
 def row_shards(mesh: Mesh | None) -> int:
     """The number of shards of a batch's rows."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
@@ -66,10 +102,14 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that the arrays of a tree are on, or `None` if they are on no mesh or are only traced."""
+    """The mesh that the arrays of a tree are on, or `None` if they are on no mesh or are only traced.
+
+    A mesh whose axes all have names of `make_mesh` becomes the `standard_mesh`; any other stays as it is.
+    """
     for leaf in jax.tree.leaves(tree):
         if not isinstance(leaf, Tracer) and isinstance(getattr(leaf, "sharding", None), NamedSharding):
-            return leaf.sharding.mesh
+            mesh = leaf.sharding.mesh
+            return standard_mesh(mesh) if set(mesh.axis_names) <= set(AXES) else mesh
     return None
 
 

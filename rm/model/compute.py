@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ..devices.mesh import standard_mesh
 from ..errors import ConfigError
 from .attention_choice import Attention
 
@@ -36,6 +37,8 @@ class Compute:
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # so that `jnp.bfloat16` and `"bfloat16"` are equal
+        if self.mesh is not None:
+            object.__setattr__(self, "mesh", standard_mesh(self.mesh))
         for name, kind in {"remat": Remat, "attention": Attention}.items():
             if getattr(self, name) not in get_args(kind):
                 found = f"expected one of {', '.join(get_args(kind))}, found {getattr(self, name)!r}"

@@ -189,7 +189,8 @@ def _on_mesh(forward, mesh: Mesh, model: RewardModel, per_token: tuple, ends: Ar
         out_specs=P(ROWS),
         check_vma=False,  # see `collectives`
     )
-    return mapped(model, per_token, ends)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # whatever mesh `jax.set_mesh` has set
+        return mapped(model, per_token, ends)
 
 
 def _forward(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PRNGKeyArray
 
-from ..devices.mesh import shardings
+from ..devices.mesh import shardings, standard_mesh
 from ..errors import ConfigError, WeightsError
 from ..files.hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
 from ..files.weights import INDEX, TensorFiles
@@ -67,6 +67,7 @@ def load_reward_model(
         raise WeightsError(f"{directory}: no tensor 'score.weight', {advice}")
 
     placement: list[Sharding | None] = [None] * len(wanted)
+    mesh = mesh and standard_mesh(mesh)
     if mesh is not None:
         check_mesh(config, mesh)
         placement = jax.tree.leaves(shardings(partition_specs(stored, mesh), mesh))

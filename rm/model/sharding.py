@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ..devices.mesh import ROWS, check_rows, own_rows, shardings
+from ..devices.mesh import ROWS, check_rows, own_rows, shardings, standard_mesh
 from ..errors import ConfigError
 from .batch import PreferenceBatch
 from .config import LlamaConfig
@@ -80,6 +80,7 @@ def place_model(model: Any, mesh: Mesh) -> Any:
 
     The result may share replicated arrays with the argument, so train only one of the two.
     """
+    mesh = standard_mesh(mesh)
     return jax.device_put(model, shardings(partition_specs(model, mesh), mesh))
 
 
@@ -103,6 +104,7 @@ def place_batch(batch: PreferenceBatch, mesh: Mesh, *, rows: int | None = None) 
 
     **Raises:** `ConfigError` if the mesh does not divide the rows.
     """
+    mesh = standard_mesh(mesh)
     first = 0 if rows is None else own_rows(rows, mesh).start
     count = rows or batch.tokens.shape[0]
     check_rows(count, mesh)

@@ -7,7 +7,7 @@ from itertools import islice
 
 from jax.sharding import Mesh
 
-from ..devices.mesh import own_rows
+from ..devices.mesh import own_rows, standard_mesh
 from ..model.batch import PreferenceBatch
 from ..model.sharding import place_batch
 from .batches import BatchPlan
@@ -32,6 +32,8 @@ def prefetch(
     """
     if ahead < 1:
         raise ValueError(f"ahead must be at least 1, found {ahead}")
+
+    mesh = mesh and standard_mesh(mesh)
 
     def make(step: int) -> list[PreferenceBatch]:
         if mesh is None:

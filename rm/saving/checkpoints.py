@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from ..devices.mesh import shardings
+from ..devices.mesh import shardings, standard_mesh
 from ..devices.processes import agree, leads
 from ..errors import CheckpointError, OutputError, first_line
 from ..files.checksum import checksums
@@ -96,6 +96,7 @@ class Checkpoints:
         """
         placement: Any = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), like)
         if mesh is not None:
+            mesh = standard_mesh(mesh)
             placement = shardings(partition_specs(like, mesh), mesh)
         placed = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), like, placement)
         restore = self._ocp.checkpoint_utils.construct_restore_args({"model": placed})

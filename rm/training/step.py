@@ -89,8 +89,7 @@ def _check_leaves(model: Any) -> None:
 
 def _on_mesh(leaf: Array, mesh: Mesh) -> NamedSharding:
     """The sharding of an array on the mesh; an array that is not on the mesh is replicated."""
-    sharding = getattr(leaf, "sharding", None)
-    return sharding if isinstance(sharding, NamedSharding) and sharding.mesh == mesh else NamedSharding(mesh, P())
+    return NamedSharding(mesh, leaf.sharding.spec if mesh_of(leaf) == mesh else P())
 
 
 def _commit(leaf: Array) -> Array:
