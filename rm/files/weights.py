@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,37 +215,29 @@ def write_tensors(
     `sizes` gives the bytes of every tensor and `read(name)` its values, so only one shard is in memory at a time.
     Without a directory everything is read and nothing written. Returns the checksum of every tensor.
     """
+    from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors.numpy import save_file
 
     if directory is None:
         for name in sizes:
             read(name)
         return {}
-    shards = list(_split(sizes, max_shard_bytes))
-    weight_map, checksums = {}, {}
-    for number, names in enumerate(shards, 1):
-        many = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = many if len(shards) > 1 else "model.safetensors"
+    shards = split_state_dict_into_shards_factory(
+        dict(sizes),
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    checksums = {}
+    for file, names in shards.filename_to_tensors.items():
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
         checksums |= {name: xxhash.xxh3_64(array.view(np.uint8).data).hexdigest() for name, array in tensors.items()}
         save_file(tensors, directory / file, metadata={"format": "pt"})  # transformers refuses files without it
         (directory / file).chmod(0o644)  # the library leaves it to its owner alone
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_json(directory / INDEX, index)
+    if shards.is_sharded:
+        weight_map = dict(sorted(shards.tensor_to_filename.items()))
+        write_json(directory / INDEX, {"metadata": shards.metadata, "weight_map": weight_map})
     return checksums
-
-
-def _split(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    shard, used = [], 0
-    for name, size in sizes.items():
-        if shard and used + size > limit:
-            yield shard
-            shard, used = [], 0
-        shard.append(name)
-        used += size
-    yield shard
 
 
 def write_json(path: Path, value: Mapping) -> None:
