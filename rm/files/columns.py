@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datasets import Features
 
 _INTEGERS = 2**53  # larger integers are not exact as floats
+_HALF = re.compile("[\ud800-\udfff]")  # of a character, which Arrow cannot hold
 _NUMBERS = re.compile(rb"\[\s*-?\d[\d\s,.eE+-]*\]")
 JSON = "json"  # the kind of a column of objects, of lists that are not all numbers, or of values of several kinds
 
@@ -27,7 +28,7 @@ def kind_of(text: bytes) -> str | None:
     """
     first = text[:1]
     if first == b'"':
-        return "string" if b"\\u" not in text or _is_unicode(json.loads(text)) else JSON
+        return "string" if b"\\u" not in text or not _HALF.search(json.loads(text)) else JSON
     if first in b"[{":
         return _kind_of_list(text) if _NUMBERS.fullmatch(text) else JSON
     if first in b"tfn":
@@ -120,16 +121,6 @@ def _values(column: pa.ChunkedArray) -> Iterator[Any]:
     if pa.types.is_nested(column.type):
         return (without_nulls(value) for value in column.to_pylist())
     return (float(value) if isinstance(value, decimal.Decimal) else value for value in column.to_pylist())
-
-
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which Arrow cannot hold
-        return False
-    return True
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType | None:
