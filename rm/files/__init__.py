@@ -2,6 +2,4 @@
 
 from .hub import push_reward_model
 
-__all__ = [
-    "push_reward_model",
-]
+__all__ = ["push_reward_model"]

@@ -3,8 +3,4 @@
 from .batches import BatchPlan, plan_batches
 from .prefetching import prefetch
 
-__all__ = [
-    "BatchPlan",
-    "plan_batches",
-    "prefetch",
-]
+__all__ = ["BatchPlan", "plan_batches", "prefetch"]

@@ -3,8 +3,4 @@
 from .pad_token import match_tokenizer
 from .tokenizer import Tokenizer, load_tokenizer
 
-__all__ = [
-    "Tokenizer",
-    "load_tokenizer",
-    "match_tokenizer",
-]
+__all__ = ["Tokenizer", "load_tokenizer", "match_tokenizer"]
