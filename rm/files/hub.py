@@ -31,12 +31,7 @@ def resolve_directory(path_or_hub_id: str | Path, patterns: Sequence[str], *, re
 
 def _download(hub_id: str, patterns: Sequence[str], revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     advice = "check the name and the connection, or give a local directory"
     try:
@@ -64,10 +59,7 @@ def is_repository(name: str) -> bool:
 
 
 def check_push(repo_id: str) -> None:
-    """Refuses before a run what would fail after it: no login, a token that may only read, another's name space.
-
-    **Raises:** `RmError`.
-    """
+    """Refuses before a run what would fail after it: no login, a token that may only read, another's name space."""
     from huggingface_hub import HfApi
 
     try:
@@ -120,10 +112,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 
 def check_unchanged(directory: Path, names: Iterable[str]) -> None:
-    """Refuses files that are not what was exported.
-
-    **Raises:** `ConfigError`.
-    """
+    """Raises `ConfigError` for files that are not what was exported."""
     recorded = read_record(directory).get("sha256")
     for name in names:
         known = recorded.get(name) if isinstance(recorded, dict) else None
@@ -163,11 +152,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected a Hugging Face model directory") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: not valid JSON (line {error.lineno}: {error.msg}); download it again") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+    except (OSError, ValueError, RecursionError) as error:  # also bad UTF-8, long numbers, thousands of nested lists
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}; download it again")

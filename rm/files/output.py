@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories and files that appear whole or not at all; every function raises `OutputError` where it cannot write."""
 
 import json
 import os
@@ -14,20 +14,14 @@ from ..errors import OutputError
 
 
 def check_writable(path: Path) -> None:
-    """Refuses a place whose nearest existing directory is none, or is not to be written to.
-
-    **Raises:** `OutputError`.
-    """
+    """Refuses a place whose nearest existing directory is none, or is not to be written to."""
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise OutputError(f"{path}: cannot be written ({above} is not a directory that you may write to)")
 
 
 def check_file(path: Path) -> None:
-    """Refuses a place where no file can be written: below no directory, or a directory itself.
-
-    **Raises:** `OutputError`.
-    """
+    """Refuses a place where no file can be written: below no directory, or a directory itself."""
     check_writable(path)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: cannot be written ({path.parent} is not a directory)")
@@ -36,10 +30,7 @@ def check_file(path: Path) -> None:
 
 
 def replace_file(path: Path, text: str | Iterable[str]) -> None:
-    """Writes a file, all at once or part by part, that appears or takes the place of the old one as a whole.
-
-    **Raises:** `OutputError`.
-    """
+    """Writes a file, all at once or part by part, that appears or takes the place of the old one as a whole."""
     draft = path.with_name(f".{path.name}.tmp")
     try:
         with writing(path):
@@ -53,10 +44,7 @@ def replace_file(path: Path, text: str | Iterable[str]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file.
-
-    **Raises:** `OutputError`.
-    """
+    """Adds a line to a file."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
@@ -74,9 +62,8 @@ def writing(path: Path) -> Iterator[None]:
 def locked(directory: Path) -> Iterator[dict[str, Any] | None]:
     """Holds a directory as the only process; gives the owner that ended without letting go of it, if there was one.
 
-    The lock is the kernel's (`filelock`), so it ends with its process; a file beside it says who holds it.
-
-    **Raises:** `OutputError`, naming the host and the process that hold it.
+    The lock is the kernel's (`filelock`), so it ends with its process; a file beside it says who holds it, as does the
+    error that others get.
     """
     from filelock import FileLock, Timeout
 
@@ -110,10 +97,7 @@ def read_owner(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """A directory to fill; it takes its name when the block ends well, and vanishes when it does not.
-
-    **Raises:** `OutputError` where something stands at `path` already or the place cannot be written.
-    """
+    """A directory to fill; it takes its name when the block ends well, and vanishes when it does not."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if path.exists():
