@@ -18,7 +18,7 @@ from pyarrow import parquet
 import rm
 from rm.data.formats import parse_row
 from rm.data.tokenize import tokenize_comparisons
-from rm.files.json_lines import read_lines, write_lines
+from rm.files.row_files import read_lines, write_lines
 
 from .test_tokenize import chat
 from .tiny import CONFIG, NAMED, TEMPLATE, make_tokenizer

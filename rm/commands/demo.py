@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..errors import OutputError
 from ..files.hub import read_json
-from ..files.json_lines import read_lines, write_lines
 from ..files.output import check_writable
+from ..files.row_files import read_lines, write_lines
 from ..saving.examples import make_pair, write_llama
 from .score import ScoreArguments, score
 from .train import TrainArguments, train

@@ -21,9 +21,8 @@ from ..evaluation.statistics import best_of_n, paired_test
 from ..evaluation.summary import summarize
 from ..files.checksum import checksums
 from ..files.hub import read_json
-from ..files.json_lines import read_lines, write_lines
 from ..files.output import check_writable, locked, replace_file
-from ..files.row_files import LINE, UNREADABLE
+from ..files.row_files import LINE, UNREADABLE, read_lines, write_lines
 from ..model.loading import load_config
 from ..text.tokenizer import Tokenizer
 from .load import is_checkpoint, load

@@ -18,8 +18,8 @@ import optax
 from ..data.comparisons import TokenizedComparisons
 from ..devices.processes import leads
 from ..errors import RmError
-from ..files.json_lines import read_lines, write_lines
 from ..files.output import append_line
+from ..files.row_files import read_lines, write_lines
 from ..training.objectives import TAKEN
 from .progress import Reporter
 from .trackers import Track, finite_numbers

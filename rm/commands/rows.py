@@ -15,8 +15,8 @@ from ..data.render import Row
 from ..data.tokenize import NoComparisons, tokenize_comparisons
 from ..errors import RmError
 from ..evaluation.scoring import reward_chunks
-from ..files.json_lines import read_lines, write_lines
 from ..files.output import append_line
+from ..files.row_files import read_lines, write_lines
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.llama import RewardModel

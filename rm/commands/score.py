@@ -7,9 +7,8 @@ from pathlib import Path
 from ..data.sources import parse_source
 from ..errors import DataError, OutputError
 from ..evaluation.scoring import encode_inputs, score_sequences
-from ..files.json_lines import write_lines
 from ..files.output import check_file
-from ..files.row_files import checked_rows
+from ..files.row_files import checked_rows, write_lines
 from ..saving.calibration import normalize, require_calibration
 from .load import load
 from .options import ForwardOptions, check_positive

@@ -9,7 +9,7 @@ from jaxtyping import Float, Num
 from numpy import ndarray
 
 from ..errors import DataError
-from ..files.json_lines import read_lines
+from ..files.row_files import read_lines
 from .statistics import best_of_n as best_of_n_statistics
 from .statistics import calibration, wilson_interval
 

@@ -1,4 +1,6 @@
-"""JSON and CSV files, row by row: every value as it stands in the file, every error with its line."""
+"""JSON and CSV files, row by row: every value as it stands in the file, every error with its line.
+
+Also the files of JSON lines that the commands write, metrics.jsonl and scores.jsonl."""
 
 import codecs
 import csv
@@ -6,7 +8,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from ..errors import DataError
+from .output import replace_file
 
 Row = dict[str, Any]
 Fields = dict[str, bytes]  # the JSON text of every value
@@ -65,14 +68,27 @@ def to_json(value: Any) -> bytes:
 
 
 def checked_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """`read_rows`, which ends at the first row that cannot be read.
-
-    **Raises:** `DataError`, naming the file and the line.
-    """
+    """`read_rows`, which raises the `DataError` of the first row that cannot be read."""
     for where, row in read_rows(path):
         if isinstance(row, DataError):
             raise row
         yield where, row
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The rows of a file that the commands write; none where there is no file, and without a last line cut short."""
+    rows = [row for _, row in read_rows(path)] if path.exists() else []
+    if rows and isinstance(rows[-1], DataError) and not path.read_bytes().endswith(b"\n"):
+        rows.pop()  # its writer was killed
+    for row in rows:
+        if isinstance(row, DataError):
+            raise row
+    return rows  # pyright: ignore[reportReturnType]
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON lines that appears, or takes the place of the old one, as a whole."""
+    replace_file(path, (json.dumps(row) + "\n" for row in rows))
 
 
 def _line_rows(path: Path, file: IO[bytes], parse: Callable[[bytes, str], Any]) -> Numbered:
