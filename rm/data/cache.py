@@ -17,13 +17,12 @@ from ..files.output import new_directory
 from ..files.row_files import LINE
 from ..model.config import LlamaConfig
 from ..text.tokenizer import Tokenizer
-from .comparisons import TokenizedComparisons
+from .comparisons import ARRAYS, TokenizedComparisons
 from .encode import EncodeOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ARRAYS = ("offsets", "ends", "keys", "margin", "row", "source")
 _HASHED_ROWS = 10_000
 
 Result = tuple[TokenizedComparisons, Counter[tuple[str, str]]]

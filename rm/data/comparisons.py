@@ -9,6 +9,8 @@ from jaxtyping import Float32, Int32, Int64
 
 from ..model.config import LlamaConfig
 
+ARRAYS = ("offsets", "ends", "keys", "margin", "row", "source")  # fields with an entry for every comparison
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizedComparisons:
@@ -56,34 +58,23 @@ class TokenizedComparisons:
         chosen = self.offsets[np.asarray(indices, np.int64)]
         pieces = [self.tokens[start:stop] for start, stop in chosen[:, [0, -1]]]
         starts = np.concatenate([[0], np.cumsum(chosen[:, -1] - chosen[:, 0])])[:-1]
-        return TokenizedComparisons(
-            tokens=np.concatenate([np.zeros(0, np.int32), *pieces]),
-            offsets=chosen - chosen[:, :1] + starts[:, None],
-            ends=self.ends[indices],
-            keys=self.keys[indices],
-            margin=self.margin[indices],
-            row=self.row[indices],
-            source=self.source[indices],
-            sources=self.sources,
-        )
+        arrays = {name: getattr(self, name)[indices] for name in ARRAYS}
+        arrays["offsets"] = chosen - chosen[:, :1] + starts[:, None]
+        return dataclasses.replace(self, tokens=np.concatenate([np.zeros(0, np.int32), *pieces]), **arrays)
 
 
 def concatenate(parts: Sequence[TokenizedComparisons]) -> TokenizedComparisons:
     """The comparisons of all parts in order; all parts have the same K."""
     if len(parts) == 1:
         return parts[0]
-    starts = np.concatenate([[0], np.cumsum([len(part.tokens) for part in parts])])
+    starts = np.cumsum([0, *(len(part.tokens) for part in parts[:-1])])
     firsts = np.cumsum([0, *(len(part.sources) for part in parts[:-1])], dtype=np.int32)
-    return TokenizedComparisons(
-        tokens=np.concatenate([part.tokens for part in parts]),
-        offsets=np.concatenate([part.offsets + start for part, start in zip(parts, starts, strict=False)]),
-        ends=np.concatenate([part.ends for part in parts]),
-        keys=np.concatenate([part.keys for part in parts]),
-        margin=np.concatenate([part.margin for part in parts]),
-        row=np.concatenate([part.row for part in parts]),
-        source=np.concatenate([part.source + first for part, first in zip(parts, firsts, strict=True)]),
-        sources=tuple(name for part in parts for name in part.sources),
-    )
+    moved = [
+        dataclasses.replace(part, offsets=part.offsets + start, source=part.source + first)
+        for part, start, first in zip(parts, starts, firsts, strict=True)
+    ]
+    arrays = {name: np.concatenate([getattr(part, name) for part in moved]) for name in ("tokens", *ARRAYS)}
+    return TokenizedComparisons(**arrays, sources=tuple(name for part in parts for name in part.sources))
 
 
 def mix(
@@ -154,9 +145,7 @@ def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
     >>> reward_index(np.array([5, 6, 2], np.int32), pad_token_id=0), reward_index(np.array([5, 6, 2], np.int32), 2)
     (2, 1)
     """
-    if pad_token_id is None:
-        return len(ids) - 1
-    if len(ids) and ids[-1] != pad_token_id:  # nearly always
+    if pad_token_id is None or (len(ids) and ids[-1] != pad_token_id):  # nearly always
         return len(ids) - 1
     real = np.flatnonzero(ids != pad_token_id)
     return int(real[-1]) if len(real) else 0

@@ -22,16 +22,6 @@ Ids = Int32[np.ndarray, "_"]
 Counts = Counter[tuple[str, str]]
 Truncation = Literal["drop", "truncate-left-prompt", "truncate-right"]
 Invalid = Literal["raise", "drop"]
-REASONS = (
-    "over_length",
-    "identical",
-    "identical_as_rendered",
-    "identical_after_truncation",
-    "empty_response",
-    "tied",
-    "below_min_score_margin",
-)
-REASONS += ("missing_column", "malformed", "not_needed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,12 +109,10 @@ def encode_chunk(
     counts, bos = parsed.counts, tokenizer.token_id(tokenizer.bos_token)
     pairs, margins, numbers = [], [], []
     for number, example in parsed.examples.items():
-        sequences = (
-            [without_double_bos(ids, bos) for ids in encoded[number]] if example.kind != "ids" else encoded[number]
-        )
-        counts["kept", "double_bos_removed"] += sum(
-            len(once) < len(ids) for once, ids in zip(sequences, encoded[number], strict=True)
-        )
+        sequences = given = encoded[number]
+        if example.kind != "ids":
+            sequences = [without_double_bos(ids, bos) for ids in given]
+        counts["kept", "double_bos_removed"] += sum(len(a) < len(b) for a, b in zip(sequences, given, strict=True))
         try:
             _check_ids(example, sequences, config)
             counts["format", example.format] += 1
@@ -193,9 +181,7 @@ def _check_ids(example: Example, sequences: Sequence[Ids], config: LlamaConfig) 
         if not len(ids):
             raise RowError(f"response {k} has no tokens; expected at least one")
         if example.kind == "ids" and max(ids) >= config.vocab_size:
-            raise RowError(
-                f"token id {max(ids)} in response {k}; expected ids below {config.vocab_size}, the vocabulary"
-            )
+            raise RowError(f"token id {max(ids)} in response {k}; expected ids below {config.vocab_size} (vocabulary)")
 
 
 def _keep(
@@ -247,6 +233,4 @@ def check_same_number(numbers: Sequence[int], source: str) -> None:
     """Raises `DataError` where comparisons do not all have the same number of responses."""
     if len(set(numbers)) > 1:
         found = " and ".join(map(str, sorted(set(numbers))))
-        raise DataError(
-            f"{source}: rows with {found} responses; expected the same number in every row, or pairs made of them"
-        )
+        raise DataError(f"{source}: rows with {found} responses; expected as many in every row, or pairs made of them")

@@ -1,16 +1,23 @@
 """The table of what was read, kept and dropped of a data set; a run prints and records it."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .comparisons import TokenizedComparisons
-from .encode import REASONS
+from .encode import Counts
+
+_NO_PROMPT = "rows without a prompt whose responses begin differently"
+_ADVICE = "if a column that is not read holds the prompt, rename it to 'prompt'"
 
 
-def data_table(comparisons: TokenizedComparisons, counts: Counter[tuple[str, str]]) -> dict[str, Any]:
+def dropped_by_reason(counts: Counts) -> dict[str, int]:
+    """The numbers of comparisons that were dropped."""
+    return {reason: count for (kind, reason), count in sorted(counts.items()) if kind == "dropped" and count}
+
+
+def data_table(comparisons: TokenizedComparisons, counts: Counts) -> dict[str, Any]:
     """Counts, lengths and shares, all plain numbers.
 
     `read` counts rows, and a K-wise row may give several comparisons: `comparisons = kept + Σ dropped`. `tokens` counts
@@ -18,7 +25,8 @@ def data_table(comparisons: TokenizedComparisons, counts: Counter[tuple[str, str
     """
     lengths = comparisons.lengths
     sequences = lengths[:, :1] + lengths[:, 1:]
-    dropped = {reason: counts["dropped", reason] for reason in REASONS if counts["dropped", reason]}
+    dropped = dropped_by_reason(counts)
+    unread_texts = any(kind == "text_unread" for kind, _ in counts)
     tokens = int(comparisons.num_tokens.sum())
     return {
         "read": counts["rows", "read"],
@@ -30,7 +38,7 @@ def data_table(comparisons: TokenizedComparisons, counts: Counter[tuple[str, str
         "truncated": counts["kept", "truncated"],
         "double_bos_removed": counts["kept", "double_bos_removed"],
         "columns_not_read": sorted({name for kind, name in counts if kind in ("unread", "text_unread")}),
-        "without_prompt": counts["rows", "begin_differently"] if _has_unread_texts(counts) else 0,
+        "without_prompt": counts["rows", "begin_differently"] if unread_texts else 0,
         "fields_not_rendered": {
             name: count
             for (kind, name), count in sorted(counts.items())
@@ -43,10 +51,6 @@ def data_table(comparisons: TokenizedComparisons, counts: Counter[tuple[str, str
         "prefix_length": _percentiles(lengths[:, 0]),
         "chosen_longer": float((sequences[:, 0] > sequences[:, 1]).mean()) if sequences.shape[1] > 1 else None,
     }
-
-
-def _has_unread_texts(counts: Counter[tuple[str, str]]) -> bool:
-    return any(kind == "text_unread" for kind, _ in counts)
 
 
 def _percentiles(lengths: np.ndarray) -> dict[str, int]:
@@ -63,6 +67,7 @@ def describe_table(name: str, table: Mapping[str, Any]) -> str:
         if table[key]
     ]
     length, prefix = (", ".join(f"{k} {v}" for k, v in table[key].items()) for key in ("length", "prefix_length"))
+    ignored = table["fields_not_rendered"]
     taken = "" if table.get("taken", table["kept"]) == table["kept"] else f", {table['taken']} of them in the mixture"
     lines = [
         ("rows read", f"{table['read']} ({', '.join(f'{n} {form}' for form, n in table['formats'].items())})"),
@@ -70,21 +75,11 @@ def describe_table(name: str, table: Mapping[str, Any]) -> str:
         ("dropped", ", ".join(dropped) or "none"),
         ("among the kept", ", ".join(notes)),
         ("columns not read", ", ".join(table["columns_not_read"])),
-        ("no prompt", _without_prompt(table["without_prompt"])),
-        ("not rendered", _not_rendered(table["fields_not_rendered"])),
+        ("no prompt", f"{_NO_PROMPT}: {table['without_prompt']}; {_ADVICE}" if table["without_prompt"] else ""),
+        ("not rendered", ", ".join(f"{name!r} of messages (rows: {n})" for name, n in ignored.items())),
         ("tokens", f"{table['tokens']}, {table['saved_by_shared_prefix']:.0%} saved by shared prefixes"),
         ("sequence length", length),
         ("prefix length", prefix),
         ("chosen is longer", "" if table["chosen_longer"] is None else f"{table['chosen_longer']:.1%}"),
     ]
     return "\n".join([f"{name}:", *(f"  {label:<17} {text}" for label, text in lines if text)])
-
-
-def _without_prompt(rows: int) -> str:
-    advice = "if a column that is not read holds the prompt, rename it to 'prompt'"
-    return f"rows without a prompt whose responses begin differently: {rows}; {advice}" if rows else ""
-
-
-def _not_rendered(fields: Mapping[str, int]) -> str:
-    """Lists the fields of messages that the chat template ignores."""
-    return ", ".join(f"{name!r} of messages (rows: {count})" for name, count in fields.items())

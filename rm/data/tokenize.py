@@ -19,8 +19,8 @@ from ..files.row_files import LINE
 from ..model.config import LlamaConfig
 from ..text.pad_token import check_vocabulary
 from ..text.tokenizer import Tokenizer, tokenizer_from_files
-from .cache import ARRAYS, Result, cache_entry, load_entry, save_entry
-from .comparisons import TokenizedComparisons
+from .cache import Result, cache_entry, load_entry, save_entry
+from .comparisons import ARRAYS, TokenizedComparisons
 from .encode import (
     Chunk,
     Counts,
@@ -36,7 +36,7 @@ from .encode import (
 from .formats import COLUMNS
 from .render import Row
 from .segments import Segments
-from .table import data_table
+from .table import data_table, dropped_by_reason
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,8 +194,7 @@ def _encode_all(
 ) -> Iterator[Chunk]:
     """Encodes the chunks in order; if `ahead`, a single process reads the next rows while it encodes."""
     if num_proc == 1:
-        encode = _encode_in_thread if ahead else _encode_in_turn
-        yield from encode(jobs, Segments(tokenizer), config, options, source)
+        yield from _encode(jobs, Segments(tokenizer), config, options, source, ahead=ahead)
         return
     # spawned, not forked: JAX's threads do not survive a fork
     pool = ProcessPoolExecutor(
@@ -215,20 +214,10 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_in_turn(
-    jobs: Iterator[Job], segments: Segments, config: LlamaConfig, options: EncodeOptions, source: str
+def _encode(
+    jobs: Iterator[Job], segments: Segments, config: LlamaConfig, options: EncodeOptions, source: str, *, ahead: bool
 ) -> Iterator[Chunk]:
-    for chunk, first, has_margin in jobs:
-        parsed = parse_chunk(_as_rows(chunk), first, has_margin, segments.tokenizer, options, source)
-        yield encode_chunk(
-            parsed, encode_examples(parsed.examples, segments), segments.tokenizer, config, options, source
-        )
-
-
-def _encode_in_thread(
-    jobs: Iterator[Job], segments: Segments, config: LlamaConfig, options: EncodeOptions, source: str
-) -> Iterator[Chunk]:
-    """Encodes each chunk in a thread while the next one is parsed and rendered."""
+    """Encodes each chunk in a thread; if `ahead`, the next one is parsed and rendered meanwhile."""
     waiting: deque[tuple[Parsed, Future[Any]]] = deque()
 
     def finish(keep: int) -> Iterator[Chunk]:
@@ -240,8 +229,8 @@ def _encode_in_thread(
         for chunk, first, has_margin in jobs:
             parsed = parse_chunk(_as_rows(chunk), first, has_margin, segments.tokenizer, options, source)
             waiting.append((parsed, thread.submit(encode_examples, parsed.examples, segments)))
-            yield from finish(1)
-        yield from finish(0)
+            yield from finish(keep=int(ahead))
+        yield from finish(keep=0)
 
 
 def _start_worker(files: Mapping[str, bytes], today: date) -> None:
@@ -251,7 +240,7 @@ def _start_worker(files: Mapping[str, bytes], today: date) -> None:
 
 
 def _work(job: Job, config: LlamaConfig, options: EncodeOptions, source: str) -> Chunk:
-    return next(_encode_in_turn(iter([job]), _segments, config, options, source))
+    return next(_encode(iter([job]), _segments, config, options, source, ahead=False))
 
 
 def _collect(
@@ -287,9 +276,7 @@ def _nothing_left(counts: Counter[tuple[str, str]], options: EncodeOptions, sour
         return f"{source}: no rows; expected at least one comparison"
     names = {"over_length": f"over {options.max_length} tokens"}
     dropped = [
-        f"{names.get(reason, reason.replace('_', ' '))}: {count}"
-        for (kind, reason), count in counts.items()
-        if kind == "dropped" and count
+        f"{names.get(reason, reason.replace('_', ' '))}: {count}" for reason, count in dropped_by_reason(counts).items()
     ]
     advice = "raise --max-length or check the data" if counts["dropped", "over_length"] else "check the data"
     return f"{source}: no comparison is left of {counts['rows', 'read']} rows ({', '.join(dropped)}); {advice}"
