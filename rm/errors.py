@@ -1,5 +1,7 @@
 """The errors that users can put right, each with a one-line message: where, expected, found, what to do."""
 
+import functools
+import logging
 import re
 
 _SECRETS = re.compile(r"(?<=:/)/?[^/\s@]+(?=@)|\bhf_\w{8,}")  # NAME:PASSWORD in a URL, tokens of the hub
@@ -13,6 +15,12 @@ def first_line(error: BaseException) -> str:
     ('no room', 'KeyError')
     """
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+@functools.cache
+def warn_once(line: str) -> None:
+    """Logs a warning, the same one only once."""
+    logging.getLogger("rm").warning(line)
 
 
 class RmError(Exception):

@@ -10,7 +10,8 @@ import pytest
 
 import rm
 from rm.devices.platform import compiling_for
-from rm.model.attention_choice import Inputs, _say, choose_attention
+from rm.errors import warn_once
+from rm.model.attention_choice import Inputs, choose_attention
 
 REGIONS = (4, 2, 2)
 
@@ -40,7 +41,7 @@ def test_auto_takes_the_fastest_exact_form(platform, dtype, form):
 )
 def test_a_fallback_is_said_once_in_one_line(regions, dtype, context, reason, caplog):
     """A run on TPUs would be slow for a reason that nobody sees, or say it at every compilation."""
-    _say.cache_clear()
+    warn_once.cache_clear()
     with compiling_for("tpu"), caplog.at_level(logging.WARNING, logger="rm"):
         for _ in range(2):
             assert choose_attention("auto", Inputs(regions, 1, 64, dtype, context)) == "xla"

@@ -18,14 +18,14 @@ from ..files.row_files import LINE
 from ..model.config import LlamaConfig
 from ..text.tokenizer import Tokenizer
 from .comparisons import ARRAYS, TokenizedComparisons
-from .encode import EncodeOptions
+from .encode import Counts, EncodeOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _HASHED_ROWS = 10_000
 
-Result = tuple[TokenizedComparisons, Counter[tuple[str, str]]]
+Result = tuple[TokenizedComparisons, Counts]
 
 
 def cache_entry(
@@ -76,9 +76,7 @@ def load_entry(entry: Path) -> Result | None:
     return TokenizedComparisons(tokens=tokens, **arrays), Counter({(kind, name): n for kind, name, n in counts})
 
 
-def save_entry(
-    entry: Path, tokens: IO[bytes], comparisons: TokenizedComparisons, counts: Counter[tuple[str, str]]
-) -> None:
+def save_entry(entry: Path, tokens: IO[bytes], comparisons: TokenizedComparisons, counts: Counts) -> None:
     """Saves a result, its tokens copied from the file `tokens`; a failure to write the cache is ignored."""
     try:
         with new_directory(entry) as draft:

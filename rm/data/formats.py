@@ -84,9 +84,7 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
         _require(row, ("chosen", "rejected"))
         responses, rankings = [row["chosen"], row["rejected"]], [_pair(row, use_scores)]
         fields = ["chosen", "rejected"]
-    rendered = [
-        render_response(row, response, field, tokenizer) for response, field in zip(responses, fields, strict=True)
-    ]
+    rendered = [render_response(row, *named, tokenizer) for named in zip(responses, fields, strict=True)]
     kinds = {kind for _, kind, _ in rendered}
     if len(kinds) > 1:
         raise RowError(f"{fields[0]} and {fields[1]} must both be texts or both be messages")
@@ -195,9 +193,7 @@ def _token_ids(row: Row, name: str, mask_name: str) -> list[int]:
     if mask is None:
         return ids
     if not isinstance(mask, list) or len(mask) != len(ids) or not any(mask):
-        raise RowError(
-            f"field {mask_name!r}: expected {len(ids)} values like {name!r}, some of them 1, found {shorten(mask)}"
-        )
+        raise RowError(f"field {mask_name!r}: expected {len(ids)} values, not all 0, found {shorten(mask)}")
     return [i for i, real in zip(ids, mask, strict=True) if real]
 
 
@@ -208,27 +204,22 @@ def _pair(row: Row, use_scores: bool) -> Ranking:
             if name not in row:
                 raise RowError(f"no column {name!r}, which the scores' difference needs", "missing_column")
         difference = _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
-    return Ranking(
-        order=(0, 1), margin=_number(row["margin"], "margin") if "margin" in row else 0.0, difference=difference
-    )
+    margin = _number(row["margin"], "margin") if "margin" in row else 0.0
+    return Ranking(order=(0, 1), margin=margin, difference=difference)
 
 
 def _ranked(row: Row, expand_pairs: bool) -> tuple[list[Any], list[Ranking]]:
     """The responses of a K-wise row and its rankings: one of all K, or one for every pair."""
     responses, name = row["responses"], "scores" if "scores" in row else "ranks"
     if name not in row:
-        raise RowError(
-            "the column 'responses' needs 'scores' (higher is better) or 'ranks' (1 is best)", "missing_column"
-        )
+        raise RowError("column 'responses' needs 'scores' (higher is better) or 'ranks' (1 is best)", "missing_column")
     if row.get("margin") is not None:
         raise RowError("field 'margin': expected none beside several responses; take margins from the scores")
     if not isinstance(responses, list) or len(responses) < 2:
         raise RowError(f"field 'responses': expected a list of at least two, found {shorten(responses)}")
     values = row[name]
     if not isinstance(values, list) or len(values) != len(responses):
-        raise RowError(
-            f"field {name!r}: expected {len(responses)} values, one for each response, found {shorten(values)}"
-        )
+        raise RowError(f"field {name!r}: expected {len(responses)} values, one per response, found {shorten(values)}")
     scores = [_number(value, name) * (1 if name == "scores" else -1) for value in values]
     order = sorted(range(len(scores)), key=lambda k: -scores[k])
     if not expand_pairs:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from ..errors import DataError, TokenizerError
 from ..text.messages import SPEAKERS
@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 Messages = list[dict[str, Any]]
 
 _OBJECT = (dict, Mapping)  # the first is much faster to check
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 
 
 class RowError(DataError):
@@ -44,9 +44,7 @@ def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -
         earlier = [] if prompt in questions else user if turns[0].get("role") == "assistant" else None
     if not turns or earlier is None:
         found = shorten(response) + ("" if prompt is None else f" with a prompt {shorten(prompt)}")
-        raise RowError(
-            f"field {field!r}: expected text or a list of messages (and a prompt of the same kind), found {found}"
-        )
+        raise RowError(f"field {field!r}: expected text or messages (and a prompt of the same kind), found {found}")
     last = turns[-1]
     empty = last.get("content") in ("", None) and not last.get("tool_calls")
     return render_messages(row, [*earlier, *turns], tokenizer), "chat", empty
@@ -55,18 +53,11 @@ def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -
 def as_messages(value: Any) -> Messages | None:
     """The messages of a conversation, also one with ShareGPT's keys; `None` if `value` is not a conversation."""
     value = [value] if isinstance(value, _OBJECT) else value
-    if is_messages(value):
+    if isinstance(value, list) and all(isinstance(message, _OBJECT) and "role" in message for message in value):
         return list(value)
     if is_sharegpt(value):
-        return [
-            {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")} for turn in value
-        ]
+        return [{"role": _ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")} for turn in value]
     return None
-
-
-def is_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """True for a conversation: a list of dicts with a `role`."""
-    return isinstance(value, list) and all(isinstance(message, _OBJECT) and "role" in message for message in value)
 
 
 def is_sharegpt(value: Any) -> bool:
@@ -124,10 +115,7 @@ def _is_complete(message: Row) -> bool:
 
 
 def check_text(text: str) -> str:
-    """Returns the text, if UTF-8 can encode it.
-
-    **Raises:** `RowError` where the text has a lone surrogate.
-    """
+    """Returns the text, or raises `RowError` where UTF-8 cannot encode it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

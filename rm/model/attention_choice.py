@@ -1,13 +1,11 @@
 """The choice of an attention implementation: the fastest one on the platform that is exact for the rows."""
 
-import logging
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from ..devices.platform import platform
-from ..errors import ConfigError
+from ..errors import ConfigError, warn_once
 
 Attention = Literal["auto", "xla", "block", "splash", "cudnn"]
 Layout = Literal["whole", "regions"]  # of rows: whole segments one after the other, or one region for each part
@@ -38,7 +36,7 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
         name = next((name for name, platforms in _PLATFORMS.items() if platform() in platforms), "xla")
         reason = "has not yet been run on a GPU; ask for it by name" if name == "cudnn" else refuses(name, inputs)
         if reason:
-            _say(f"attention by 'xla': {name!r} {reason}")
+            warn_once(f"attention by 'xla': {name!r} {reason}")
         return "xla" if reason else name  # pyright: ignore[reportReturnType]
     reason = refuses(attention, inputs)
     if reason:
@@ -77,8 +75,3 @@ def refuses(name: str, inputs: Inputs) -> str | None:
     heads_fit = name == "splash" or (head_dim % 8 == 0 and head_dim <= 128)  # cuDNN takes 256 on some GPUs only
     supported = heads_fit and dtype in _TYPES[name]
     return None if supported else f"does not take {jnp.dtype(dtype).name} with heads of {head_dim}"
-
-
-@cache
-def _say(line: str) -> None:
-    logging.getLogger("rm").warning(line)

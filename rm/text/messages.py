@@ -52,9 +52,7 @@ def render_parts(render: Callable[[Sequence[Message]], str], messages: Sequence[
             raise
         text, to_join = "", list(texts)
     if to_join:
-        messages = [
-            _with(message, "".join(texts[k])) if k in to_join else message for k, message in enumerate(messages)
-        ]
+        messages = _with_contents(messages, {k: "".join(texts[k]) for k in to_join})
         text = render(messages)
     for k in lists:
         if isinstance(messages[k]["content"], list) and str(messages[k]["content"]) in text:
@@ -62,8 +60,8 @@ def render_parts(render: Callable[[Sequence[Message]], str], messages: Sequence[
     return text
 
 
-def _with(message: Message, content: str) -> Message:
-    return {**message, "content": content}
+def _with_contents(messages: Sequence[Message], contents: Mapping[int, str]) -> Sequence[Message]:
+    return [{**message, "content": contents[k]} if k in contents else message for k, message in enumerate(messages)]
 
 
 def _texts(k: int, message: Message) -> list[str] | None:
@@ -76,9 +74,7 @@ def _texts(k: int, message: Message) -> list[str] | None:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
             found = "no type" if kind is None else f"type {kind!r}"
-            raise TokenizerError(
-                f"message {k}, part {number} of its content: expected the type 'text' with a text, found {found}"
-            )
+            raise TokenizerError(f"message {k}, part {number}: expected the type 'text' with a text, found {found}")
     return [part["text"] for part in parts]
 
 
@@ -89,8 +85,6 @@ def _loses_parts(
     if str(messages[k]["content"]) in text or any(part.strip() not in text for part in texts):
         return True
     try:
-        return (
-            render([_with(message, "") if number == k else message for number, message in enumerate(messages)]) == text
-        )
+        return render(_with_contents(messages, {k: ""})) == text
     except TokenizerError:  # the template needs a list
         return False

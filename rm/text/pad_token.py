@@ -30,9 +30,8 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
     grow = config.vocab_size - model.config.vocab_size
     embedding = model.embed_tokens
     if grow:
-        embedding = jax.jit(partial(jnp.pad, pad_width=((0, grow), (0, 0))), out_shardings=embedding.sharding)(
-            embedding
-        )
+        pad = partial(jnp.pad, pad_width=((0, grow), (0, 0)))
+        embedding = jax.jit(pad, out_shardings=embedding.sharding)(embedding)
     return replace(model, embed_tokens=embedding, config=config), tokenizer
 
 

@@ -16,9 +16,8 @@ _ASKS_FOR_DATE = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 def portable_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files of a tokenizer by name, unchanged except by `portable_config` and `with_date`."""
     config = portable_config(tokenizer)
-    config |= (
-        {"chat_template": _with_dates(config["chat_template"], tokenizer.today)} if "chat_template" in config else {}
-    )
+    if "chat_template" in config:
+        config["chat_template"] = _with_dates(config["chat_template"], tokenizer.today)
     files = {"tokenizer_config.json": config}
     if "special_tokens_map.json" in tokenizer.files:
         files["special_tokens_map.json"] = _without_list(parse_json(tokenizer.files, "special_tokens_map.json"))

@@ -12,6 +12,7 @@ from .tokenizer_files import as_expected, parse_json
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _GPT2: dict[str, str] = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+_COHERE = ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<UNK>", "<SEP>", "<PAD>", "<CLS>", "<MASK_TOKEN>")
 # transformers' classes (less Tokenizer and Fast) that tokenizer.json describes in full, and their default tokens
 CLASSES: dict[str, dict[str, str]] = {
     "PreTrained": {},
@@ -22,15 +23,7 @@ CLASSES: dict[str, dict[str, str]] = {
     "GPTNeoX": _GPT2 | {"pad_token": "<|padding|>"},
     "Qwen2": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
     "Gemma": {name: f"<{name[:-6]}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token")},
-    "Cohere": {
-        "bos_token": "<BOS_TOKEN>",
-        "eos_token": "<|END_OF_TURN_TOKEN|>",
-        "unk_token": "<UNK>",
-        "sep_token": "<SEP>",
-        "pad_token": "<PAD>",
-        "cls_token": "<CLS>",
-        "mask_token": "<MASK_TOKEN>",
-    },
+    "Cohere": dict(zip(_NAMES, _COHERE, strict=True)),
 }
 _Token = str | tokenizers.AddedToken
 
@@ -100,10 +93,7 @@ def _listed(
     before = merged.get("extra_special_tokens")
     merged |= legacy
     if before and isinstance(legacy.get("extra_special_tokens"), list):
-        merged["extra_special_tokens"] = [
-            *before,
-            *(token for token in merged["extra_special_tokens"] if token not in before),
-        ]
+        merged["extra_special_tokens"] = [*before, *(t for t in legacy["extra_special_tokens"] if t not in before)]
     named = _take_named(legacy) | named | _take_object(merged)
     if "additional_special_tokens" in merged:
         merged.setdefault("extra_special_tokens", merged["additional_special_tokens"])

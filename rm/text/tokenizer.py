@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from ..errors import TokenizerError
+from ..errors import TokenizerError, warn_once
 from ..files.hub import RECORD, check_unchanged, own_file, resolve_directory
 from .chat import render_chat
 from .messages import Message, render_parts, with_reasoning
@@ -132,9 +131,7 @@ def _check_arguments(tools: Any, documents: Any, variables: Mapping[str, Any]) -
         if value is not None and not (isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)):
             raise TokenizerError(f"{name}: expected a list of objects, found {type(value).__name__} {value!r:.60}")
     if variables.get("continue_final_message"):
-        raise TokenizerError(
-            "continue_final_message: removes the end of the conversation, where the reward is read; leave it out"
-        )
+        raise TokenizerError("continue_final_message: removes the end, where the reward is read; leave it out")
     for name in _NOT_OF_THE_TEXT & variables.keys():
         raise TokenizerError(f"{name}: is not a variable of chat templates; leave it out")
 
@@ -162,9 +159,7 @@ def load_tokenizer(
     files = {name: content for name in names if (content := _read(own_file(directory / name, directory))) is not None}
     check_unchanged(directory, files)
     if "tokenizer.json" not in files:
-        raise TokenizerError(
-            f"{directory / 'tokenizer.json'}: no such file; convert the tokenizer to the `tokenizers` format"
-        )
+        raise TokenizerError(f"{directory / 'tokenizer.json'}: no such file; convert the tokenizer to this format")
     if chat_template is not None:
         content = _read(Path(chat_template))
         if content is None:
@@ -182,12 +177,7 @@ def _warn_of_contradiction(tokenizer: Tokenizer, directory: Path) -> None:
     with one_error("the tokenizer cannot encode the text"):
         text = contradiction(tokenizer.backend, special, config)
     if text:
-        _warn_once(f"{directory / 'tokenizer_config.json'}: {text}")
-
-
-@functools.cache
-def _warn_once(line: str) -> None:
-    logging.getLogger("rm").warning(line)
+        warn_once(f"{directory / 'tokenizer_config.json'}: {text}")
 
 
 def _read(path: Path) -> bytes | None:
@@ -202,10 +192,8 @@ def _recorded_date(directory: Path) -> date:
     try:
         return date.fromisoformat(record.get("chat_template_date", DATE.isoformat()))
     except (TypeError, ValueError):
-        found = record["chat_template_date"]
-        raise TokenizerError(
-            f"{directory / RECORD}: chat_template_date must be a date like 2024-07-26, found {found!r}"
-        ) from None
+        found = f"chat_template_date must be a date like 2024-07-26, found {record['chat_template_date']!r}"
+        raise TokenizerError(f"{directory / RECORD}: {found}") from None
 
 
 def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -> Tokenizer:

@@ -78,14 +78,13 @@ def one_error(failure: str) -> Iterator[None]:
 
 def parse_json(files: Mapping[str, bytes], name: str, directory: Path = Path()) -> dict[str, Any]:
     """The JSON object in one of the files; empty if there is no such file."""
+    source = directory / name
     try:
         value = json.loads(files.get(name, b"{}"))
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{directory / name}: not valid JSON ({error}); download it again") from None
+        raise TokenizerError(f"{source}: not valid JSON ({error}); download it again") from None
     if not isinstance(value, dict):
-        raise TokenizerError(
-            f"{directory / name}: expected a JSON object, found {type(value).__name__}; download it again"
-        )
+        raise TokenizerError(f"{source}: expected a JSON object, found {type(value).__name__}; download it again")
     return value
 
 
