@@ -34,8 +34,7 @@ from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.llama import RewardModel
 from ..model.loading import load_config, load_reward_model
-from ..packing.batches import BatchPlan
-from ..packing.prefetching import prefetch
+from ..packing.batches import BatchPlan, prefetch
 from ..saving.checkpoints import Checkpoints, abstract
 from ..saving.export import save_reward_model
 from ..text.pad_token import match_config, match_tokenizer
