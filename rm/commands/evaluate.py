@@ -25,8 +25,8 @@ from ..files.output import check_writable, locked, replace_file
 from ..files.row_files import LINE, UNREADABLE, read_lines, write_lines
 from ..model.loading import load_config
 from ..text.tokenizer import Tokenizer
-from .load import is_checkpoint, load
 from .options import ForwardOptions, PrecisionOptions, check_positive, names_of
+from .read import is_checkpoint, load
 from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size
 from .run_directory import check_same_arguments, versions, write_record
 from .show import show_evaluation

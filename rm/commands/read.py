@@ -1,15 +1,27 @@
-"""The data path of every command that is given preferences: the tokenizer, the comparisons, the plan of the batches."""
+"""Reads what commands are given: preferences to comparisons and the plan of the batches, and the model of `--model`."""
 
 from collections.abc import Sequence
+from datetime import date
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ..data.comparisons import TokenizedComparisons, mix
 from ..data.encode import RowOptions
 from ..data.sources import Source, expand, load_comparisons, parse_source
 from ..data.tokenize import tokenize_comparisons
 from ..errors import ConfigError, DataError
+from ..files.hub import read_json
 from ..model.config import LlamaConfig
+from ..model.llama import RewardModel, init_reward_model
+from ..model.loading import load_config, load_reward_model
 from ..packing.batches import BatchPlan, plan_batches
+from ..saving.checkpoints import Checkpoints
+from ..text.pad_token import match_config, match_tokenizer
 from ..text.tokenizer import Tokenizer, load_tokenizer
 from .options import ReadingOptions, ReadOptions, names_of
 from .run_directory import dataset_name
@@ -19,10 +31,11 @@ _SHUFFLE_BUFFER = 10_000  # rows that a stream is shuffled within
 
 def read_tokenizer(args: ReadOptions) -> Tokenizer:
     """The model's tokenizer, with the chat template and the date that the options ask for."""
-    model = parse_source(args.model)
-    return load_tokenizer(
-        model.path, revision=model.revision, chat_template=args.chat_template, today=args.chat_template_date
-    )
+    return _read_tokenizer(parse_source(args.model), args.chat_template, args.chat_template_date)
+
+
+def _read_tokenizer(model: Source, template: str | Path | None, today: date | None) -> Tokenizer:
+    return load_tokenizer(model.path, revision=model.revision, chat_template=template, today=today)
 
 
 def read_comparisons(
@@ -73,12 +86,41 @@ def _read_source(
         raise
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """True for the path of a checkpoint of a run.
+
+    >>> is_checkpoint("run/checkpoints/500"), is_checkpoint("run/model")
+    (True, False)
+    """
+    path = Path(path)
+    return path.name.isdigit() and path.parent.name == "checkpoints"
+
+
+def load(name: str, mesh: Mesh | None = None) -> tuple[RewardModel, Tokenizer]:
+    """The reward model of a directory, a hub id or a run's checkpoint, on a mesh where one is given; its tokenizer."""
+    if is_checkpoint(name):
+        return _load_checkpoint(Path(name), mesh)
+    source = parse_source(name)
+    tokenizer = load_tokenizer(source.path, revision=source.revision)  # first, for weights may take minutes
+    return match_tokenizer(load_reward_model(source.path, revision=source.revision, mesh=mesh), tokenizer)
+
+
+def _load_checkpoint(path: Path, mesh: Mesh | None) -> tuple[RewardModel, Tokenizer]:
+    """The model of a run after an update, as `run.json` describes it; the optimizer's state is not read."""
+    args = read_json(path.parent.parent / "run.json")["arguments"]
+    source, today = parse_source(args["model"]), args["chat_template_date"]
+    tokenizer = _read_tokenizer(source, args["chat_template"], date.fromisoformat(today) if today else None)
+    config, tokenizer = match_config(load_config(source.path, revision=source.revision), tokenizer)
+    init = partial(init_reward_model, config, dtype=jnp.dtype(args["parameters"]))
+    like = jax.eval_shape(lambda key: init(key=key), jax.random.key(0))
+    with Checkpoints(path.parent, read_only=True) as checkpoints:
+        return checkpoints.restore_model(int(path.name), like, mesh=mesh), tokenizer
+
+
 def plan_updates(comparisons: TokenizedComparisons, args: ReadOptions, *, rows: int = 1) -> BatchPlan:
     """The plan of the run's batches, in micro-batches of `rows`."""
     if args.drop_last and len(comparisons) < args.batch_size:
-        raise ConfigError(
-            f"--drop-last leaves no update: {len(comparisons)} comparisons, --batch-size {args.batch_size}"
-        )
+        raise ConfigError(f"--drop-last leaves nothing: {len(comparisons)} comparisons, --batch-size {args.batch_size}")
     options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last, "rows": rows}
     return plan_batches(comparisons, args.batch_size, **options)
 

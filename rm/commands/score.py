@@ -10,8 +10,8 @@ from ..evaluation.scoring import encode_inputs, score_sequences
 from ..files.output import check_file
 from ..files.row_files import checked_rows, write_lines
 from ..saving.calibration import normalize, require_calibration
-from .load import load
 from .options import ForwardOptions, check_positive
+from .read import load
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

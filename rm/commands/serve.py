@@ -14,8 +14,8 @@ from ..serving.batching import Batcher, score_batch, shapes
 from ..serving.requests import Limits, Truncation
 from ..serving.server import listen, make_server, run_server
 from ..serving.traffic import make_metrics
-from .load import load
 from .options import ForwardOptions, check_not_negative, check_positive
+from .read import load
 
 _TOKEN = "RM_SERVE_TOKEN"
 
