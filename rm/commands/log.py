@@ -101,9 +101,8 @@ class TrainingLog:
         """Names what an update that was skipped would have learned from."""
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         why = {name: values[name] for name in ("loss", "grad_norm")}
-        self.write(
-            step, {**why, "skipped": self.skipped, "rows": [self.comparisons.origin(i) for i in np.sort(indices)]}
-        )
+        rows = [self.comparisons.origin(i) for i in np.sort(indices)]
+        self.write(step, {**why, "skipped": self.skipped, "rows": rows})
         if self.skipped_in_a_row >= self.max_skipped:
             raise RmError(
                 f"the last {self.max_skipped} updates were skipped (loss {why['loss']}, norm of the gradient "

@@ -157,10 +157,7 @@ def flag(name: str) -> str:
 
 
 def check_positive(arguments: Any, *names: str) -> None:
-    """Refuses arguments that are given and not greater than 0.
-
-    **Raises:** `ConfigError`, naming the flag.
-    """
+    """Raises `ConfigError`, naming the flag, for an argument that is given and not greater than 0."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
@@ -168,20 +165,14 @@ def check_positive(arguments: Any, *names: str) -> None:
 
 
 def check_not_negative(arguments: Any, *names: str) -> None:
-    """Refuses arguments less than 0.
-
-    **Raises:** `ConfigError`, naming the flag.
-    """
+    """Raises `ConfigError`, naming the flag, for an argument less than 0."""
     for name in names:
         if getattr(arguments, name) < 0:
             raise ConfigError(f"{flag(name)} must not be negative, found {getattr(arguments, name)}")
 
 
 def check_finite(arguments: Any) -> None:
-    """Refuses infinite numbers and NaN.
-
-    **Raises:** `ConfigError`, naming the flag.
-    """
+    """Raises `ConfigError`, naming the flag, for infinite numbers and NaN."""
     for name, value in vars(arguments).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{flag(name)} must be finite, found {value}")

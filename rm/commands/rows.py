@@ -12,6 +12,7 @@ import numpy as np
 from ..data.comparisons import TokenizedComparisons
 from ..data.encode import without_double_bos
 from ..data.render import Row
+from ..data.table import dropped_by_reason
 from ..data.tokenize import NoComparisons, tokenize_comparisons
 from ..errors import RmError
 from ..evaluation.scoring import reward_chunks
@@ -77,7 +78,9 @@ def tokenize_by_size(
             )
             parts.append(dataclasses.replace(part, row=np.array(numbers)[part.row]))
         except NoComparisons as error:
-            nothing, tables[str(size)] = error, _table_of_nothing(error.counts)
+            read, dropped = error.counts["rows", "read"], dropped_by_reason(error.counts)
+            tables[str(size)] = {"read": read, "comparisons": sum(dropped.values()), "kept": 0, "dropped": dropped}
+            nothing = error
     if nothing and not parts:
         raise nothing
     return parts, _sum_tables(tables)
@@ -91,15 +94,8 @@ def _by_size(rows: "Dataset | list[Row]") -> dict[int, list[int]]:
     return {size: [i for i, found in enumerate(sizes) if found == size] for size in sorted(set(sizes))}
 
 
-def _table_of_nothing(counts: Counter[tuple[str, str]]) -> dict[str, Any]:
-    dropped = {reason: count for (kind, reason), count in counts.items() if kind == "dropped" and count}
-    return {"read": counts["rows", "read"], "comparisons": sum(dropped.values()), "kept": 0, "dropped": dropped}
-
-
 def _sum_tables(tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    dropped: Counter[str] = Counter()
-    for table in tables.values():
-        dropped.update(table["dropped"])
+    dropped = sum((Counter(table["dropped"]) for table in tables.values()), Counter())
     sums = {name: sum(table[name] for table in tables.values()) for name in ("read", "comparisons", "kept")}
     return {**sums, "dropped": dict(dropped), "by_responses": tables}
 

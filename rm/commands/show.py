@@ -34,11 +34,8 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         table.append([f"best of {size} (random–oracle)", *map(_best, found)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for label, *cells in table:
-        print(
-            label.ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)),
-            sep="  ",
-        )
+        aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print(label.ljust(widths[0]), *aligned, sep="  ")
     for name, statistics in models.items():
         for sentence in findings(statistics):
             print(f"{name}: {sentence}")

@@ -25,10 +25,7 @@ _SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")  # what variables that hold
 
 
 def check_installed(name: str) -> None:
-    """Refuses a tracker whose package is missing.
-
-    **Raises:** `ConfigError`.
-    """
+    """Raises `ConfigError` where the package of a tracker is missing."""
     found = importlib.util.find_spec(PACKAGES[name])
     if found is None or found.origin is None:  # a mere folder of that name, as wandb leaves in many places
         advice = f"python -m pip install 'rm-jax[{name}]'"

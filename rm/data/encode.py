@@ -71,10 +71,7 @@ class Parsed:
 def parse_chunk(
     rows: Sequence[Row], first: int, has_margin: bool, tokenizer: Tokenizer, options: EncodeOptions, source: str
 ) -> Parsed:
-    """Parses rows to texts; `first` is the number of the first row; `has_margin` tells if each must have a margin.
-
-    **Raises:** `DataError`, naming the row and the field, unless malformed rows are dropped.
-    """
+    """Parses rows to texts; `first` is the number of the first row; `has_margin` tells if each must have a margin."""
     parsed = Parsed(examples={}, names={}, counts=Counter({("rows", "read"): len(rows)}))
     for number, row in enumerate(rows, first):
         parsed.names[number] = row.get(LINE) or f"{source}: row {number}"
@@ -89,6 +86,7 @@ def parse_chunk(
 
 
 def _refuse(parsed: Parsed, number: int, error: RowError, options: EncodeOptions) -> None:
+    """Raises `DataError`, naming the row and the field, unless malformed rows are dropped and counted."""
     if options.invalid == "raise":
         raise DataError(f"{parsed.names[number]}: {error}") from None
     parsed.counts["dropped", error.reason] += 1
@@ -102,10 +100,7 @@ def encode_chunk(
     options: EncodeOptions,
     source: str,
 ) -> Chunk:
-    """The comparisons of parsed rows, whose token ids are `encoded`.
-
-    **Raises:** `DataError`, naming the row and the field, unless malformed rows are dropped.
-    """
+    """The comparisons of parsed rows, whose token ids are `encoded`."""
     counts, bos = parsed.counts, tokenizer.token_id(tokenizer.bos_token)
     pairs, margins, numbers = [], [], []
     for number, example in parsed.examples.items():

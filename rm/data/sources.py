@@ -64,10 +64,7 @@ def is_file_name(path: str) -> bool:
 
 
 def expand(path: str) -> list[str]:
-    """The sorted files that match a pattern such as `data/*.jsonl`; any other path as it is.
-
-    **Raises:** `DataError` where no file matches.
-    """
+    """The sorted files that match a pattern such as `data/*.jsonl`, at least one; any other path as it is."""
     if Path(path).exists() or not glob.has_magic(path):
         return [path]
     files = sorted(glob.glob(path, recursive=True))

@@ -62,10 +62,7 @@ def stream_files(reader: str, files: Sequence[str | Path], **options: bool) -> "
 
 
 def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
-    """A data set for each Parquet file, all with the same columns, without those of types that `datasets` lacks.
-
-    **Raises:** `DataError`, naming the file.
-    """
+    """A data set for each Parquet file, all with the same columns, without those of types that `datasets` lacks."""
     from datasets import Features
 
     try:
@@ -111,9 +108,8 @@ def source_files(rows: "Dataset") -> list[str] | None:
         return None
     blocks = [block for line in getattr(rows.data, "blocks", [[rows.data]]) for block in line]
     changes = [change for block in blocks for change in getattr(block, "replays", None) or ()]
-    whole = all(hasattr(block, "path") for block in blocks) and all(
-        name == "replace_schema_metadata" for name, *_ in changes
-    )
+    whole = all(hasattr(block, "path") for block in blocks)
+    whole &= all(name == "replace_schema_metadata" for name, *_ in changes)
     return [block.path for block in blocks] if whole and rows.data.num_columns == blocks[0].num_columns else None
 
 

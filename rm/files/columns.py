@@ -89,9 +89,7 @@ def to_columns(rows: list[Fields], kinds: Mapping[str, str], schema: pa.Schema) 
         name: [None if text == b"null" else value(text, kind) for text in (row.get(name, b"null") for row in rows)]
         for name, kind in kinds.items()
     }
-    stored = pa.schema(
-        [(name, pa.string() if kind == JSON else schema.field(name).type) for name, kind in kinds.items()]
-    )
+    stored = pa.schema([(name, pa.string() if kinds[name] == JSON else schema.field(name).type) for name in kinds])
     return pa.table(columns, schema=stored).cast(schema)
 
 

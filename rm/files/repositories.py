@@ -52,10 +52,7 @@ def _files_of(data_files: Mapping[str, list[str]], source: str, split: str) -> l
 
 
 def fetch(name: str | Path) -> Path:
-    """The local path of a file; a file of a repository is downloaded once.
-
-    **Raises:** `DataError` where it cannot be fetched.
-    """
+    """The local path of a file; a file of a repository is downloaded once."""
     import datasets
     from huggingface_hub import hf_hub_download
 
@@ -90,8 +87,7 @@ def quietly(source: str, *passed: type[BaseException]) -> Iterator[None]:
         raise
     except Exception as error:  # every reader raises its own kind
         advice = _ADVICE if not Path(source).exists() else "check what is in it"
-        raise DataError(
-            f"{source}: cannot be read ({first_line(error.__cause__ or error).rstrip('.')}); {advice}"
-        ) from None
+        reason = first_line(error.__cause__ or error).rstrip(".")
+        raise DataError(f"{source}: cannot be read ({reason}); {advice}") from None
     finally:
         datasets.logging.set_verbosity(verbosity)

@@ -85,9 +85,7 @@ class TensorFiles:
             raise WeightsError(f"{path}: {found}; use the config.json that belongs to the weights")
         if kind not in _DTYPES:
             found = f"tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}"
-            raise WeightsError(
-                f"{path}: {found}; use the weights before they were quantized, or save them as one of these"
-            )
+            raise WeightsError(f"{path}: {found}; use the weights before quantization, or save them as one of these")
 
     def _read_into(self, arrays: list[np.ndarray], parts: list[Part], name: str) -> None:
         path, kind, shape, offset = self._stored[name]

@@ -40,10 +40,7 @@ def sees(query: Sequence[Array] | Array, key: Sequence[Array] | Array) -> Bool[A
 
 @checked
 def attend(
-    q: Float[Array, "R M G Q E"],
-    k: Float[Array, "R J G E"],
-    v: Float[Array, "R J G E"],
-    visible: Bool[Array, "R M J"],
+    q: Float[Array, "R M G Q E"], k: Float[Array, "R J G E"], v: Float[Array, "R J G E"], visible: Bool[Array, "R M J"]
 ) -> Float[Array, "R M G Q E"]:
     """`softmax(q kᵀ / √E) v` over the visible keys; grouped queries share keys, the softmax is float32."""
     options = {"precision": precision(q.dtype), "preferred_element_type": jnp.float32}

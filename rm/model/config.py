@@ -141,9 +141,7 @@ _KINDS: dict[Any, tuple[str, Any, float, float]] = {  # by a field's type: what 
 
 def _check_supported(hf: Mapping[str, Any], source: str) -> None:
     if hf.get("model_type") != "llama":
-        raise ConfigError(
-            f"{source}: model_type must be 'llama', found {hf.get('model_type')!r}; use a Llama checkpoint"
-        )
+        raise ConfigError(f"{source}: model_type must be 'llama', found {hf.get('model_type')!r}; use a Llama model")
     missing = [name for name in _REQUIRED if hf.get(name) is None]
     if missing:
         raise ConfigError(f"{source}: missing {', '.join(missing)}; a Llama config.json states them")

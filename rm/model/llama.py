@@ -194,22 +194,15 @@ def _on_mesh(forward, mesh: Mesh, model: RewardModel, per_token: tuple, ends: Ar
 
 
 def _forward(
-    model: RewardModel,
-    per_token: tuple,
-    ends: Array,
-    regions: tuple[int, ...],
-    *,
-    slots: int,
-    compute: Compute,
+    model: RewardModel, per_token: tuple, ends: Array, regions: tuple[int, ...], *, slots: int, compute: Compute
 ) -> Float[Array, "R M D"]:
     """The last hidden state at `ends` after the final norm, from a device's shards of the model and the tokens."""
     config, (tokens, segments, parts, places, positions, lengths) = model.config, per_token
     queries = Marks(segments, parts, places)
     keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
     table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
-    attention = choose_attention(
-        compute.attention, Inputs(regions, slots, config.head_dim, compute.dtype, shards("context"))
-    )
+    inputs = Inputs(regions, slots, config.head_dim, compute.dtype, shards("context"))
+    attention = choose_attention(compute.attention, inputs)
     row = Row(table, queries, keys, ends, find_blocks(queries, keys) if attention == "block" else None)
     block = _remat(partial(apply_block, config=config, regions=regions, attention=attention), compute.remat)
     last_block = _remat(partial(apply_last_block, config=config), compute.remat)

@@ -1,10 +1,8 @@
 """Loading of reward models from Hugging Face directories: safetensors, no torch."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,14 +113,9 @@ def _read_config(source: Path) -> tuple[LlamaConfig, bool]:
     hf = read_json(own_file(source))
     classifier = "ForSequenceClassification" in str(hf.get("architectures"))
     config = LlamaConfig.from_hf(hf, source=str(source))
-    if classifier:
-        _check_labels(hf, source)
-    check_unchanged(source.parent, [source.name])
-    return config if classifier else replace(config, pad_token_id=None), classifier
-
-
-def _check_labels(hf: Mapping[str, Any], source: Path) -> None:
     names = hf.get("id2label")
     labels = hf.get("num_labels", len(names) if names and isinstance(names, dict | list) else None)
-    if labels not in (None, 1):
+    if classifier and labels not in (None, 1):
         raise ConfigError(f"{source}: num_labels must be 1 for a reward model, found {labels}")
+    check_unchanged(source.parent, [source.name])
+    return config if classifier else replace(config, pad_token_id=None), classifier

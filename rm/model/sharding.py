@@ -59,17 +59,12 @@ def _leaf_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -
 
 def _divide(name: str, dims: list[int], dim: int, parts: int, axes: str) -> int:
     if dims[dim] % parts:
-        raise ConfigError(
-            f"{name}: dimension of size {dims[dim]} does not divide into {axes} = {parts} parts; choose another mesh"
-        )
+        raise ConfigError(f"{name}: size {dims[dim]} does not divide into {axes} = {parts} parts; choose another mesh")
     return dims[dim] // parts
 
 
 def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
-    """Checks that a mesh does not split attention heads.
-
-    **Raises:** `ConfigError` if `tensor` does not divide the key/value heads.
-    """
+    """Raises `ConfigError` for a mesh that splits attention heads, because `tensor` does not divide them."""
     heads, parts = config.num_key_value_heads, mesh.shape["tensor"]
     if heads % parts:
         raise ConfigError(f"mesh tensor={parts}: must divide num_key_value_heads, found {heads}; use fsdp for the rest")

@@ -50,12 +50,7 @@ def leaf_name(path: tuple) -> str:
 
 
 def check_names(files: TensorFiles, names: list[str]) -> None:
-    """Checks that files hold the tensors that a model needs, and no others.
-
-    **Arguments:** `names`, the names of the tensors that the model needs.
-
-    **Raises:** `WeightsError`, naming a tensor and, where possible, the cause.
-    """
+    """Raises `WeightsError`, naming a tensor and where possible the cause, unless files hold exactly these tensors."""
     expected = set(names)
     missing = sorted(expected - files.names)
     if missing:

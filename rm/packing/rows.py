@@ -48,9 +48,8 @@ def pack(
     for shape in (shape for shape, count in zip(shapes, counts, strict=True) for _ in range(count)):
         numbers = range(start, start + shape.rows)
         if any(number in contents for number in numbers):
-            batches.append(
-                fill_rows(comparisons, chosen, [contents.get(number, []) for number in numbers[rows]], shape)
-            )
+            taken = [contents.get(number, []) for number in numbers[rows]]
+            batches.append(fill_rows(comparisons, chosen, taken, shape))
         start += shape.rows
     return batches
 

@@ -57,10 +57,7 @@ def _write(template: "jinja2.Template", variables: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def compile_template(template: str, today: date) -> "jinja2.Template":
-    """Compiles a chat template.
-
-    **Raises:** `TokenizerError` where it is not valid.
-    """
+    """Compiles a chat template; raises `TokenizerError` where it is not valid."""
     import jinja2
 
     clock = datetime(today.year, today.month, today.day).strftime

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from ..errors import TokenizerError, warn_once
-from ..files.hub import RECORD, check_unchanged, own_file, resolve_directory
+from ..files.hub import RECORD, check_unchanged, own_file, read_record, resolve_directory
 from .chat import render_chat
 from .messages import Message, render_parts, with_reasoning
 from .special_tokens import contradiction, set_special_tokens
@@ -188,7 +188,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _recorded_date(directory: Path) -> date:
-    record = parse_json({RECORD: _read(own_file(directory / RECORD)) or b"{}"}, RECORD, directory)
+    record = read_record(directory)
     try:
         return date.fromisoformat(record.get("chat_template_date", DATE.isoformat()))
     except (TypeError, ValueError):
