@@ -32,7 +32,9 @@ def demo(args: DemoArguments) -> None:
     pairs = [make_pair(rng) for _ in range(3000)]
     write_lines(args.output / "train.jsonl", pairs[:2500])
     write_lines(args.output / "test.jsonl", pairs[2500:])
-    write_lines(args.output / "questions.jsonl", _questions())
+    question = {"role": "user", "content": "Name a fruit, please."}
+    answers = [{"role": "assistant", "content": text} for text in ("How about a papaya?", "How about a wrench?")]
+    write_lines(args.output / "questions.jsonl", [{"messages": [question, answer]} for answer in answers])
     write_llama(base, [text["content"] for pair in pairs for messages in pair.values() for text in messages])
 
     train(
@@ -58,12 +60,3 @@ def demo(args: DemoArguments) -> None:
     print("  python -m rm train --model LLAMA_DIR_OR_HUB_ID --dataset PAIRS.jsonl --output RUN")
     print("  python -m rm evaluate --model RUN/model --dataset HELD_OUT.jsonl --output EVALUATION")
     print("  python -m rm score --model RUN/model --input RESPONSES.jsonl --output SCORES.jsonl")
-
-
-def _questions() -> list[dict]:
-    asked = (("Name a fruit, please.", "How about a papaya?"), ("Name a fruit, please.", "How about a wrench?"))
-    roles = ("user", "assistant")
-    return [
-        {"messages": [{"role": role, "content": text} for role, text in zip(roles, turn, strict=True)]}
-        for turn in asked
-    ]

@@ -63,8 +63,6 @@ def tokenize_by_size(
     """The comparisons of all rows, in one part for every number of responses, and a table of what was read.
 
     Of several parts the table has the sums, and that of each in `by_responses`.
-
-    **Raises:** what `tokenize_comparisons` raises; `DataError` where no part has a comparison left.
     """
     sizes, parts, tables, nothing = _by_size(rows), [], {}, None
     if isinstance(rows, list) or len(sizes) < 2:

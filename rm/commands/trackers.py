@@ -110,8 +110,6 @@ def trackio_tracker(project: str, about: Mapping[str, Any], *, name: str, quiet:
     """Writes to trackio's own place on this machine, or to the Space that `TRACKIO_SPACE_ID` names.
 
     Its thread writes every half second, which is what a process that is killed loses.
-
-    **Arguments:** `about`, the configuration of the run; `name`, the run that is begun or gone on with.
     """
     import trackio  # pyright: ignore
 

@@ -121,9 +121,7 @@ def flatten(
         pieces += [arrays[0][:prefix], *(side[prefix:] for side in arrays)]
         lengths.append([prefix, *(len(side) - prefix for side in arrays)])
         ends.append([reward_index(side, config.pad_token_id) for side in arrays])
-        keys.append(
-            [_key(side) for side in arrays] if share_prefix else [number * len(arrays) + k for k in range(len(arrays))]
-        )
+        keys.append([_key(side) if share_prefix else number * len(arrays) + k for k, side in enumerate(arrays)])
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     count, parts = len(lengths), len(lengths[0])
     return TokenizedComparisons(

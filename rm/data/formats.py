@@ -58,8 +58,6 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
 
     **Arguments:** `expand_pairs`, whether a K-wise row gives every pair of its responses or one ranking of all;
     `use_scores`, whether the difference of `score_chosen` and `score_rejected` is needed.
-
-    **Raises:** `RowError`, naming the field.
     """
     if isinstance(row.get(UNREADABLE), str):
         raise RowError(row[UNREADABLE])

@@ -16,7 +16,7 @@ _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observat
 
 
 class RowError(DataError):
-    """An error in a row; the table counts dropped rows by `reason`."""
+    """An error in a row, naming the field; the table counts dropped rows by `reason`."""
 
     def __init__(self, message: str, reason: str = "malformed"):
         super().__init__(message)
@@ -28,8 +28,6 @@ def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -
 
     Text: the end-of-sequence token is appended where missing, prompt and response are joined as strings. Chat: the
     template renders prompt and response as one conversation.
-
-    **Raises:** `RowError`, naming the field.
     """
     prompt = row.get("prompt", row.get("conversations"))
     if isinstance(response, str) and isinstance(prompt, str | None):
@@ -74,8 +72,6 @@ def render_messages(row: Row, messages: Sequence[Row], tokenizer: Tokenizer) -> 
     """Renders a conversation by the chat template, with the row's `tools` and `chat_template_kwargs`.
 
     Null keys of messages are left out, as in `transformers`; all other nulls are kept.
-
-    **Raises:** `RowError`, naming the field.
     """
     arguments = row.get("chat_template_kwargs") or {}
     if not isinstance(arguments, dict) or not arguments.keys().isdisjoint(("self", "messages", "tools")):

@@ -39,11 +39,14 @@ def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool)
     **Raises:** `DataError`, naming the file and the line.
     """
 
+    def fields(file: Path) -> Iterator[Fields]:
+        return _marked(file, read_fields(file), to_json, lines, skip_unreadable)
+
     def write(directory: Path) -> None:
-        kinds = find_kinds(row for file in files for row in _fields(file, lines, skip_unreadable))
+        kinds = find_kinds(row for file in files for row in fields(file))
         schema = features_of(kinds).arrow_schema
         for number, file in enumerate(files):
-            rows = _fields(file, lines, skip_unreadable)
+            rows = fields(file)
             batches = (to_columns(batch, kinds, schema) for batch in iter(lambda: list(islice(rows, _BATCH)), []))  # noqa: B023
             _write_stream(directory / f"{number}.arrow", schema, batches)
 
@@ -51,10 +54,7 @@ def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool)
 
 
 def stream_files(reader: str, files: Sequence[str | Path], **options: bool) -> "IterableDataset":
-    """The rows of JSON, CSV or Parquet files one by one, each file fetched when it is reached.
-
-    **Arguments:** `reader`, `rows` or `parquet`; `options`, those of `load_row_files`.
-    """
+    """The rows of JSON, CSV (`rows`) or `parquet` files one by one, each file fetched when it is reached."""
     from datasets import IterableDataset
 
     arguments = {"files": [str(file) for file in files], **options}
@@ -136,19 +136,16 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _fields(file: Path, lines: bool, skip_unreadable: bool) -> Iterator[Fields]:
-    for where, row in read_fields(file):
+def _marked(file: Path, rows: Iterator, encode: Callable, lines: bool, skip_unreadable: bool) -> Iterator[dict]:
+    """The rows with their places and, instead of those that cannot be read, the reasons."""
+    for where, row in rows:
         if isinstance(row, DataError):
-            row = {UNREADABLE: to_json(_reason(row, file, where, skip_unreadable))}
+            if not skip_unreadable:
+                raise row
+            row = {UNREADABLE: encode(str(row).removeprefix(f"{file}: {where}: "))}
         if lines:
-            row[LINE] = to_json(f"{file}: {where}")
+            row[LINE] = encode(f"{file}: {where}")
         yield row
-
-
-def _reason(error: DataError, file: Path, where: str, skip_unreadable: bool) -> str:
-    if not skip_unreadable:
-        raise error
-    return str(error).removeprefix(f"{file}: {where}: ")
 
 
 def _stream_parquet(files: list[str], **_: bool) -> Iterator[dict[str, Any]]:
@@ -159,10 +156,7 @@ def _stream_parquet(files: list[str], **_: bool) -> Iterator[dict[str, Any]]:
 
 def _stream(files: list[str], lines: bool, skip_unreadable: bool) -> Iterator[dict[str, Any]]:
     for file in map(fetch, files):
-        for where, row in read_rows(file):
-            if isinstance(row, DataError):
-                row = {UNREADABLE: _reason(row, file, where, skip_unreadable)}
-            yield {**row, LINE: f"{file}: {where}"} if lines else row
+        yield from _marked(file, read_rows(file), str, lines, skip_unreadable)
 
 
 def _write_stream(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:

@@ -142,17 +142,13 @@ def plain_type(kind: pa.DataType) -> pa.DataType | None:
     if pa.types.is_struct(kind):
         fields = [(field.name, plain_type(field.type)) for field in kind]
         return None if any(item is None for _, item in fields) else pa.struct(fields)
-    return kind if _has_feature(kind) else None
-
-
-def _has_feature(kind: pa.DataType) -> bool:
     from datasets import Features
 
     try:
         Features.from_arrow_schema(pa.schema([("column", kind)]))
     except (ValueError, NotImplementedError, TypeError):
-        return False
-    return True
+        return None
+    return kind
 
 
 def without_nulls(value: Any) -> Any:

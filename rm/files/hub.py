@@ -144,10 +144,7 @@ def own_file(path: Path, directory: Path | None = None) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    **Raises:** `ConfigError` where the file is missing, unreadable or holds something else.
-    """
+    """The JSON object in a file; raises `ConfigError` where the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -24,24 +24,23 @@ def find_files(name: str, *, source: str, config_name: str | None, **where: Any)
     import datasets
     from datasets import config as settings
 
-    listings = Path(settings.HF_DATASETS_CACHE) / "rm-rows" / "files" / quote(source, safe="")
+    listing = Path(settings.HF_DATASETS_CACHE) / "rm-rows" / "files" / f"{quote(source, safe='')}.json"
     try:
         with quietly(source, ConnectionError):
             builder = datasets.load_dataset_builder(name, config_name, **where)
     except ConnectionError as error:
-        if not any(listings.glob("*.json")):
+        if not listing.is_file():
             raise DataError(f"{source}: cannot be read ({first_line(error)}); {_ADVICE}") from None
-        return _listed_files(source, listings)
+        reader, data_files = json.loads(listing.read_text(encoding="utf-8"))  # the hub is out of reach
+        return reader, partial(_files_of, data_files, source)
     reader, by_split = _BUILDERS.get(str(builder.name)), builder.config.data_files
     if reader is None or not isinstance(by_split, dict):
         return None
     data_files = {str(part): list(names) for part, names in by_split.items()}
-
     if not Path(name).is_dir():
         with suppress(OSError, OutputError):  # a cache that cannot be written
-            listings.mkdir(parents=True, exist_ok=True)
-            for split, names in data_files.items():
-                replace_file(listings / f"{split}.json", json.dumps([reader, *names]))
+            listing.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(listing, json.dumps([reader, data_files]))
     return reader, partial(_files_of, data_files, source)
 
 
@@ -64,13 +63,6 @@ def fetch(name: str | Path) -> Path:
             return Path(datasets.DownloadManager().download(str(name)))  # pyright: ignore[reportArgumentType]
         revision, file = unquote(place["revision"]), place["file"]
         return Path(hf_hub_download(place["repository"], file, repo_type="dataset", revision=revision))
-
-
-def _listed_files(source: str, listings: Path) -> SplitFiles:
-    """The files of a repository as last listed, for when the hub is out of reach."""
-    splits = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in listings.glob("*.json")}
-    reader = next(iter(splits.values()))[0]
-    return reader, partial(_files_of, {split: names for split, (_, *names) in splits.items()}, source)
 
 
 @contextmanager

@@ -34,10 +34,7 @@ def fit_row_shapes(
     """Fits up to eight shapes that waste little on sampled updates; the first has room for any of the comparisons.
 
     The fit is a hill climb over the lengths of the regions; an update costs as much as its combination of shapes. A
-    small data set gets few shapes, because each has to be compiled.
-
-    **Arguments:** `rows` per micro-batch; `micro_batch_tokens`, the longest row, unless a comparison is longer;
-    `layout`, `"regions"` for a prefix region and one region per response, `"whole"` for a single region.
+    small data set gets few shapes, because each has to be compiled. The arguments are those of `plan_batches`.
     """
     lengths, K = comparisons.lengths, comparisons.ends.shape[1]
     comparison = float(lengths.sum(1).mean())

@@ -30,8 +30,6 @@ def render_parts(render: Callable[[Sequence[Message]], str], messages: Sequence[
     The template gets the parts unchanged if it writes the text of each. If it fails on them, loses one, or prints the
     list as Python does, it gets their concatenated texts instead.
 
-    **Arguments:** `render`, a function from messages to text.
-
     **Raises:** `TokenizerError` where a part is not text, naming the part; any error of `render`.
 
     >>> def render(messages):

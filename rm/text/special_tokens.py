@@ -31,11 +31,6 @@ _Token = str | tokenizers.AddedToken
 def set_special_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], directory: Path) -> dict[str, str]:
     """The special tokens by name; those that `tokenizer.json` lacks are added to `backend`.
 
-    **Arguments:** `backend`, the tokenizer of `tokenizer.json`, changed in place; `files`, their contents by name;
-    `directory`, their place in errors.
-
-    **Raises:** `TokenizerError`, naming the file.
-
     Source: `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__` of `transformers`.
     """
     source = directory / "tokenizer_config.json"
