@@ -311,7 +311,7 @@ def test_text_in_parts_is_text_and_never_a_list_of_python(tmp_path, template, ex
 def test_a_part_that_is_no_text_is_named_with_its_place(tmp_path, part, found):
     tokenizer = make_tokenizer(tmp_path, NAMED | {"chat_template": READS})
     chosen = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [*PARTS, part]}]
-    place = r"^data: row 0: message 1, part 2 of its content: expected the type 'text' with a text, "
+    place = r"^data: row 0: message 1, part 2: expected the type 'text' with a text, "
     with pytest.raises(rm.DataError, match=place + found):
         tokenize_comparisons([{"chosen": chosen, "rejected": chat("a", "b")}], tokenizer, CONFIG)
 
@@ -343,8 +343,8 @@ def test_arguments_of_a_row_are_taken_as_transformers_takes_them(tmp_path, argum
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"continue_final_message": True}, "continue_final_message: removes the end of the conversation"),
-        ({"continue_final_message": "content"}, "continue_final_message: removes the end of the conversation"),
+        ({"continue_final_message": True}, "continue_final_message: removes the end"),
+        ({"continue_final_message": "content"}, "continue_final_message: removes the end"),
         ({"truncation": True}, "truncation: is not a variable of chat templates; leave it out"),
         ({"tokenize": False}, "tokenize: is not a variable of chat templates; leave it out"),
         ({"documents": "a"}, "documents: expected a list of objects, found str 'a'"),

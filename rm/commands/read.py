@@ -120,7 +120,8 @@ def _load_checkpoint(path: Path, mesh: Mesh | None) -> tuple[RewardModel, Tokeni
 def plan_updates(comparisons: TokenizedComparisons, args: ReadOptions, *, rows: int = 1) -> BatchPlan:
     """The plan of the run's batches, in micro-batches of `rows`."""
     if args.drop_last and len(comparisons) < args.batch_size:
-        raise ConfigError(f"--drop-last leaves nothing: {len(comparisons)} comparisons, --batch-size {args.batch_size}")
+        found = f"{len(comparisons)} comparisons, --batch-size {args.batch_size}"
+        raise ConfigError(f"--drop-last leaves no update: {found}")
     options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last, "rows": rows}
     return plan_batches(comparisons, args.batch_size, **options)
 

@@ -191,7 +191,9 @@ def _token_ids(row: Row, name: str, mask_name: str) -> list[int]:
     if mask is None:
         return ids
     if not isinstance(mask, list) or len(mask) != len(ids) or not any(mask):
-        raise RowError(f"field {mask_name!r}: expected {len(ids)} values, not all 0, found {shorten(mask)}")
+        raise RowError(
+            f"field {mask_name!r}: expected {len(ids)} values like {name!r}, some of them 1, found {shorten(mask)}"
+        )
     return [i for i, real in zip(ids, mask, strict=True) if real]
 
 

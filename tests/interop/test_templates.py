@@ -250,7 +250,7 @@ def test_ids_of_a_whole_call_are_those_of_transformers_and_images_are_refused(tm
     if expected is not None and "strftime_now" not in TEMPLATES[name]:
         ids = theirs.apply_chat_template([ASK, ANSWER], tokenize=True, return_dict=True)["input_ids"]
         assert ours.encode(ours.apply_chat_template([ASK, ANSWER]), add_special_tokens=False) == ids
-    with pytest.raises(RowError, match=r"message 0, part 0 of its content: .* found type 'image'"):
+    with pytest.raises(RowError, match=r"message 0, part 0: .* found type 'image'"):
         render_messages({}, IMAGE, ours)
 
 
