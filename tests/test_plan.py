@@ -11,7 +11,7 @@ import pytest
 import rm
 from rm.__main__ import main
 from rm.commands.plan import describe
-from rm.model.presets import PRESETS
+from rm.model.config import PRESETS
 from rm.planning.advice import largest_batch
 from rm.planning.chips import parse_topology
 from rm.planning.compiled import lower_update, peak_bytes

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TextIO
 
 import jax
@@ -14,22 +15,22 @@ _SHOWN = {"loss": 4, "accuracy": 3, "margin": 3}  # metrics of a plain line, wit
 
 def warn(text: str) -> None:
     """Prints a line on stderr, also where quiet is wanted, in the process that leads."""
-    if leads():
-        _print(f"rm: {text}", sys.stderr)
+    _print(f"rm: {text}", sys.stderr)
 
 
 def print_once(text: str, *, quiet: bool = False) -> None:
     """Prints a line in the process that leads, unless `quiet`."""
-    if leads() and not quiet:
+    if not quiet:
         _print(text, sys.stdout)
 
 
 def _print(text: str, file: TextIO) -> None:
-    """Prints a line at once, above the bar where there is one."""
+    """Prints a line at once, above the bar where there is one, in the process that leads."""
     from tqdm import tqdm
 
-    with tqdm.external_write_mode(file):
-        print(text, file=file, flush=True)
+    if leads():
+        with tqdm.external_write_mode(file):
+            print(text, file=file, flush=True)
 
 
 def peak_memory() -> str:
@@ -45,7 +46,7 @@ def peak_memory() -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
 
 
-class Reporter:
+class Reporter(AbstractContextManager):
     """A bar on a terminal and in a notebook, plain lines elsewhere; where `quiet`, nothing but warnings."""
 
     def __init__(self, steps: int, *, done: int = 0, quiet: bool = False):
@@ -63,9 +64,6 @@ class Reporter:
             dynamic_ncols=True,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
-
-    def __enter__(self) -> "Reporter":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()

@@ -20,6 +20,7 @@ from .segments import Segments
 
 Ids = Int32[np.ndarray, "_"]
 Counts = Counter[tuple[str, str]]
+Chunk = tuple[TokenizedComparisons | None, Counts]  # of some rows; no comparisons if none is kept
 Truncation = Literal["drop", "truncate-left-prompt", "truncate-right"]
 Invalid = Literal["raise", "drop"]
 
@@ -49,14 +50,6 @@ class EncodeOptions(RowOptions):
     """All options that determine the result of `tokenize_comparisons`."""
 
     expand_pairs: bool = True
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """The comparisons of some rows (`None` if none is kept) and the counts for the table."""
-
-    comparisons: TokenizedComparisons | None
-    counts: Counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,9 +123,8 @@ def encode_chunk(
             margins.append(ranking.difference if options.margin_from_scores else ranking.margin)
     check_same_number([len(sides) for sides in pairs], source)
     if not pairs:
-        return Chunk(comparisons=None, counts=counts)
-    comparisons = flatten(pairs, margins, config, share_prefix=options.share_prefix, rows=numbers)
-    return Chunk(comparisons=comparisons, counts=counts)
+        return None, counts
+    return flatten(pairs, margins, config, share_prefix=options.share_prefix, rows=numbers), counts
 
 
 def _parse(row: Row, tokenizer: Tokenizer, options: EncodeOptions, has_margin: bool) -> Example:

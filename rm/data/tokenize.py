@@ -250,11 +250,10 @@ def _collect(
     counts: Counter[tuple[str, str]] = Counter()
     parts: list[TokenizedComparisons] = []
     kept = size = 0
-    for chunk in chunks:
-        counts.update(chunk.counts)
-        if chunk.comparisons is None:
+    for part, counted in chunks:
+        counts.update(counted)
+        if part is None:
             continue
-        part = chunk.comparisons
         file.write(part.tokens.tobytes())
         parts.append(dataclasses.replace(part, tokens=_NO_TOKENS, offsets=part.offsets + size))
         kept, size = kept + len(part), size + len(part.tokens)
@@ -275,8 +274,6 @@ def _nothing_left(counts: Counter[tuple[str, str]], options: EncodeOptions, sour
     if not counts["rows", "read"]:
         return f"{source}: no rows; expected at least one comparison"
     names = {"over_length": f"over {options.max_length} tokens"}
-    dropped = [
-        f"{names.get(reason, reason.replace('_', ' '))}: {count}" for reason, count in dropped_by_reason(counts).items()
-    ]
+    dropped = [f"{names.get(reason, reason.replace('_', ' '))}: {n}" for reason, n in dropped_by_reason(counts).items()]
     advice = "raise --max-length or check the data" if counts["dropped", "over_length"] else "check the data"
     return f"{source}: no comparison is left of {counts['rows', 'read']} rows ({', '.join(dropped)}); {advice}"

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _BATCH = 1000  # rows that are in memory at a time
 
-Write = Callable[[Path], None]
-
 
 def load_row_files(files: Sequence[Path], *, lines: bool, skip_unreadable: bool) -> "list[Dataset]":
     """A data set for each JSON or CSV file, all with the same columns.
@@ -165,7 +163,7 @@ def _write_stream(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> 
             writer.write_table(table)
 
 
-def _converted(files: Sequence[Path], options: list[Any], write: Write) -> "list[Dataset]":
+def _converted(files: Sequence[Path], options: list[Any], write: Callable[[Path], None]) -> "list[Dataset]":
     """The data sets that `write` makes from these files, or the cached ones of an earlier call."""
     from datasets import Dataset, config
 

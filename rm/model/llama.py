@@ -152,9 +152,8 @@ def rewards(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compu
 @checked
 def apply_head(features: Float[Array, "*B D"], head: Float[Array, "1 D"]) -> Float[Array, "*B"]:
     """The dot product `w · h` in float32."""
-    return jnp.einsum(
-        "...d,d->...", features.astype(jnp.float32), head[0].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-    )
+    features, head = features.astype(jnp.float32), head.astype(jnp.float32)
+    return jnp.einsum("...d,d->...", features, head[0], precision=jax.lax.Precision.HIGHEST)
 
 
 @checked

@@ -12,8 +12,7 @@ from ..devices.platform import compiling_for
 from ..errors import ConfigError, RmError
 from ..files.hub import read_json, resolve_directory
 from ..model.attention_choice import Inputs, choose_attention
-from ..model.config import LlamaConfig
-from ..model.presets import PRESETS
+from ..model.config import PRESETS, LlamaConfig
 from .advice import advise, largest_batch, more_rows
 from .chips import Chip, Topology, parse_topology
 from .compiled import Compiled, ask_compiler, default_compilers, missing_compiler

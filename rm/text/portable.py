@@ -4,11 +4,10 @@ import re
 from datetime import date, datetime, time
 from typing import Any
 
-from .tokenizer import Tokenizer
+from .tokenizer import TOKENS, Tokenizer
 from .tokenizer_files import dump_json, parse_json
 
-_FOUR = ("bos_token", "eos_token", "unk_token", "pad_token")
-_STANDARD = {*_FOUR, "sep_token", "cls_token", "mask_token"}
+_STANDARD = {*TOKENS, "sep_token", "cls_token", "mask_token"}
 _LEFT_OUT = {"auto_map", "from_slow", "tokenizer_file", "vocab_file"}  # code and files that an export lacks
 _ASKS_FOR_DATE = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 
@@ -42,7 +41,7 @@ def portable_config(tokenizer: Tokenizer) -> dict[str, Any]:
     config = _without_list(parse_json(tokenizer.files, "tokenizer_config.json"))
     out = {name: value for name, value in config.items() if name not in _LEFT_OUT}
     out["tokenizer_class"] = "PreTrainedTokenizerFast"
-    tokens = {name: getattr(tokenizer, name) for name in _FOUR} | dict(tokenizer.named_tokens)
+    tokens = {name: getattr(tokenizer, name) for name in TOKENS} | dict(tokenizer.named_tokens)
     for name, token in tokens.items():
         stated = out.get(name)
         if token is not None and token != (stated.get("content") if isinstance(stated, dict) else stated):

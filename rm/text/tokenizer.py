@@ -23,7 +23,7 @@ TEMPLATES = f"{NAMED_TEMPLATES}/*.jinja"
 # arguments of `transformers`' apply_chat_template that are not variables of the template
 _NOT_OF_THE_TEXT = {"conversation", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length"}
 _NOT_OF_THE_TEXT |= {"return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"}
-_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 DATE = date(2024, 7, 26)  # the default date of Llama 3's templates
 
 
@@ -103,7 +103,7 @@ class Tokenizer:
         """
         _check_arguments(tools, documents, variables)
         template = self._template(chat_template, tools)
-        tokens = {name: token for name in _TOKENS if (token := getattr(self, name)) is not None}
+        tokens = {name: token for name in TOKENS if (token := getattr(self, name)) is not None}
         options = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt} | variables
 
         def render(messages: Sequence[Message]) -> str:
@@ -173,7 +173,7 @@ def load_tokenizer(
 
 def _warn_of_contradiction(tokenizer: Tokenizer, directory: Path) -> None:
     config = parse_json(tokenizer.files, "tokenizer_config.json", directory)
-    special = {name: token for name in _TOKENS if (token := getattr(tokenizer, name)) is not None}
+    special = {name: token for name in TOKENS if (token := getattr(tokenizer, name)) is not None}
     with one_error("the tokenizer cannot encode the text"):
         text = contradiction(tokenizer.backend, special, config)
     if text:
@@ -203,7 +203,7 @@ def tokenizer_from_files(files: Mapping[str, bytes], directory: Path = Path()) -
     backend.no_padding()
     backend.no_truncation()
     templates = read_chat_templates(files, directory)
-    four: dict[str, Any] = {name: special.pop(name, None) for name in _TOKENS}
+    four: dict[str, Any] = {name: special.pop(name, None) for name in TOKENS}
     return Tokenizer(
         backend=backend,
         **four,
