@@ -128,10 +128,7 @@ def score_rows(
     batch_size: int,
     compute: Compute,
 ) -> None:
-    """Appends a line for every comparison that has none yet; what was interrupted goes on at a whole chunk.
-
-    **Arguments:** `comparisons`, those of one number of responses.
-    """
+    """Appends a line for every comparison, all of one size, that has none yet; goes on after the last whole chunk."""
     lines, size = read_lines(path), comparisons.ends.shape[1]
     mine = [line for line in lines if line["model"] == name and len(line["rewards"]) == size]
     done = len(mine)

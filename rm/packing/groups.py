@@ -126,16 +126,12 @@ def make_items(comparisons: TokenizedComparisons, indices: Int64[np.ndarray, "U 
 
 def _shares_a_sequence(keys: Int64[np.ndarray, "U B K"]) -> Bool[np.ndarray, "U B"]:
     """The mask of comparisons with a sequence that occurs more than once in their update."""
-    flat = keys.reshape(len(keys), -1)
-    order = np.argsort(flat, axis=1)
-    ordered = np.take_along_axis(flat, order, axis=1)
-    repeated = np.zeros(flat.shape, bool)
-    equal = ordered[:, 1:] == ordered[:, :-1]
-    repeated[:, 1:] |= equal
-    repeated[:, :-1] |= equal
-    unsorted = np.empty_like(repeated)
-    np.put_along_axis(unsorted, order, repeated, axis=1)
-    return np.logical_or.reduce(unsorted.reshape(keys.shape), axis=2)
+
+    def repeated(update: Int64[np.ndarray, "B K"]) -> Bool[np.ndarray, "B K"]:
+        _, place, counts = np.unique(update, return_inverse=True, return_counts=True)
+        return counts[place].reshape(update.shape) > 1
+
+    return np.logical_or.reduce(np.stack([repeated(update) for update in keys]), axis=2)
 
 
 def _connected(keys: Sequence[Sequence[int]], numbers: Iterable[int]) -> list[list[int]]:

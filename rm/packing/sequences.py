@@ -23,9 +23,7 @@ def pack_sequences(
 ) -> Iterator[PreferenceBatch]:
     """Yields rows of one region, each for about `batch_size` sequences of average length; only the last is shorter.
 
-    Sequences are sorted by their tokens, so that neighbours share the longest prefixes.
-
-    **Arguments:** `sequences`, comparisons of one response without a prefix.
+    Sequences (comparisons of one response, without a prefix) are sorted, so that neighbours share the longest prefixes.
 
     >>> from rm.data.comparisons import flatten
     >>> config = LlamaConfig(vocab_size=9, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
