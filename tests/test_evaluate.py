@@ -120,7 +120,13 @@ def test_scores_are_those_of_score_and_the_statistics_those_of_scikit_learn(mode
     assert found["subsets"]["fair"]["accuracy"] == right[::2].mean()
     assert evaluation["data"]["a"]["kept"] == evaluation["read"] == 120
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"all (120) {found['accuracy']:.3f} ({found['interval'][0]:.3f}–{found['interval'][1]:.3f})" in shown
+    prompts = {line["row"]: line["prompt"] for line in lines}
+    assert found["prompts"] == len(set(prompts.values())) < 120
+    same = {(row["prompt"], row[side]): number for number, row in enumerate(rows) for side in ("chosen", "rejected")}
+    for number, row in enumerate(rows):  # a response to the same prompt has one reward in all of its rows
+        assert {prompts[same[row["prompt"], row[side]]] for side in ("chosen", "rejected")} == {prompts[number]}
+    low, high = found["interval"]
+    assert f"all ({found['prompts']} prompts, 120 pairs) {found['accuracy']:.3f} ({low:.3f}–{high:.3f})" in shown
 
 
 def test_the_report_says_that_a_model_rewards_length(models, data, tmp_path, capsys):
@@ -226,7 +232,12 @@ def test_k_wise_rows_give_best_of_n_in_the_order_of_their_responses(models, tmp_
     longest = [row["scores"][int(np.argmax(words))] for row, words in zip(rows, lengths, strict=True)]
     assert found["model"][-1] == pytest.approx(np.mean(longest))
     assert (found["random"][0], found["oracle"][-1]) == (1.0, 2.0)
-    assert evaluation["models"]["length"]["n"] == 5 * 30  # of six pairs, the one of equal scores is none
+    statistics = evaluation["models"]["length"]
+    assert statistics["n"] == 5 * 30  # of six pairs, the one of equal scores is none
+    low, high = statistics["interval"]
+    assert high - low > np.diff(rm.statistics.wilson_interval(statistics["accuracy"] * 150, 150)), (
+        "pairs are not prompts"
+    )
 
 
 def mixed_rows(count: int = 24) -> list[dict]:

@@ -1,5 +1,6 @@
 """Statistics of rewards equal scikit-learn's, SciPy's, or those counted by hand; wrong ones would be published."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -8,14 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest, chi2, pearsonr, spearmanr
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from rm.data.comparisons import concatenate, flatten
+from rm.evaluation.intervals import difference_interval, evidence
+from rm.evaluation.prompts import prompts_of
 from rm.evaluation.report import findings
 from rm.evaluation.scores import kwise_of, pairs_of
 from rm.evaluation.sections import REWARDBENCH
 from rm.evaluation.statistics import auc, best_of_n, calibration, length_bias, paired_test, share, wilson_interval
 from rm.evaluation.summary import section_scores, summarize
+from rm.model.config import LlamaConfig
 
 
 @pytest.fixture
@@ -108,14 +114,101 @@ def test_best_of_n_equals_every_choice_counted(rows):
 
 
 def test_mcnemars_test_by_hand():
-    """9 against 1: p = 2 (1 + 10) / 2^10; the interval from the variance of the difference."""
+    """9 against 1: p = 2 (1 + 10) / 2^10."""
     first, second = np.array([True] * 9 + [False] * 11), np.array([False] * 9 + [True] + [False] * 10)
     found = paired_test(first, second)
     assert (found["first_only"], found["second_only"], found["difference"]) == (9, 1, 0.4)
     assert found["p_value"] == pytest.approx(22 / 1024)
-    half = 1.959963984540054 * math.sqrt(10 - 64 / 20) / 20
-    assert found["interval"] == pytest.approx((0.4 - half, 0.4 + half))
+    assert (found["n"], found["prompts"]) == (20, 20)
     assert paired_test(first, first)["p_value"] == 1.0
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(9, 1, 20), (3, 0, 12), (0, 0, 40), (30, 30, 60), (5, 5, 400), (7, 0, 7)])
+def test_the_interval_of_a_difference_is_where_the_score_test_accepts(b, c, n):
+    """By the definition: at its ends z is 1.96 under the most likely shares that differ by so much, found on a grid."""
+    signs = np.array([1.0] * b + [-1.0] * c + [0.0] * (n - b - c))
+
+    def z(d):
+        q = np.linspace(max(0, -d), (1 - d) / 2, 200_001)[:-1]  # share of -1; that of 1 is q + d
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = (b, q + d), (c, q), (n - b - c, 1 - 2 * q - d)
+            likelihood = sum(count * np.log(share) for count, share in terms if count)
+        best = q[np.nanargmax(likelihood)]
+        return abs(b / n - c / n - d) / math.sqrt((2 * best + d - d * d) / n)
+
+    low, high = difference_interval(signs)
+    assert low < (b - c) / n <= high or low <= (b - c) / n < high
+    assert [z(end) for end in (low, high) if abs(end) < 1] == pytest.approx([1.96] * (1 + (b < n)), abs=2e-3)
+
+
+def test_the_interval_holds_0_where_the_exact_test_finds_no_difference_and_nowhere_else():
+    """For all outcomes of up to 40 comparisons with disagreement; a page that contradicts itself is not believed."""
+    for n in (1, 6, 40, 400):
+        for b, c in itertools.product(range(min(n, 40) + 1), repeat=2):
+            if b + c <= min(n, 40):
+                first, second = np.zeros((2, n), bool)
+                first[:b], second[b : b + c] = True, True
+                found = paired_test(first, second)
+                expected = binomtest(b, b + c).pvalue if b + c else 1.0
+                assert found["p_value"] == pytest.approx(expected, rel=1e-9)
+                low, high = found["interval"]
+                assert (low <= 0 <= high) == (expected >= 0.05)
+                assert low < high
+
+
+def test_many_pairs_of_one_prompt_are_no_more_than_one():
+    """By hand: if all pairs of a prompt go together, every count is that of prompts; if not, the variance says it."""
+    right = np.array([True] * 14 + [False] * 6)
+    prompts = np.repeat(np.arange(20), 28)
+    found = share(np.repeat(right, 28), prompts)
+    assert (found["n"], found["prompts"], found["accuracy"]) == (560, 20, 0.7)
+    assert evidence(np.repeat(right, 28).astype(float), prompts).share * 560 == pytest.approx(20 * 19 / 20, rel=3e-3)
+    low, high = share(right)["interval"]
+    assert found["interval"][0] < low < high < found["interval"][1]
+    assert evidence(np.ones(560), prompts).share * 560 == pytest.approx(20)  # no errors: nothing tells how alike
+    assert share(np.ones(560, bool), np.zeros(560, int))["interval"] == (0.0, 1.0)  # one prompt tells nothing
+    assert paired_test(np.ones(9, bool), np.zeros(9, bool), np.zeros(9, int))["interval"] == (-1.0, 1.0)
+
+
+def test_comparisons_of_one_row_or_with_a_response_in_common_have_one_prompt():
+    """Pairs of a row, rows that meet in a response, directly or through another, in parts of different sizes."""
+    sequences = {0: [[1, 2], [1, 3]], 1: [[1, 4], [1, 5]], 2: [[1, 5], [1, 6]], 5: [[1, 7], [1, 8]]}
+    config = LlamaConfig(10, 8, 8, 1, 2)
+    pairs = flatten([*sequences.values(), [[1, 7], [1, 9]]], [0.0] * 5, config, rows=[*sequences, 5])
+    three = flatten([[[1, 6], [2, 2], [2, 3]], [[3], [4], [5]]], [0.0] * 2, config, rows=[7, 8])
+    found = prompts_of([pairs, three])
+    assert [prompts.tolist() for prompts in found] == [[0, 1, 1, 5, 5], [1, 8]]
+    mixed = concatenate([pairs, dataclasses.replace(pairs, keys=pairs.keys + 1)])
+    assert len(np.unique(prompts_of([mixed])[0])) == 6, "rows of another source are other rows"
+
+
+def test_prompts_that_occur_once_change_nothing(drawn):
+    chosen, rejected, *lengths = drawn
+    alone = summarize(chosen, rejected, *lengths)
+    assert summarize(chosen, rejected, *lengths, prompts=np.random.default_rng(0).permutation(500)) == alone
+
+
+def test_the_slope_of_calibration_is_the_most_likely_one_and_its_test_that_of_the_likelihood(drawn):
+    """By a grid of slopes, and Wilks' distribution of the likelihood ratio."""
+    margins = drawn[0] - drawn[1]
+    slopes = np.linspace(0.01, 3, 3000)
+    likelihood = -np.logaddexp(0, -slopes[:, None] * margins).sum(1)
+    found = calibration(margins)
+    assert found["slope"] == pytest.approx(slopes[likelihood.argmax()], abs=1e-3)
+    ratio = 2 * (likelihood.max() + np.logaddexp(0, -margins).sum())
+    assert found["z"] == pytest.approx(-math.sqrt(ratio), rel=1e-4)  # below 1: too sure
+    assert found["p_value"] == pytest.approx(chi2.sf(ratio, 1), rel=1e-3)
+    never_wrong = calibration(np.full(50, 6.0))  # as 0.9975 sure as it should be
+    assert (never_wrong["slope"], never_wrong["z"] > 0, never_wrong["p_value"] > 0.3) == (None, True, True)
+    assert calibration(np.zeros(5))["p_value"] == 1.0
+
+
+def test_p_values_of_length_are_those_of_scipy(drawn):
+    found = length_bias(*drawn)
+    margins, differences = drawn[0] - drawn[1], drawn[2] - drawn[3]
+    assert found["spearman_p"] == pytest.approx(spearmanr(margins, differences).pvalue, rel=1e-9)
+    right, longer = margins[differences != 0] > 0, differences[differences != 0] > 0
+    assert found["accuracy_p"] == pytest.approx(pearsonr(right, longer).pvalue, rel=1e-9)
 
 
 def test_tied_scores_make_no_pair_and_the_order_of_responses_is_that_of_the_row():
@@ -189,11 +282,11 @@ def test_ties_are_no_sign_that_chosen_and_rejected_are_exchanged():
     lengths = np.full((2, 300), 10)
     chosen = np.array([1.0] * 60 + [-1.0] * 40 + [0.0] * 200)  # 60 of 100 right where rewards differ, 0.2 in all
     found = findings(summarize(chosen, np.zeros(300), *lengths, subsets=["one"] * 300))
-    assert "Accuracy is below chance (0.200): ties count as wrong." in found
-    assert "200 of 300 comparisons are ties, which count as wrong." in found
+    assert "Accuracy is not shown to be above chance: 60 of 100 comparisons without ties are right." in found
+    assert "200 of 300 comparisons are ties, which count as wrong; 60.0% of the others are right." in found
     assert not any("exchanged" in sentence or "Worse than chance in" in sentence for sentence in found)
     equal = findings(summarize(np.zeros(300), np.zeros(300), *lengths))
-    assert not any("exchanged" in sentence for sentence in equal)
+    assert equal == ["All 300 comparisons are ties: rewards are equal, so they tell no response from another."]
 
 
 def test_no_comparison_has_no_statistics():

@@ -14,6 +14,7 @@ from ..data.render import Row
 from ..data.sources import load_comparisons, parse_source
 from ..data.table import describe_table
 from ..errors import ConfigError, DataError, OutputError
+from ..evaluation.prompts import prompts_of
 from ..evaluation.report import render_report
 from ..evaluation.scores import in_order_of_rows, kwise_of, pairs_of
 from ..evaluation.sections import load_sections
@@ -135,8 +136,8 @@ def score_with(
         raise DataError(f"{args.output}: {name} has other weights or other data than before; choose another --output")
     write_record(args.output, {"arguments": dataclasses.asdict(args), "models": known, "versions": versions()})
     scores = args.output / "scores.jsonl"
-    for part in parts:
-        score_rows(scores, name, model, part, describe, batch_size=args.batch_size, compute=compute)
+    for part, prompts in zip(parts, prompts_of(parts), strict=True):
+        score_rows(scores, name, model, part, prompts, describe, batch_size=args.batch_size, compute=compute)
     if len(parts) > 1:
         write_lines(scores, in_order_of_rows(read_lines(scores)))
     return table
@@ -211,7 +212,7 @@ def read_subsets(rows: "Dataset", by: str | None, source: str) -> list[str] | No
 def statistics_of(lines: Sequence[dict[str, Any]], sections: Sections | None) -> dict[str, Any]:
     """The statistics of one model's lines."""
     pairs = pairs_of(lines)
-    found = summarize(*pairs[:4], subsets=pairs.subsets, sections=sections)
+    found = summarize(*pairs[:4], prompts=pairs.prompts, subsets=pairs.subsets, sections=sections)
     for subset, each in found.get("subsets", {}).items():
         each |= best_of_sizes([line for line in lines if line["subset"] == subset])
     return found | best_of_sizes(lines)
@@ -229,8 +230,8 @@ def best_of_sizes(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def compare(by_name: Mapping[str, Sequence[dict[str, Any]]], first: str, second: str) -> dict[str, Any]:
     """The paired test of two models on the rows that both have scored."""
     scored = [{line["row"] for line in by_name[name]} for name in (first, second)]
-    correct = []
-    for name in (first, second):
-        pairs = pairs_of([line for line in by_name[name] if line["row"] in scored[0] & scored[1]])
-        correct.append(pairs.chosen > pairs.rejected)
-    return {"first": first, "second": second, **paired_test(*correct)}
+    one, other = (
+        pairs_of([line for line in by_name[name] if line["row"] in scored[0] & scored[1]]) for name in (first, second)
+    )
+    found = paired_test(one.chosen > one.rejected, other.chosen > other.rejected, one.prompts)
+    return {"first": first, "second": second, **found}

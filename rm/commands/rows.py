@@ -123,6 +123,7 @@ def score_rows(
     name: str,
     model: RewardModel,
     comparisons: TokenizedComparisons,
+    prompts: np.ndarray,
     describe: Describe,
     *,
     batch_size: int,
@@ -140,7 +141,7 @@ def score_rows(
     for indices, rewards in reward_chunks(model, comparisons, batch_size, compute, start=done):
         for index, found in zip(indices, rewards, strict=True):
             entry = describe(int(comparisons.row[index]), found, comparisons.lengths[index, 1:])
-            ready.append(json.dumps({"model": name, **entry}))
+            ready.append(json.dumps({"model": name, **entry, "prompt": int(prompts[index])}))
         if len(ready) >= _WRITTEN_TOGETHER * batch_size or indices[-1] == len(comparisons) - 1:
             append_line(path, "\n".join(ready))
             ready = []

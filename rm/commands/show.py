@@ -37,7 +37,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         print(label.ljust(widths[0]), *aligned, sep="  ")
     for name, statistics in models.items():
-        for sentence in findings(statistics):
+        for sentence in findings(statistics, models=len(models)):
             print(f"{name}: {sentence}")
     for each in evaluation["paired"]:
         print(
@@ -48,8 +48,15 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
 
 def _shares(label: str, shares: Sequence[Mapping[str, Any] | None]) -> list[str]:
     """A row of accuracies; the number of comparisons stands beside the label, or its range where models differ."""
-    numbers = sorted({each["n"] for each in shares if each})
-    return [f"{label} ({'–'.join(str(n) for n in numbers[:1] + numbers[1:][-1:])})", *map(_share, shares)]
+    found = [each for each in shares if each]
+    number = _range([each["n"] for each in found])
+    if any(each["n"] != each["prompts"] for each in found):
+        number = f"{_range([each['prompts'] for each in found])} prompts, {number} pairs"
+    return [f"{label} ({number})", *map(_share, shares)]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return "–".join(map(str, dict.fromkeys([min(numbers), max(numbers)])))
 
 
 def _share(each: Mapping[str, Any] | None) -> str:

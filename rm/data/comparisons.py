@@ -121,7 +121,8 @@ def flatten(
         pieces += [arrays[0][:prefix], *(side[prefix:] for side in arrays)]
         lengths.append([prefix, *(len(side) - prefix for side in arrays)])
         ends.append([reward_index(side, config.pad_token_id) for side in arrays])
-        keys.append([_key(side) if share_prefix else number * len(arrays) + k for k, side in enumerate(arrays)])
+        place = [] if share_prefix else [number if rows is None else rows[number], number]
+        keys.append([_key(side, [*place, k] if place else []) for k, side in enumerate(arrays)])
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     count, parts = len(lengths), len(lengths[0])
     return TokenizedComparisons(
@@ -159,6 +160,7 @@ def common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
     return min(shortest - 1, first if differ.any() else shortest)
 
 
-def _key(ids: Int32[np.ndarray, "N"]) -> int:
+def _key(ids: Int32[np.ndarray, "N"], place: Sequence[int]) -> int:
     # 64 bits: in practice, different sequences of one update never collide
-    return int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "little", signed=True)
+    digest = hashlib.sha256(ids.tobytes() + np.array(place, np.int64).tobytes()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from numpy import ndarray
 
 from ..errors import DataError
 from ..files.row_files import read_lines
 from .statistics import best_of_n as best_of_n_statistics
-from .statistics import calibration, wilson_interval
+from .statistics import calibration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,13 +108,19 @@ def reward_histogram(
     return ax
 
 
-def reliability(margins: Float[ndarray, "B"], *, bins: int = 10, ax: "Axes | None" = None) -> "Axes":
+def reliability(
+    margins: Float[ndarray, "B"],
+    prompts: Int[ndarray, "B"] | None = None,
+    *,
+    bins: int = 10,
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Accuracy of the model's preferences against their confidence (`calibration`); the diagonal is ideal."""
     ax = _axes(ax)
-    measured = calibration(margins, bins=bins)
+    measured = calibration(margins, prompts, bins=bins)
     x = np.array([b["confidence"] for b in measured["bins"]])
     y = np.array([b["accuracy"] for b in measured["bins"]])
-    bounds = np.array([wilson_interval(round(b["n"] * b["accuracy"]), b["n"]) for b in measured["bins"]])
+    bounds = np.array([b["interval"] for b in measured["bins"]])
     ax.plot([0.5, 1], [0.5, 1], color=_REFERENCE, linestyle=":", label="ideal")
     errors = np.clip(np.stack([y - bounds[:, 0], bounds[:, 1] - y]), 0, None)
     label = f"model, ECE {measured['ece']:.3f}"
@@ -137,7 +143,7 @@ def accuracy_by_subset(subsets: Mapping[str, Mapping[str, Any]], *, ax: "Axes | 
     errors = np.clip([accuracy - bounds[:, 0], bounds[:, 1] - accuracy], 0, None)
     ax.errorbar(accuracy, y, xerr=errors, color=_CHOSEN, marker="o", markersize=4, capsize=2, linestyle="")
     ax.axvline(0.5, color=_REFERENCE, linewidth=0.8, linestyle=":")
-    ax.set_yticks(y, [f"{_shorten(name)} ({subsets[name]['n']})" for name in names])
+    ax.set_yticks(y, [f"{_shorten(name)} ({_number(subsets[name])})" for name in names])
     ax.set(xlabel="accuracy, 95 % interval", xlim=(-0.02, 1.02), ylim=(-0.7, len(names) - 0.3))
     return ax
 
@@ -145,7 +151,10 @@ def accuracy_by_subset(subsets: Mapping[str, Mapping[str, Any]], *, ax: "Axes | 
 def reward_against_length(
     rewards: Float[ndarray, "n"], lengths: Num[ndarray, "n"], *, bins: int = 8, ax: "Axes | None" = None
 ) -> "Axes":
-    """Rewards of responses against their lengths in tokens, with the mean reward in each of `bins` quantile bins."""
+    """Rewards of responses against their lengths in tokens, with the mean reward in each of `bins` quantile bins.
+
+    Bins with fewer than 15 responses are left out of the line; equal quantiles make fewer bins.
+    """
     ax = _axes(ax)
     ax.scatter(lengths, rewards, s=4, color=_CHOSEN, alpha=0.35, linewidths=0, rasterized=True)
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)))
@@ -154,7 +163,13 @@ def reward_against_length(
         (lengths[which == b].mean(), rewards[which == b].mean()) for b in range(bins) if (which == b).sum() >= _FEW
     ]
     if means:
-        ax.plot(*zip(*means, strict=True), color=_REJECTED, marker="o", markersize=4, label="mean of an eighth")
+        ax.plot(
+            *zip(*means, strict=True),
+            color=_REJECTED,
+            marker="o",
+            markersize=4,
+            label=f"means by length, {len(means)} bins",
+        )
         _legend_above(ax)
     ax.set(xlabel="length of the response (tokens)", ylabel="reward")
     if lengths.min() > 0 and lengths.max() > 20 * np.median(lengths):
@@ -189,6 +204,11 @@ def _legend_above(ax: "Axes") -> None:
         handlelength=1.5,
         columnspacing=1.0,
     )
+
+
+def _number(subset: Mapping[str, Any]) -> str:
+    n, prompts = subset["n"], subset.get("prompts", subset["n"])
+    return str(n) if n == prompts else f"{n} of {prompts} prompts"
 
 
 def _shorten(name: str, longest: int = 24) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 
 from . import plots
 from .scores import Pairs, kwise_of, pairs_of
-from .statistics import wilson_interval
 
+FALSE_ALARMS = 0.02  # share of pages that say something wrong of models with which nothing is wrong
+_CLAIMS = 5  # below chance, length bias, accuracy by length, calibration, subsets
 _INK = "#010203"  # a placeholder that becomes the page's text colour, light or dark
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
@@ -24,51 +25,80 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def findings(statistics: Mapping[str, Any]) -> list[str]:
-    """Warnings for a reader of the accuracy, one sentence each: chance level, length bias, calibration, ties, few data.
+def findings(statistics: Mapping[str, Any], *, models: int = 1) -> list[str]:
+    """Sentences for a reader of the accuracy: chance level, length bias, calibration, ties, few data.
 
-    **Arguments:** `statistics`, the result of `summarize`.
+    What is said to be wrong with a model has been tested. Of pages on which nothing is wrong, at most 2 % say that
+    something is: the rate is divided among the five claims and the models of a page (Bonferroni).
+
+    **Arguments:** `statistics`, the result of `summarize`; `models`, their number on the page.
     """
-    n, length, sure = statistics["n"], statistics["length"], statistics["calibration"]
+    n, level = statistics["n"], FALSE_ALARMS / _CLAIMS / models
     low, high = statistics["interval"]
-    sentences = []
-    if low <= 0.5 <= high:
-        sentences.append(f"Accuracy cannot be told from chance: 0.5 lies in its interval, {low:.3f} to {high:.3f}.")
-    elif high < 0.5:
-        why = "are chosen and rejected exchanged?" if _prefers_rejected(statistics) else "ties count as wrong."
-        sentences.append(f"Accuracy is below chance ({statistics['accuracy']:.3f}): {why}")
-    if length["spearman"] is not None and abs(length["spearman"]) >= 0.4:
+    if statistics["ties"] == n:
+        sentences = [f"All {n} comparisons are ties: rewards are equal, so they tell no response from another."]
+    else:
+        sentences = [*_against_chance(statistics, level), *_length(statistics["length"], level)]
+        sentences += _confidence(statistics["calibration"], level)
+        if statistics["ties"] > 0.01 * n:
+            right, decided = _decided(statistics)
+            sentences.append(
+                f"{statistics['ties']} of {n} comparisons are ties, which count as wrong; {right / decided:.1%} of the "
+                "others are right."
+            )
+    subsets = statistics.get("subsets", {})
+    below = [name for name, subset in subsets.items() if _below_chance(subset, level / len(subsets))]
+    if below:
+        sentences.append(f"Worse than chance in {', '.join(below)}.")
+    if statistics["prompts"] < 200:
+        few = f"{n} comparisons" if statistics["prompts"] == n else f"{statistics['prompts']} prompts, {n} comparisons"
+        sentences.append(f"Only {few}: differences of less than {high - low:.2f} in accuracy mean little.")
+    return sentences
+
+
+def _decided(statistics: Mapping[str, Any]) -> tuple[int, int]:
+    """The number of comparisons that are right, and of those that are no ties."""
+    return round(statistics["accuracy"] * statistics["n"]), statistics["n"] - statistics["ties"]
+
+
+def _below_chance(statistics: Mapping[str, Any], level: float) -> bool:
+    right, decided = _decided(statistics)
+    return 2 * right < decided and statistics["p_value"] / 2 < level  # the p-value is that of both sides
+
+
+def _against_chance(statistics: Mapping[str, Any], level: float) -> list[str]:
+    right, decided = _decided(statistics)
+    counted = f"{right} of {decided} comparisons" + (" without ties" if statistics["ties"] else "")
+    if _below_chance(statistics, level):
+        return [f"Accuracy is below chance ({counted} are right): are chosen and rejected exchanged?"]
+    if 2 * right <= decided or statistics["p_value"] >= 0.05:
+        return [f"Accuracy is not shown to be above chance: {counted} are right."]
+    return []
+
+
+def _length(length: Mapping[str, Any], level: float) -> list[str]:
+    sentences, sides = [], [length[name] for name in ("chosen_longer", "chosen_shorter")]
+    if length["spearman"] is not None and abs(length["spearman"]) >= 0.4 and length["spearman_p"] < level:
         kind = "longer" if length["spearman"] > 0 else "shorter"
         sentences.append(
             f"Length bias: it rewards {kind} responses (Spearman of margin and difference in length "
             f"{length['spearman']:+.2f}); it prefers the longer one in {length['prefers_longer']:.1%} of comparisons, "
             f"the data in {length['longer_is_chosen']:.1%}."
         )
-    sides = [length[name] for name in ("chosen_longer", "chosen_shorter")]
-    if all(side["n"] >= 20 for side in sides) and abs(sides[0]["accuracy"] - sides[1]["accuracy"]) >= 0.2:
+    enough = all(side["n"] >= 20 for side in sides)
+    if enough and abs(sides[0]["accuracy"] - sides[1]["accuracy"]) >= 0.2 and length["accuracy_p"] < level:
         sentences.append(
             f"Accuracy depends on length: {sides[0]['accuracy']:.1%} where the chosen response is longer, "
             f"{sides[1]['accuracy']:.1%} where it is shorter."
         )
-    if sure["ece"] >= 0.1:
-        kind = "too sure" if sure["bias"] > 0 else "not sure enough"
-        sentences.append(
-            f"Badly calibrated: ECE {sure['ece']:.3f}; the model is {kind}, so σ(margin) is no probability."
-        )
-    if statistics["ties"] > 0.01 * n:
-        sentences.append(f"{statistics['ties']} of {n} comparisons are ties, which count as wrong.")
-    below = [name for name, subset in statistics.get("subsets", {}).items() if _prefers_rejected(subset)]
-    if below:
-        sentences.append(f"Worse than chance in {', '.join(below)}.")
-    if n < 200:
-        sentences.append(f"Only {n} comparisons: differences of less than {high - low:.2f} in accuracy mean little.")
     return sentences
 
 
-def _prefers_rejected(statistics: Mapping[str, Any]) -> bool:
-    """True if rejected responses win more often than chance explains, among comparisons without ties."""
-    decided, right = statistics["n"] - statistics["ties"], round(statistics["accuracy"] * statistics["n"])
-    return decided > 0 and wilson_interval(right, decided)[1] < 0.5
+def _confidence(sure: Mapping[str, Any], level: float) -> list[str]:
+    if sure["ece"] < 0.1 or sure["p_value"] >= level:
+        return []
+    kind = "too sure" if sure["z"] < 0 else "not sure enough"
+    return [f"Badly calibrated: ECE {sure['ece']:.3f}; the model is {kind}, so σ(margin) is no probability."]
 
 
 def figures(lines: Sequence[dict[str, Any]], statistics: Mapping[str, Any]) -> dict[str, str]:
@@ -76,7 +106,7 @@ def figures(lines: Sequence[dict[str, Any]], statistics: Mapping[str, Any]) -> d
     pairs = pairs_of(lines)
     drawn = {
         "Rewards": _svg(lambda ax: plots.reward_histogram(pairs.chosen, pairs.rejected, ax=ax)),
-        "Reliability": _svg(lambda ax: plots.reliability(pairs.chosen - pairs.rejected, ax=ax)),
+        "Reliability": _svg(lambda ax: plots.reliability(pairs.chosen - pairs.rejected, pairs.prompts, ax=ax)),
         "Reward against length": _svg(lambda ax: plots.reward_against_length(*_responses(pairs), ax=ax)),
     }
     subsets, kwise = statistics.get("subsets"), kwise_of(lines)
@@ -123,7 +153,7 @@ def render_report(evaluation: Mapping[str, Any], scores: Sequence[dict[str, Any]
     models = {
         name: {
             "statistics": statistics,
-            "findings": findings(statistics),
+            "findings": findings(statistics, models=len(evaluation["models"])),
             "figures": figures([line for line in scores if line["model"] == name], statistics),
         }
         for name, statistics in evaluation["models"].items()

@@ -10,7 +10,7 @@ from numpy import ndarray
 
 
 class Pairs(NamedTuple):
-    """Rewards and lengths (tokens) of comparisons, flat; `row` says where each comes from."""
+    """Rewards and lengths (tokens) of comparisons, flat; `row` says where each comes from, `prompts` its prompt."""
 
     chosen: Float[ndarray, "B"]
     rejected: Float[ndarray, "B"]
@@ -18,6 +18,7 @@ class Pairs(NamedTuple):
     rejected_length: Int64[ndarray, "B"]
     row: Int64[ndarray, "B"]
     subsets: list[str] | None
+    prompts: Int64[ndarray, "B"]
 
 
 def pairs_of(lines: Sequence[dict[str, Any]]) -> Pairs:
@@ -28,14 +29,14 @@ def pairs_of(lines: Sequence[dict[str, Any]]) -> Pairs:
     >>> found.chosen.tolist(), found.rejected.tolist(), found.row.tolist()
     ([0.5, 0.5], [2.0, 1.0], [7, 7])
     """
-    rows: list[tuple[float, float, int, int, int]] = []
+    rows: list[tuple[float, float, int, int, int, int]] = []
     subsets: list[str] = []
     for line in lines:
         r, lengths = line["rewards"], line["lengths"]
         for i, j in _ordered(line.get("scores") or [1.0, 0.0]):
-            rows.append((r[i], r[j], lengths[i], lengths[j], line["row"]))
+            rows.append((r[i], r[j], lengths[i], lengths[j], line["row"], line.get("prompt", line["row"])))
             subsets.append(line.get("subset", ""))
-    columns = np.array(rows, np.float64).reshape(-1, 5).T
+    columns = np.array(rows, np.float64).reshape(-1, 6).T
     return Pairs(
         chosen=columns[0],
         rejected=columns[1],
@@ -43,6 +44,7 @@ def pairs_of(lines: Sequence[dict[str, Any]]) -> Pairs:
         rejected_length=columns[3].astype(np.int64),
         row=columns[4].astype(np.int64),
         subsets=subsets if any("subset" in line for line in lines) else None,
+        prompts=columns[5].astype(np.int64),
     )
 
 

@@ -32,6 +32,7 @@ from ..text.pad_token import check_vocabulary
 from ..text.tokenizer import Tokenizer
 from ..training.metrics import preference_metrics
 from ..training.objectives import Objective, check_objective, pairwise_objective
+from .prompts import prompts_of
 from .summary import summarize
 
 Input = str | Mapping[str, Any]
@@ -183,6 +184,7 @@ def evaluate(
     **Arguments:** `comparisons`, pairs as `tokenize_comparisons` returns them; `subsets`, the name of each one's
     subset; `objective`, a training objective in place of the pairwise one with `compute` and
     `center_rewards_coefficient`; `model` is then any model that it takes. Lengths exclude the shared prefix.
+    Comparisons of one row, or with a response in common, are those of one prompt, in intervals and tests.
 
     **Returns:** plain numbers, nested as `rm.evaluation.summary.summarize` describes; training logs those in `METRICS`;
     `objective` has the means of the objective's own metrics, if it has any.
@@ -198,7 +200,8 @@ def evaluate(
     losses, both, extra = _objective_values(model, comparisons, objective, batch_size, compute.mesh)
     metrics = {"loss": losses.mean(), **preference_metrics(both[:, 0], both[:, 1]), "std_reward": both.std()}
     lengths = comparisons.lengths[:, 1:]
-    summary = summarize(both[:, 0], both[:, 1], lengths[:, 0], lengths[:, 1], subsets=subsets)
+    (prompts,) = prompts_of([comparisons])
+    summary = summarize(both[:, 0], both[:, 1], lengths[:, 0], lengths[:, 1], prompts=prompts, subsets=subsets)
     means = {"objective": {name: float(values.mean()) for name, values in extra.items()}} if extra else {}
     return {name: float(metrics[name]) for name in METRICS} | summary | means
 
