@@ -101,13 +101,19 @@ def main() -> None:
     kinds = [
         f"{kind}: {claim}" for kind in ("calibrated", "random", "random, ties") for claim in (*CLAIMS, "any claim")
     ]
-    for recurring in (False, True):
-        for prompts, K in itertools.product(args.prompts, args.responses):
-            pages = min(args.pages, max(args.comparisons // (prompts * K * (K - 1) // 2 * (1 + recurring)), 10))
-            seen = sum((one(rng, truth, prompts, K, recurring) for _ in range(pages)), Counter())
-            print(f"{prompts} prompts{' in two rows each' * recurring}, {K} responses, {pages} pages", flush=True)
-            for name in [*(kind for kind in kinds if seen[kind]), *sorted(name for name in seen if name not in kinds)]:
-                print(f"  {name}: {seen[name] / pages:.2%}", flush=True)
+
+    def show(title: str, seen: Counter[str], pages: int) -> None:
+        print(f"{title}, {pages} pages", flush=True)
+        for name in [*(kind for kind in kinds if seen[kind]), *sorted(name for name in seen if name not in kinds)]:
+            print(f"  {name}: {seen[name] / pages:.2%}", flush=True)
+
+    every, count = Counter(), 0
+    for recurring, prompts, K in itertools.product((False, True), args.prompts, args.responses):
+        pages = min(args.pages, max(args.comparisons // (prompts * K * (K - 1) // 2 * (1 + recurring)), 10))
+        seen = sum((one(rng, truth, prompts, K, recurring) for _ in range(pages)), Counter())
+        show(f"{prompts} prompts{' in two rows each' * recurring}, {K} responses", seen, pages)
+        every, count = every + seen, count + pages
+    show("all", every, count)
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def test_many_pairs_of_one_prompt_are_no_more_than_one():
 def test_comparisons_of_one_row_or_with_a_response_in_common_have_one_prompt():
     """Pairs of a row, rows that meet in a response, directly or through another, in parts of different sizes."""
     sequences = {0: [[1, 2], [1, 3]], 1: [[1, 4], [1, 5]], 2: [[1, 5], [1, 6]], 5: [[1, 7], [1, 8]]}
-    config = LlamaConfig(10, 8, 8, 1, 2)
+    config = LlamaConfig(vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     pairs = flatten([*sequences.values(), [[1, 7], [1, 9]]], [0.0] * 5, config, rows=[*sequences, 5])
     three = flatten([[[1, 6], [2, 2], [2, 3]], [[3], [4], [5]]], [0.0] * 2, config, rows=[7, 8])
     found = prompts_of([pairs, three])

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-_CONFIDENCE = 0.95
+_UPPER = 0.975  # the share below the upper end of a 95 % interval
 
 
 class Evidence(NamedTuple):
@@ -26,20 +26,21 @@ class Evidence(NamedTuple):
     @property
     def quantile(self) -> float:
         """The normal quantile of a 95 % interval, times the ratio of Student's quantiles; infinite for one prompt."""
-        from scipy.stats import norm, t
+        from scipy.special import ndtri, stdtrit
 
-        tail = (1 - _CONFIDENCE) / 2
         if self.df >= self.n - 1:
-            return float(norm.isf(tail))
-        return float(norm.isf(tail) * t.isf(tail, self.df) / t.isf(tail, self.n - 1)) if self.df > 0 else math.inf
+            return float(ndtri(_UPPER))
+        return (
+            float(ndtri(_UPPER) * stdtrit(self.df, _UPPER) / stdtrit(self.n - 1, _UPPER)) if self.df > 0 else math.inf
+        )
 
     def widen(self, p: float) -> float:
         """The p-value of a test for independent comparisons, read from Student's t; 1 for one prompt."""
-        from scipy.stats import t
+        from scipy.special import stdtr, stdtrit
 
         if self.df >= self.n - 1:
             return p
-        return float(2 * t.sf(t.isf(p / 2, self.n - 1), self.df)) if self.df > 0 else 1.0
+        return float(2 * stdtr(self.df, stdtrit(self.n - 1, p / 2))) if self.df > 0 else 1.0
 
 
 def evidence(values: Float[ndarray, "B"], prompts: Int[ndarray, "B"] | None = None) -> Evidence:
@@ -135,7 +136,7 @@ def correlation_test(x: Float[ndarray, "B"], y: Float[ndarray, "B"], prompts: In
 
     Of ranks it is the usual test of Spearman's correlation, of two binary variables that of two shares.
     """
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     x, y = x - x.mean(), y - y.mean()
     found, scale = evidence(x * y, prompts), math.sqrt(float(x @ x) * float(y @ y))
@@ -143,7 +144,7 @@ def correlation_test(x: Float[ndarray, "B"], y: Float[ndarray, "B"], prompts: In
     if scale == 0 or m <= 2 or df <= 0:
         return 1.0
     r = min(abs(float(x @ y)) / scale, 1.0)
-    return float(2 * t.sf(r * math.sqrt((m - 2) / (1 - r * r)), df)) if r < 1 else 0.0
+    return float(2 * stdtr(df, -r * math.sqrt((m - 2) / (1 - r * r)))) if r < 1 else 0.0
 
 
 def slope_test(
@@ -158,8 +159,7 @@ def slope_test(
     likelihood ratio has `1 / share` times the variance that it has for independent comparisons (Rao and Scott).
     """
     from scipy.optimize import brentq
-    from scipy.special import expit, log_expit
-    from scipy.stats import norm
+    from scipy.special import expit, log_expit, ndtr
 
     kept = (margins != 0) & np.isfinite(margins)
     d, of = margins[kept].astype(np.float64), None if prompts is None else prompts[kept]
@@ -173,7 +173,7 @@ def slope_test(
     sign = 1 if (d > 0).all() or (slope is not None and slope > 1) else -1
     found = evidence(d * expit(-d), of)
     root = sign * math.sqrt(max(2 * (best - float(log_expit(d).sum())), 0.0) * found.share)
-    return slope, root, found.widen(float(2 * norm.sf(abs(root))))
+    return slope, root, found.widen(float(2 * ndtr(-abs(root))))
 
 
 def _root(falling: Callable[[float], float], solve: Callable) -> float:
