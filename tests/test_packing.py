@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rm
-from rm.data.comparisons import TokenizedComparisons, flatten
+from rm.data.comparisons import TokenizedComparisons, concatenate, flatten
 from rm.packing.bin_packing import pack_bins
 from rm.packing.fit_shapes import fit_row_shapes
 from rm.packing.groups import make_items
@@ -210,6 +210,14 @@ def test_splitting_off_the_common_prefix_keeps_every_sequence(sequences, share_p
         while common < min(map(len, sides)) - 1 and len({ids[common] for ids in sides}) == 1:
             common += 1
         assert prefix == (common if share_prefix else 0)
+
+
+def test_sequences_of_several_chunks_without_shared_prefixes_are_not_taken_for_one_another():
+    """Packing would compute one of them, and give its reward to the other."""
+    chunks = [
+        flatten([[[1, 2], [1, 3]]] * 2, [0.0] * 2, CONFIG, share_prefix=False, rows=rows) for rows in ([0, 0], [5, 6])
+    ]
+    assert len(np.unique(concatenate(chunks).keys)) == 8
 
 
 def ten(lengths=((3, 2, 4),) * 10) -> TokenizedComparisons:

@@ -91,6 +91,8 @@ def test_every_subset_has_its_point_and_its_number(rewards):
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a (100)", "a name too long for the… (50)", "b (150)"]
     (points, _, _) = ax.containers[0]
     assert points.get_xdata().tolist() == [each["accuracy"] for each in subsets.values()]
+    ax = plots.accuracy_by_subset(by_subset(rewards[0] - rewards[1], ["a"] * 300, np.arange(300) // 10))
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a (300 of 30 prompts)"]
 
 
 def test_reward_against_length_draws_all_and_the_means_of_eighths(rewards):
@@ -101,6 +103,8 @@ def test_reward_against_length_draws_all_and_the_means_of_eighths(rewards):
     assert len(means.get_xdata()) == 8
     assert means.get_ydata()[0] == pytest.approx(rewards[0][:38].mean())  # the first eighth of 300: 1 to 38.375
     assert "tokens" in ax.get_xlabel()
+    few = plots.reward_against_length(rewards[0], np.minimum(lengths, 100), bins=5)  # three quantiles are equal
+    assert [text.get_text() for text in few.get_legend().get_texts()] == ["means by length, 2 bins"]
 
 
 def test_best_of_n_draws_its_statistics():
