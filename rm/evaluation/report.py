@@ -51,7 +51,7 @@ def findings(statistics: Mapping[str, Any], *, models: int = 1) -> list[str]:
     if below:
         sentences.append(f"Worse than chance in {', '.join(below)}.")
     if statistics["prompts"] < 200:
-        few = f"{n} comparisons" if statistics["prompts"] == n else f"{statistics['prompts']} prompts, {n} comparisons"
+        few = f"{n} comparisons" if statistics["prompts"] == n else f"{statistics['prompts']} prompts, {n} pairs"
         sentences.append(f"Only {few}: differences of less than {high - low:.2f} in accuracy mean little.")
     return sentences
 
