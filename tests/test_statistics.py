@@ -293,7 +293,7 @@ def test_ties_are_no_sign_that_chosen_and_rejected_are_exchanged():
 
 
 def test_models_with_which_nothing_is_wrong_are_said_to_have_nothing_wrong(monkeypatch, capsys):
-    """Before, 92 % of pages of 40 comparisons called a calibrated model badly calibrated, and 28 pairs were 28 prompts.
+    """Few comparisons have a large ECE however well calibrated a model is, and 28 pairs are not 28 prompts.
 
     A short run of the benchmark whose figures are in the log; its seed is fixed.
     """
