@@ -51,14 +51,13 @@ def score_offline(model_directory: Path, texts_file: Path) -> None:
     """The offline side's process: prints seconds and rewards."""
 
     import rm
-    from rm.serving.batching import score_batch, shapes
+    from rm.serving.scorer import Scorer
 
     rm.keep_compiled()
     model, tokenizer = rm.load_reward_model(model_directory), rm.load_tokenizer(model_directory)
     texts = json.loads(texts_file.read_text())
-    sizes = {"max_batch_size": BATCH_SIZE, "max_length": MAX_LENGTH}
-    for count, length in shapes(**sizes):  # the server compiles before its first request, too
-        score_batch(model, [[0] * length] * count, compute=rm.Compute(), **sizes)
+    for _ in Scorer(model, rm.Compute(), max_batch_size=BATCH_SIZE, max_length=MAX_LENGTH).compile():
+        pass  # the server compiles behind the first requests, too
     rm.score(model, tokenizer, texts[:BATCH_SIZE], batch_size=BATCH_SIZE)
     start = time.perf_counter()
     rewards = rm.score(model, tokenizer, texts, batch_size=BATCH_SIZE)

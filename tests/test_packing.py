@@ -274,6 +274,15 @@ def order_of(plan: rm.BatchPlan, epoch: int) -> list[int]:
     return [int(i) for step in steps for batch in plan.batch_at(step) for i in sorted(batch.index[batch.index >= 0])]
 
 
+def test_the_same_comparisons_are_fitted_once():
+    """Every evaluation of a run would fit the rows of the same data again."""
+    comparisons = flatten([[[1] * 40 + [2] * n, [1] * 40 + [3]] for n in range(1, 30)], [0.0] * 29, CONFIG)
+    shapes = fit_row_shapes(comparisons, 8, layout="whole")
+    assert fit_row_shapes(comparisons, 8, layout="whole") is shapes
+    assert fit_row_shapes(comparisons, 8, layout="regions") != shapes
+    assert fit_row_shapes(comparisons.take(range(3)), 8, layout="whole") != shapes
+
+
 def test_a_step_is_the_same_whether_others_came_before_it():
     """Else a resumed run trains on other batches."""
     iterated = rm.plan_batches(ten(), 3, seed=5)

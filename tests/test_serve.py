@@ -28,10 +28,11 @@ from rm.commands.serve import ServeArguments, read_token
 from rm.errors import ConfigError
 from rm.packing import sequences
 from rm.saving.calibration import Calibration, load_calibration, require_calibration
-from rm.serving import batching, requests
-from rm.serving.app import make_app, openrlhf_encoder, score_encoder
-from rm.serving.batching import Batcher, score_batch, shapes
+from rm.serving import requests, scorer
+from rm.serving.app import encode_within, make_app, openrlhf_inputs, score_inputs
+from rm.serving.batching import Batcher
 from rm.serving.requests import Limits
+from rm.serving.scorer import Scorer
 from rm.serving.server import make_server
 from rm.serving.traffic import make_metrics
 
@@ -52,8 +53,8 @@ def running(loaded, score=None, *, limits=LIMITS, warm_up=(), token=None, calibr
     """A real server on loopback; gives its port, its batcher and a function that asks it."""
     model, tokenizer = loaded
     metrics = make_metrics()
-    usual = partial(score_batch, model, compute=rm.Compute(), **SIZES)
-    batcher = Batcher(score or usual, warm_up=warm_up, observe=metrics.batch.observe, **queue)
+    score = score or Scorer(model, rm.Compute(), **SIZES)
+    batcher = Batcher(score, warm_up=warm_up, observe=metrics.batch.observe, **queue)
     app = make_app(tokenizer, model.config, batcher, metrics, limits=limits, token=token, calibration=calibration)
     server, listener = make_server(app, limits.request_timeout), socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -103,10 +104,26 @@ def constant(sequences):
     return np.zeros(len(sequences), np.float32)
 
 
+@contextlib.contextmanager
+def compilations():
+    """Gives a list of what is compiled for scoring inside the block."""
+    found = []
+
+    def listen(event, _, fun_name="", **__):
+        if event == "/jax/core/compile/backend_compile_duration" and "_jit_rewards" in fun_name:
+            found.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture
 def small(loaded, monkeypatch):
     """A model, and rows, that compile in no time."""
-    for module in (batching, sequences):
+    for module in (scorer, sequences):
         monkeypatch.setattr(module, "ROW_TOKENS", 256)
     size = dict.fromkeys(("hidden_size", "intermediate_size"), 8)
     config = rm.LlamaConfig(vocab_size=loaded[0].config.vocab_size, num_hidden_layers=1, num_attention_heads=2, **size)
@@ -124,13 +141,12 @@ def test_many_clients_get_what_score_gives_and_nothing_more_is_compiled(small):
     while cuts[-1] < len(inputs):
         cuts.append(cuts[-1] + rng.randint(1, 4))
     parts = [slice(*cut) for cut in itertools.pairwise(cuts)]
-    warm_up = [[[0] * length] * count for count, length in shapes(**SIZES)]
-    with running(small, warm_up=warm_up) as (_, batcher, post):
-        batcher.ready.result(timeout=300)
-        compiled = evaluate._jit_rewards._cache_size()
-        with ThreadPoolExecutor(32) as clients:
+    usual = Scorer(model, rm.Compute(), **SIZES)
+    with running(small, usual, warm_up=usual.compile()) as (_, batcher, post):
+        batcher.compiled.result(timeout=300)
+        with compilations() as compiled, ThreadPoolExecutor(32) as clients:
             answers = list(clients.map(lambda part: post("/score", {"inputs": inputs[part]}), parts))
-        assert evaluate._jit_rewards._cache_size() == compiled
+        assert not compiled
         sizes = numbers(post("/metrics")[2])
     assert {status for status, _, _ in answers} == {200}
     served = np.concatenate([answer["rewards"] for _, _, answer in answers])
@@ -141,20 +157,20 @@ def test_many_clients_get_what_score_gives_and_nothing_more_is_compiled(small):
 
 def test_where_rows_have_regions_no_more_than_the_announced_shapes_compile(small, monkeypatch):
     """On an accelerator every number of sequences would compile a program of its own."""
-    for module in (batching, evaluate):
+    for module in (scorer, evaluate):
         monkeypatch.setattr(module, "default_layout", lambda: "regions")
     model, tokenizer = small
-    sizes = {"max_batch_size": 4, "max_length": 48}
-    score = partial(score_batch, model, compute=rm.Compute(), **sizes)
-    assert shapes(**sizes) == [(1, 32), (4, 32), (1, 48), (4, 48)]
-    for count, length in shapes(**sizes):
-        score([[0] * length] * count)
-    compiled = evaluate._jit_rewards._cache_size()
+    score = Scorer(model, rm.Compute(), max_batch_size=4, max_length=48)
+    assert (score.lengths, score.counts) == ([48, 32], [1, 4])
+    with compilations() as compiled:
+        assert list(score.compile()) == [48, 48]
+    assert len(compiled) == 4
     cut = [ids[:48] for ids in evaluate.encode_inputs(ragged(9), tokenizer, model.config, names=["x"] * 9)]
-    alone = np.concatenate([score([ids]) for ids in cut])
-    for count in range(2, 10):
-        np.testing.assert_allclose(score(cut[:count]), alone[:count], atol=1e-5)
-    assert evaluate._jit_rewards._cache_size() == compiled
+    with compilations() as compiled:
+        alone = np.concatenate([score([ids]) for ids in cut])
+        for count in range(2, 10):
+            np.testing.assert_allclose(score(cut[:count]), alone[:count], atol=1e-5)
+    assert not compiled
 
 
 def openrlhf_client(port, queries, prompts, labels):
@@ -180,18 +196,24 @@ def test_openrlhf_gets_rewards_of_whole_texts(loaded):
     assert output["extra_logs"] == {}
 
 
+def encoded(tmp_path, inputs, limits=LIMITS, metrics=None):
+    """The token ids of inputs, as lists."""
+    tokenizer = make_tokenizer(tmp_path)
+    found = encode_within(inputs, "inputs", tokenizer, CONFIG, limits, metrics or make_metrics())
+    return [ids.tolist() for ids in found]
+
+
 def test_openrlhf_texts_do_not_begin_twice(tmp_path):
     """It decodes with special tokens: the model would see a beginning that training never has."""
-    encode = openrlhf_encoder(make_tokenizer(tmp_path), CONFIG, LIMITS, make_metrics())
-    assert encode({"query": ["<s> a b </s>", "a b"]}) == [[1, 3, 4, 2], [1, 3, 4]]
+    assert encoded(tmp_path, openrlhf_inputs({"query": ["<s> a b </s>", "a b"]}, LIMITS)) == [[1, 3, 4, 2], [1, 3, 4]]
 
 
 def test_a_text_is_the_same_tokens_at_both_addresses(tmp_path):
     """The same text would have two rewards, by the address that was asked."""
-    options, texts = (make_tokenizer(tmp_path), CONFIG, LIMITS, make_metrics()), ["<s> a b </s>", "a b"]
-    expected = openrlhf_encoder(*options)({"query": texts})
-    assert score_encoder(*options)({"inputs": texts}) == expected
-    assert score_encoder(*options)({"inputs": [{"text": text} for text in texts]}) == expected
+    texts = ["<s> a b </s>", "a b"]
+    expected = encoded(tmp_path, openrlhf_inputs({"query": texts}, LIMITS))
+    for inputs in (texts, [{"text": text} for text in texts]):
+        assert encoded(tmp_path, score_inputs({"inputs": inputs}, LIMITS)) == expected
 
 
 def test_openrlhf_queries_over_the_limit_are_cut_where_its_own_server_cuts(tmp_path):
@@ -201,12 +223,8 @@ def test_openrlhf_queries_over_the_limit_are_cut_where_its_own_server_cuts(tmp_p
     is "right" unless tokenizer_config.json says otherwise; it puts no end-of-sequence token in place of the last one.
     """
     limits, metrics = Limits(max_length=4, truncation="truncate-right"), make_metrics()
-    encode = openrlhf_encoder(make_tokenizer(tmp_path), CONFIG, limits, metrics)
-    assert encode({"query": ["<s> a b c </s>", "<s> a b </s>", "<s> a b c d </s>"]}) == [
-        [1, 3, 4, 5],
-        [1, 3, 4, 2],
-        [1, 3, 4, 5],
-    ]
+    texts = ["<s> a b c </s>", "<s> a b </s>", "<s> a b c d </s>"]
+    assert encoded(tmp_path, texts, limits, metrics) == [[1, 3, 4, 5], [1, 3, 4, 2], [1, 3, 4, 5]]
     assert metrics.registry.get_sample_value("rm_truncated_sequences_total") == 2
 
 
@@ -364,6 +382,77 @@ def test_a_full_queue_refuses_for_the_time_being_and_loses_nothing(loaded):
     assert taken == [4, 3, 3]  # whole requests, at most four sequences together
 
 
+def test_room_in_the_queue_comes_before_tokens(loaded, monkeypatch):
+    """A burst of large requests would be tokenized for minutes, and a word wait for its refusal behind them."""
+    application, go, tokenized = importlib.import_module("rm.serving.app"), threading.Event(), []
+    usual = application.encode_within
+
+    def encode(inputs, *options):
+        tokenized.append(len(inputs))
+        go.wait(30)
+        return usual(inputs, *options)
+
+    monkeypatch.setattr(application, "encode_within", encode)
+    with running(loaded, constant, max_queue=8) as (_, batcher, post), ThreadPoolExecutor() as clients:
+        accepted = [clients.submit(post, "/score", {"inputs": [TEXT] * 4}) for _ in range(2)]
+        wait_until(lambda: batcher.reserved == 8)
+        assert post("/score", {"inputs": [TEXT] * 8})[0] == 503
+        assert post("/score", {"inputs": ["a"]})[2]["error"].startswith("the queue is full (8 sequences")
+        go.set()
+        assert [one.result()[0] for one in accepted] == [200, 200]
+        assert batcher.reserved == 0
+        assert post("/score", {"inputs": [TEXT] * 8})[0] == 200
+        assert post("/score", {"inputs": ["tree " * 300] * 2})[0] == 422
+        assert batcher.reserved == 0
+    assert tokenized == [4, 4, 8, 2]
+
+
+def test_a_long_text_is_refused_before_all_of_it_is_tokenized(tmp_path, monkeypatch):
+    """One body would take a hundred times its memory."""
+    taken, usual = [], rm.Tokenizer.encode_batch
+
+    def encode_batch(self, texts, **options):
+        taken.extend(map(len, texts))
+        return usual(self, texts, **options)
+
+    monkeypatch.setattr(rm.Tokenizer, "encode_batch", encode_batch)
+    with pytest.raises(rm.RmError, match=r"^inputs\[1\]: expected at most 256 tokens .*, found \d+ or more$"):
+        encoded(tmp_path, ["a b", "a b " * 100_000, *["a b " * 1000] * 9])
+    assert sum(taken) < 100_000
+    with pytest.raises(rm.RmError, match=r"found 301$"):
+        encoded(tmp_path, ["a " * 300])
+
+
+def test_who_needs_what_is_not_compiled_waits_and_is_passed(loaded):
+    """A server would be ready after minutes, or a short text wait for the rows of long ones."""
+    go = threading.Event()
+
+    def compiling():
+        yield 16
+        assert go.wait(30)
+        yield 64
+
+    with running(loaded, constant, warm_up=compiling()) as (_, batcher, post), ThreadPoolExecutor() as clients:
+        batcher.ready.result(30)
+        long = clients.submit(post, "/score", {"inputs": ["tree " * 30]})
+        wait_until(lambda: batcher.waiting == 1)
+        assert post("/score", {"inputs": ["tree"]})[0] == 200
+        assert (long.done(), batcher.waiting) == (False, 1)
+        go.set()
+        assert long.result()[0] == 200
+
+
+def test_where_the_rest_cannot_be_compiled_requests_are_answered_all_the_same(loaded):
+    """They would wait for ever."""
+
+    def compiling():
+        yield 16
+        raise MemoryError
+
+    with running(loaded, constant, warm_up=compiling()) as (_, _, post):
+        assert post("/score", {"inputs": ["tree " * 30]})[0] == 200
+
+
 def test_a_batch_that_fails_is_told_to_those_in_it_alone(loaded):
     """Whoever asks next would wait for ever."""
 
@@ -397,12 +486,8 @@ def test_metrics_count_what_was_done(loaded):
 def test_health_says_when_the_model_is_ready(loaded):
     """A load balancer would send requests that have to wait for compilations."""
     go = threading.Event()
-
-    def score(sequences):
-        go.wait(30)
-        return constant(sequences)
-
-    with running(loaded, score, warm_up=[[[0]]]) as (_, batcher, post):
+    compiled = (16 for _ in range(1) if go.wait(30))
+    with running(loaded, constant, warm_up=compiled) as (_, batcher, post):
         assert post("/health")[::2] == (503, {"status": "not ready"})
         status, headers, _ = post("/score", {"inputs": [TEXT]})
         assert (status, headers["retry-after"]) == (503, "1")
@@ -420,11 +505,14 @@ def test_a_signal_lets_what_is_queued_finish(loaded, tmp_path):
         import numpy as np
         from rm.commands import serve as command
 
-        def slow(model, sequences, **_):
+        def slow(_, sequences):
             time.sleep(0.2)
             return np.array([len(ids) for ids in sequences], np.float32)
 
-        command.score_batch, command.shapes = slow, lambda **_: []
+        class Slow(command.Scorer):
+            compile, __call__ = lambda _: iter([8, 4096]), slow
+
+        command.Scorer = Slow
         command.serve(command.ServeArguments(model={str(tmp_path / "model")!r}, port=0, max_batch_size=1))
     """)
     process = subprocess.Popen(

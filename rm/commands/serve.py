@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,8 +9,9 @@ from ..data.sources import parse_source
 from ..errors import ConfigError
 from ..saving.calibration import require_calibration
 from ..serving.app import make_app
-from ..serving.batching import Batcher, score_batch, shapes
+from ..serving.batching import Batcher
 from ..serving.requests import Limits, Truncation
+from ..serving.scorer import Scorer
 from ..serving.server import listen, make_server, run_server
 from ..serving.traffic import make_metrics
 from .options import ForwardOptions, check_not_negative, check_positive
@@ -74,11 +74,11 @@ def serve(args: ServeArguments) -> None:
     with listen(args.host, args.port) as listener:  # before the model is read, which may take minutes
         compute = args.compute()
         model, tokenizer = load(args.model, compute.mesh)
-        sizes = {"max_batch_size": args.max_batch_size, "max_length": args.max_length}
+        scorer = Scorer(model, compute, max_batch_size=args.max_batch_size, max_length=args.max_length)
         metrics = make_metrics()
         batcher = Batcher(
-            partial(score_batch, model, compute=compute, **sizes),
-            warm_up=([[0] * length] * count for count, length in shapes(**sizes)),
+            scorer,
+            warm_up=scorer.compile(),
             max_batch_size=args.max_batch_size,
             max_wait=args.max_wait / 1000,
             max_queue=args.max_queue,

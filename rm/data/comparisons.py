@@ -1,8 +1,10 @@
 """Tokenized comparisons as flat arrays, in which the shared prefix of a comparison is stored once."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
@@ -32,6 +34,11 @@ class TokenizedComparisons:
 
     def __len__(self) -> int:
         return len(self.margin)
+
+    @functools.cached_property
+    def fitted(self) -> dict[tuple, Any]:
+        """The row shapes that were fitted to these comparisons, by the options of the fit."""
+        return {}
 
     @property
     def lengths(self) -> Int64[np.ndarray, "B K+1"]:

@@ -1,6 +1,8 @@
 """The platform that code is traced for, and the cache of compiled programs on disk."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,3 +42,10 @@ def keep_compiled(directory: str | Path | None = None) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(directory or default))
+
+
+def give_back_memory() -> None:
+    """Gives the system what the C library keeps of freed memory, where it can be told to (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

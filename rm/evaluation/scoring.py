@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int64
+from jaxtyping import Array, Float, Int32, Int64
 
 from ..data.comparisons import TokenizedComparisons, flatten
 from ..data.encode import without_double_bos
@@ -26,7 +26,7 @@ from ..model.sharding import place_batch
 from ..packing.fit_shapes import fit_row_shapes
 from ..packing.row_shapes import RowShape
 from ..packing.rows import pack
-from ..packing.sequences import pack_sequences, round_up
+from ..packing.sequences import pack_sequences, row_length
 from ..shapes import checked
 from ..text.pad_token import check_vocabulary
 from ..text.tokenizer import Tokenizer
@@ -36,6 +36,9 @@ from .prompts import prompts_of
 from .summary import summarize
 
 Input = str | Mapping[str, Any]
+
+_SLICE = 2**17  # characters that are tokenized together: what a tokenizer makes takes a hundred times their memory
+_CHARACTERS = 16  # of an input that are tokenized first, for each token that it may have
 
 METRICS = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "std_reward")  # of `evaluate`
 
@@ -85,78 +88,147 @@ def score(
     Example: `rm.score(model, tokenizer, [{"prompt": "2 + 2 = ", "response": "4"}])`.
     """
     names = [f"input {number}" for number in range(len(inputs))]
-    sequences = encode_inputs(inputs, tokenizer, model.config, names=names)
+    sequences = list(encode_inputs(inputs, tokenizer, model.config, names=names))
     return score_sequences(model, sequences, compute=compute, batch_size=batch_size, max_length=max_length)
 
 
 @checked
 def score_sequences(
     model: RewardModel,
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int] | Int32[np.ndarray, "_"]],
     *,
     compute: Compute = Compute(),
     batch_size: int = 16,
     max_length: int | None = None,
+    lengths_of_rows: Sequence[int] = (),
+    one_of_many: bool = False,
 ) -> Float[np.ndarray, "n"]:
-    """The rewards of token sequences; the arguments are those of `score`."""
+    """The rewards of token sequences; the arguments are those of `score`, and two that bound what is compiled.
+
+    **Arguments:** `lengths_of_rows`, ascending, to choose from, by default any of `rm.packing.sequences.round_up`;
+    `one_of_many`, parts of a file, whose last rows then have the length of the others.
+    """
     if batch_size < 1 or (max_length is not None and max_length < 1):
         raise ValueError(f"batch_size and max_length must be at least 1, found {batch_size} and {max_length}")
     if not sequences:
         return np.zeros(0, np.float32)
-    cut = flatten([[ids[:max_length]] for ids in sequences], [0.0] * len(sequences), model.config, share_prefix=False)
     out, compute = np.empty(len(sequences), np.float32), _forward_only(model, compute)
-    rows = _rows(cut, model.config, batch_size, row_shards(compute.mesh))
+    cut = [ids[:max_length] for ids in sequences]
+    rows = _rows(cut, model.config, batch_size, row_shards(compute.mesh), lengths_of_rows, one_of_many)
     for batch, computed in _run(partial(_jit_rewards, model, compute=compute), rows, compute.mesh):
         out[batch.index[batch.index >= 0]] = computed[batch.index >= 0, 0]
     return out
 
 
-def _rows(cut: TokenizedComparisons, config: LlamaConfig, batch_size: int, multiple: int) -> Iterator[PreferenceBatch]:
+def compile_sequences(
+    model: RewardModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    compute: Compute,
+    batch_size: int,
+    lengths_of_rows: Sequence[int],
+) -> None:
+    """Compiles what `score_sequences` needs for such sequences, and computes nothing."""
+    compute = _forward_only(model, compute)
+    for batch in _rows(sequences, model.config, batch_size, row_shards(compute.mesh), lengths_of_rows, False):
+        placed = batch if compute.mesh is None else place_batch(batch, compute.mesh)
+        _jit_rewards.lower(model, placed, compute=compute).compile()
+
+
+def _rows(
+    sequences: Sequence[Sequence[int] | Int32[np.ndarray, "_"]],
+    config: LlamaConfig,
+    batch_size: int,
+    multiple: int,
+    lengths_of_rows: Sequence[int],
+    one_of_many: bool,
+) -> Iterator[PreferenceBatch]:
     """Batches of rows with shared prefixes where attention is by blocks; else one sequence a row, sorted by length."""
+    cut = flatten([[ids] for ids in sequences], [0.0] * len(sequences), config, share_prefix=False)
     if default_layout() == "whole" and multiple == 1:
-        yield from pack_sequences(cut, config, batch_size=batch_size)
+        options: Any = {"batch_size": batch_size, "lengths_of_rows": lengths_of_rows, "shorten": not one_of_many}
+        yield from pack_sequences(cut, config, **options)
         return
     lengths = cut.lengths[:, 1]
     order = np.argsort(lengths, kind="stable")
     for chunk in np.split(order, range(batch_size, len(order), batch_size)):
-        regions = (0, round_up(int(lengths[chunk].max())))
-        rows = -(-min(batch_size, len(order)) // multiple) * multiple
+        regions = (0, row_length(int(lengths[chunk].max()), lengths_of_rows))
+        rows = -(-(batch_size if one_of_many else min(batch_size, len(order))) // multiple) * multiple
         yield from pack(cut, chunk, [RowShape(rows=rows, slots=1, regions=regions)])
 
 
 def encode_inputs(
-    inputs: Sequence[Input],
+    inputs: Iterable[Input],
     tokenizer: Tokenizer,
     config: LlamaConfig,
     *,
-    names: Sequence[str],
+    names: Iterable[str],
     counts: Counter[str] | None = None,
-) -> list[list[int]]:
-    """The token ids of the inputs of `score`, in order.
+    max_length: int | None = None,
+) -> Iterator[Int32[np.ndarray, "_"]]:
+    """Yields the token ids of the inputs of `score`, in order; the tokenizer gets a slice of the texts at a time.
 
-    **Arguments:** `names`, of the inputs in errors; `counts`, a counter to which `double_bos_removed` is added.
+    **Arguments:** `names`, of the inputs in errors; `counts`, a counter to which `double_bos_removed` is added;
+    `max_length`, beyond twice which the rest of an input is not tokenized, for who cuts it off or refuses it.
+
+    **Raises:** `DataError`, naming the input.
     """
     check_vocabulary(tokenizer, config)
-    rendered = []
+    most = None if max_length is None else _CHARACTERS * max_length
+    bos, counts = tokenizer.token_id(tokenizer.bos_token), Counter() if counts is None else counts
+    for part in _slices(inputs, names, tokenizer, most):
+        for (name, *_), tokens in zip(part, _encode(part, tokenizer, bos, max_length), strict=True):
+            if not tokens:
+                raise DataError(f"{name}: no tokens; expected at least one")
+            ids = without_double_bos(tokens, bos)
+            counts["double_bos_removed"] += len(ids) < len(tokens)
+            yield np.array(ids, np.int32)
+
+
+def _slices(
+    inputs: Iterable[Input], names: Iterable[str], tokenizer: Tokenizer, most: int | None
+) -> Iterator[list[tuple[str, str, bool]]]:
+    """Slices of the inputs, about as many characters to tokenize in each: name, text, and whether it is a chat."""
+    part, size = [], 0
     for item, name in zip(inputs, names, strict=True):
         try:
-            rendered.append(_render_input(item, tokenizer))
+            text, is_chat = render_input(item, tokenizer)
         except RowError as error:
             raise DataError(f"{name}: {error}") from None
-    ids: list[list[int]] = [[]] * len(rendered)
-    bos, counts = tokenizer.token_id(tokenizer.bos_token), Counter() if counts is None else counts
+        part.append((name, text, is_chat))
+        size += len(text[:most])
+        if size > _SLICE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _encode(
+    part: Sequence[tuple[str, str, bool]], tokenizer: Tokenizer, bos: int | None, max_length: int | None
+) -> list[Sequence[int]]:
+    """The token ids of texts; of a text with over `2 · max_length` tokens, at least as many from its beginning."""
+    found: list[Sequence[int]] = [()] * len(part)
     for chat in (False, True):
-        where = [i for i, (_, is_chat) in enumerate(rendered) if is_chat == chat]
-        encoded = tokenizer.encode_batch([rendered[i][0] for i in where], add_special_tokens=not chat)
-        for i, tokens in zip(where, encoded, strict=True):
-            if not tokens:
-                raise DataError(f"{names[i]}: no tokens; expected at least one")
-            ids[i] = without_double_bos(tokens, bos)
-            counts["double_bos_removed"] += len(ids[i]) < len(tokens)
-    return ids
+        where = [i for i, (_, _, is_chat) in enumerate(part) if is_chat == chat]
+        size = None if max_length is None else _CHARACTERS * max_length
+        while where:
+            encoded = tokenizer.encode_batch([part[i][1][:size] for i in where], add_special_tokens=not chat)
+            for i, ids in zip(where, encoded, strict=True):
+                found[i] = ids
+            if size is None or max_length is None:
+                break
+            short = (i for i in where if len(without_double_bos(found[i], bos)) <= 2 * max_length)
+            where = [i for i in short if len(part[i][1]) > size]
+            size *= 4
+    return found
 
 
-def _render_input(item: Input, tokenizer: Tokenizer) -> tuple[str, bool]:
+def render_input(item: Input, tokenizer: Tokenizer) -> tuple[str, bool]:
+    """The text of an input, and whether a chat template has rendered it.
+
+    **Raises:** `RowError`.
+    """
     if isinstance(item, str) or isinstance(item.get("text"), str):
         return check_text(item if isinstance(item, str) else item["text"]), False
     messages = as_messages(item.get("messages"))

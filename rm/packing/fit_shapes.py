@@ -34,8 +34,18 @@ def fit_row_shapes(
     """Fits up to eight shapes that waste little on sampled updates; the first has room for any of the comparisons.
 
     The fit is a hill climb over the lengths of the regions; an update costs as much as its combination of shapes. A
-    small data set gets few shapes, because each has to be compiled. The arguments are those of `plan_batches`.
+    small data set gets few shapes, because each has to be compiled. The same comparisons are fitted once. The arguments
+    are those of `plan_batches`.
     """
+    options = batch_size, rows, micro_batch_tokens, layout
+    if options not in comparisons.fitted:
+        comparisons.fitted[options] = _fit(comparisons, *options)
+    return comparisons.fitted[options]
+
+
+def _fit(
+    comparisons: TokenizedComparisons, batch_size: int, rows: int, micro_batch_tokens: int, layout: Layout
+) -> tuple[RowShape, ...]:
     lengths, K = comparisons.lengths, comparisons.ends.shape[1]
     comparison = float(lengths.sum(1).mean())
     if layout == "whole":

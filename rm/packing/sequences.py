@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,19 @@ TOKENS_OF_SLOT = 32  # tokens of a row per slot; rows of shorter sequences run o
 
 
 def pack_sequences(
-    sequences: TokenizedComparisons, config: LlamaConfig, *, batch_size: int
+    sequences: TokenizedComparisons,
+    config: LlamaConfig,
+    *,
+    batch_size: int,
+    lengths_of_rows: Sequence[int] = (),
+    shorten: bool = True,
 ) -> Iterator[PreferenceBatch]:
     """Yields rows of one region, each for about `batch_size` sequences of average length; only the last is shorter.
 
     Sequences (comparisons of one response, without a prefix) are sorted, so that neighbours share the longest prefixes.
+
+    **Arguments:** `lengths_of_rows`, ascending, to choose from (by default any of `round_up`); `shorten`, whether the
+    last row may have a length of its own.
 
     >>> from rm.data.comparisons import flatten
     >>> config = LlamaConfig(vocab_size=9, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
@@ -37,7 +45,8 @@ def pack_sequences(
     order, shared = _neighbours(sequences)
     if config.rope.type == "dynamic" and longest > config.max_position_embeddings:
         shared[:] = 0  # the rotation of a prefix then depends on the sequence's length
-    capacity = round_up(max(longest, min(ROW_TOKENS, int(lengths.mean() * batch_size))))
+    row_tokens = min([ROW_TOKENS, *lengths_of_rows[-1:]])
+    capacity = row_length(max(longest, min(row_tokens, int(lengths.mean() * batch_size))), lengths_of_rows)
     shape = RowShape(rows=1, slots=max(batch_size, capacity // TOKENS_OF_SLOT), regions=(capacity,))
     rows = _rows(order.tolist(), shared, lengths.tolist(), shape)
     offsets = sequences.offsets.copy()
@@ -45,8 +54,8 @@ def pack_sequences(
         offsets[run.members, 1] += run.prefix
     split, everything = dataclasses.replace(sequences, offsets=offsets), np.arange(len(lengths))
     for row in rows:
-        if row is rows[-1]:
-            shape = dataclasses.replace(shape, regions=(min(capacity, round_up(_tokens(row))),))
+        if shorten and row is rows[-1]:
+            shape = dataclasses.replace(shape, regions=(min(capacity, row_length(_tokens(row), lengths_of_rows)),))
         yield fill_rows(split, everything, [[np.array(run.members) for run in row]], shape)
 
 
@@ -62,6 +71,15 @@ def round_up(length: int) -> int:
     """Rounds up to one of 32, 48, 64, 96, 128, 192, …: few shapes to compile, little padding."""
     power = max(32, 1 << (length - 1).bit_length())
     return power * 3 // 4 if power > 32 and length <= power * 3 // 4 else power
+
+
+def row_length(length: int, lengths: Sequence[int] = ()) -> int:
+    """The shortest of `lengths` (ascending) that is long enough, else `round_up`.
+
+    >>> row_length(40), row_length(40, [32, 512]), row_length(600, [32, 512])
+    (48, 512, 768)
+    """
+    return next((each for each in lengths if each >= length), round_up(length))
 
 
 def _neighbours(sequences: TokenizedComparisons) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:

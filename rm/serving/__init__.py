@@ -3,12 +3,14 @@
 from .app import make_app
 from .batching import Batcher
 from .requests import Limits
+from .scorer import Scorer
 from .server import make_server, run_server
 from .traffic import make_metrics
 
 __all__ = [
     "Batcher",
     "Limits",
+    "Scorer",
     "make_app",
     "make_metrics",
     "make_server",

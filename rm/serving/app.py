@@ -3,11 +3,14 @@
 import asyncio
 import queue
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
 from ..errors import DataError, RmError
 from ..evaluation.scoring import Input, encode_inputs
@@ -23,8 +26,12 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp
 
-Encode = Callable[[Any], list[list[int]]]
+Ids = Int32[np.ndarray, "_"]
+Find = Callable[[Any, Limits], list[Input]]  # the inputs in the JSON of a body
 Answer = Callable[[list[float]], dict[str, Any]]
+
+_SMALL = 2**16  # bytes of a body that is parsed at once, rather than by a thread that may have to wait for its turn
+_TOKENIZING = 2  # requests that are tokenized at the same time
 
 
 def make_app(
@@ -58,23 +65,35 @@ def make_app(
         _check_token(request, token)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def scoring(encode: Encode, answer: Answer) -> Callable:
+    tokenizing = asyncio.Semaphore(_TOKENIZING)
+
+    async def submit(request: "Request", field: str, find: Find) -> tuple[list[Ids], Future | None]:
+        """The sequences of a request and their rewards to come; what it took to find them is let go."""
+        async with hold_body(request) as body:
+            with _room(batcher, 1):  # before anything is parsed
+                inputs = await _elsewhere(partial(_parse, body, find, limits), len(body))
+            with _room(batcher, len(inputs)):  # before anything is tokenized
+                async with tokenizing:
+                    encode = partial(encode_within, inputs, field, tokenizer, config, limits, metrics)
+                    sequences = await _elsewhere(partial(_refusing, encode), _SMALL)
+            with _room(batcher, 0):  # nothing has come between
+                return sequences, batcher.submit(sequences) if sequences else None
+
+    def scoring(field: str, find: Find, answer: Answer) -> Callable:
         async def endpoint(request: "Request") -> Response:
             _check_token(request, token)
             if not batcher.is_ready:
                 raise busy("the model is not ready")
-            async with hold_body(request) as body:  # the thread that computes has better things to do
-                sequences = await asyncio.to_thread(_encode, body, encode)
-            rewards = await _score(sequences, batcher, metrics)
-            scaled = rewards if calibration is None else normalize(rewards, calibration)
+            sequences, rewards = await submit(request, field, find)
+            found = await _finished(rewards, sequences, metrics) if rewards else np.zeros(0, np.float32)
+            scaled = found if calibration is None else normalize(found, calibration)
             return JSONResponse(answer(scaled.tolist()))
 
         return endpoint
 
-    scored = (tokenizer, config, limits, metrics)
     routes = [
-        Route("/score", scoring(score_encoder(*scored), score_answer), methods=["POST"]),
-        Route("/get_reward", scoring(openrlhf_encoder(*scored), openrlhf_answer), methods=["POST"]),
+        Route("/score", scoring("inputs", score_inputs, score_answer), methods=["POST"]),
+        Route("/get_reward", scoring("query", openrlhf_inputs, openrlhf_answer), methods=["POST"]),
         Route("/health", health),
         Route("/metrics", show_metrics),
     ]
@@ -82,14 +101,9 @@ def make_app(
     return counted(Starlette(routes=routes, exception_handlers=handlers), metrics)
 
 
-def score_encoder(tokenizer: Tokenizer, config: LlamaConfig, limits: Limits, metrics: Metrics) -> Encode:
-    """`{"inputs": […]}`, each in one of the forms of `rm.score`."""
-
-    def encode(body: Any) -> list[list[int]]:
-        inputs = list_of(body, "inputs", {str: "a text", dict: "an object"}, limits.max_inputs, alone=True)
-        return _encode_within(inputs, "inputs", tokenizer, config, limits, metrics)
-
-    return encode
+def score_inputs(body: Any, limits: Limits) -> list[Input]:
+    """The inputs of `{"inputs": […]}`, each in one of the forms of `rm.score`."""
+    return list_of(body, "inputs", {str: "a text", dict: "an object"}, limits.max_inputs, alone=True)
 
 
 def score_answer(rewards: list[float]) -> dict[str, Any]:
@@ -97,19 +111,14 @@ def score_answer(rewards: list[float]) -> dict[str, Any]:
     return {"rewards": rewards}
 
 
-def openrlhf_encoder(tokenizer: Tokenizer, config: LlamaConfig, limits: Limits, metrics: Metrics) -> Encode:
-    """`{"query": texts, "prompts": …, "labels": …}`, each text a prompt with its response: only `query` is read.
+def openrlhf_inputs(body: Any, limits: Limits) -> list[Input]:
+    """The texts of `{"query": texts, "prompts": …, "labels": …}`, each a prompt with its response: only these are read.
 
     This is what OpenRLHF 0.11.2 sends (openrlhf/utils/agent.py, SingleTurnAgentExecutor._fetch_rewards_via_http), and
     what versions before it sent (openrlhf/utils/remote_rm_utils.py). It decodes token ids with their special tokens,
     so a text may begin with a beginning-of-sequence token, and does not get a second one.
     """
-
-    def encode(body: Any) -> list[list[int]]:
-        texts = list_of(body, "query", {str: "a text"}, limits.max_inputs)
-        return _encode_within(texts, "query", tokenizer, config, limits, metrics)
-
-    return encode
+    return list_of(body, "query", {str: "a text"}, limits.max_inputs)
 
 
 def openrlhf_answer(rewards: list[float]) -> dict[str, Any]:
@@ -130,42 +139,63 @@ def _check_token(request: "Request", token: str | None) -> None:
         raise HTTPException(401, "header Authorization: expected 'Bearer' and the server's token", challenge)
 
 
-def _encode_within(
+def encode_within(
     inputs: Sequence[Input], field: str, tokenizer: Tokenizer, config: LlamaConfig, limits: Limits, metrics: Metrics
-) -> list[list[int]]:
-    """The token ids of inputs, those over `limits.max_length` tokens cut off or refused."""
+) -> list[Ids]:
+    """The token ids of inputs; one over `limits.max_length` tokens is cut off, or ends it.
+
+    **Raises:** `DataError`, naming the input.
+    """
     names, most = [f"{field}[{i}]" for i in range(len(inputs))], limits.max_length
-    sequences = encode_inputs(inputs, tokenizer, config, names=names)
-    for name, ids in zip(names, sequences, strict=True):
+    sequences = []
+    for name, ids in zip(names, encode_inputs(inputs, tokenizer, config, names=names, max_length=most), strict=True):
         if len(ids) > most and limits.truncation == "refuse":
-            raise DataError(f"{name}: expected at most {most} tokens (--max-length, --truncation), found {len(ids)}")
+            found = f"found {len(ids)}{' or more' if len(ids) > 2 * most else ''}"
+            raise DataError(f"{name}: expected at most {most} tokens (--max-length, --truncation), {found}")
         metrics.truncated.inc(len(ids) > most)
-    return [ids[:most] for ids in sequences]
+        sequences.append(ids[:most].copy())  # not a view, which would keep the rest
+    return sequences
 
 
-def _encode(body: bytes, encode: Encode) -> list[list[int]]:
-    """The token ids that a request asks to score."""
+async def _elsewhere(call: Callable[[], Any], size: int) -> Any:
+    """The result of a call, from another thread unless it takes no time."""
+    return await asyncio.to_thread(call) if size >= _SMALL else call()
+
+
+@contextmanager
+def _room(batcher: Batcher, count: int) -> Iterator[None]:
+    """Room in the queue, or an answer of 503."""
+    try:
+        with batcher.room(count):
+            yield
+    except queue.Full:
+        raise busy(f"the queue is full ({batcher.max_queue} sequences, --max-queue)") from None
+
+
+def _parse(body: bytearray, find: Find, limits: Limits) -> list[Input]:
+    """The inputs of a request's body, which is cleared."""
+    parsed = parse_body(body)
+    return _refusing(partial(find, parsed, limits))
+
+
+def _refusing(call: Callable[[], Any]) -> Any:
+    """The result of a call; an error of the request's becomes an answer of 422."""
     from starlette.exceptions import HTTPException
 
-    parsed = parse_body(body)
     try:
-        return encode(parsed)
+        return call()
     except RmError as error:
         raise HTTPException(422, str(error)) from None
 
 
-async def _score(sequences: Sequence[Sequence[int]], batcher: Batcher, metrics: Metrics) -> Float[np.ndarray, "n"]:
-    if not sequences:
-        return np.zeros(0, np.float32)
-    try:
-        rewards = await asyncio.wrap_future(batcher.submit(sequences))
-    except queue.Full:
-        raise busy(f"the queue is full ({batcher.max_queue} sequences, --max-queue)") from None
-    if not np.isfinite(rewards).all():
-        raise RuntimeError(f"{int((~np.isfinite(rewards)).sum())} of {len(rewards)} rewards are not finite")
+async def _finished(rewards: Future, sequences: Sequence[Ids], metrics: Metrics) -> Float[np.ndarray, "n"]:
+    """The rewards when they are there, counted."""
+    found = await asyncio.wrap_future(rewards)
+    if not np.isfinite(found).all():
+        raise RuntimeError(f"{int((~np.isfinite(found)).sum())} of {len(found)} rewards are not finite")
     metrics.sequences.inc(len(sequences))
     metrics.tokens.inc(sum(map(len, sequences)))
-    return rewards
+    return found
 
 
 async def _refuse(_: "Request", error: Exception) -> "Response":

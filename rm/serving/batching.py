@@ -1,65 +1,18 @@
 """Sequences of many requests scored together, by one thread that has the model to itself."""
 
+import math
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from ..evaluation.scoring import score_sequences
-from ..model.attention_choice import default_layout
-from ..model.compute import Compute
-from ..model.llama import RewardModel
-from ..packing.sequences import ROW_TOKENS, TOKENS_OF_SLOT, round_up
-
-Sequences = Sequence[Sequence[int]]
-
-
-def score_batch(
-    model: RewardModel, sequences: Sequences, *, compute: Compute, max_batch_size: int, max_length: int
-) -> Float[np.ndarray, "n"]:
-    """`score_sequences`, called so that traffic of all kinds compiles no more than the shapes of `shapes`.
-
-    **Arguments:** `sequences`, at least one, each of at most `max_length` tokens.
-    """
-    if default_layout() == "whole":  # rows of a few lengths, with the same number of slots where that is the largest
-        slots = round_up(max(max_length, ROW_TOKENS)) // TOKENS_OF_SLOT
-        return score_sequences(model, sequences, compute=compute, batch_size=slots)
-    fitting = (count for count in _counts(max_batch_size) if count >= len(sequences))
-    dummies = [[0]] * (next(fitting, len(sequences)) - len(sequences))
-    rewards = score_sequences(model, [*sequences, *dummies], compute=compute, batch_size=max_batch_size)
-    return rewards[: len(sequences)]
-
-
-def shapes(max_batch_size: int, max_length: int) -> list[tuple[int, int]]:
-    """Number and length of the sequences that compile all of what `score_batch` can need.
-
-    >>> shapes(64, 100)[:4], len(shapes(64, 100)), len(shapes(64, 8192))
-    ([(1, 32), (1, 48), (1, 64), (1, 96)], 15, 17)
-    """
-    if default_layout() == "whole":
-        return [(1, length) for length in _lengths(max(max_length, ROW_TOKENS))]
-    return [(count, length) for length in _lengths(max_length) for count in _counts(max_batch_size)]
-
-
-def _lengths(longest: int) -> list[int]:
-    lengths = [round_up(1)]
-    while lengths[-1] < longest:
-        lengths.append(round_up(lengths[-1] + 1))
-    return lengths
-
-
-def _counts(most: int) -> list[int]:
-    """1, 4, 16, … and the most: up to three quarters of a batch are dummies, which accelerators hardly feel.
-
-    >>> _counts(64), _counts(20)
-    ([1, 4, 16, 64], [1, 4, 16, 20])
-    """
-    return [*(4**power for power in range(most.bit_length()) if 4**power < most), most]
+from .scorer import Sequences
 
 
 class Job(NamedTuple):
@@ -67,22 +20,24 @@ class Job(NamedTuple):
 
     sequences: Sequences
     rewards: Future
+    longest: int  # tokens
 
 
 class Batcher:
     """A queue of requests and the thread that scores them: whatever waits goes through the model together.
 
-    **Arguments:** `score`, rewards of sequences; `warm_up`, sequences to score before the first request, so that
-    nothing is left to compile; `max_batch_size`, sequences that are taken together, unless one request has more;
-    `max_wait`, seconds for which a batch that is not full waits for company; `max_queue`, sequences that may wait;
-    `observe`, is told how many sequences each batch has.
+    **Arguments:** `score`, rewards of sequences; `warm_up`, compiles in a thread of its own, and gives the tokens of
+    the longest sequence that can be scored from then on: longer ones wait, and the first makes the batcher ready;
+    `max_batch_size`, sequences that are taken together, unless one request has more; `max_wait`, seconds for which a
+    batch that is not full waits for company; `max_queue`, sequences that may wait; `observe`, is told how many
+    sequences each batch has.
     """
 
     def __init__(
         self,
         score: Callable[[Sequences], Float[np.ndarray, "n"]],
         *,
-        warm_up: Iterable[Sequences] = (),
+        warm_up: Iterable[int] = (),
         max_batch_size: int = 64,
         max_wait: float = 0.005,
         max_queue: int = 4096,
@@ -90,13 +45,16 @@ class Batcher:
     ):
         self.score, self.warm_up, self.observe = score, warm_up, observe
         self.max_batch_size, self.max_wait, self.max_queue = max_batch_size, max_wait, max_queue
-        self.waiting = 0  # sequences
-        self.ready: Future[None] = Future()  # done after the warm-up, cancelled where that was cut short
+        self.waiting = self.reserved = 0  # sequences that wait to be scored, and to be tokenized
+        self.ready: Future[None] = Future()  # done when the first rows are compiled, cancelled where that was cut short
+        self.compiled: Future[None] = Future()  # done when the last ones are
+        self._longest: float = 0  # tokens of a sequence that can be scored
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._warm_up, self._run)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def is_ready(self) -> bool:
@@ -104,52 +62,89 @@ class Batcher:
         warm = self.ready.done() and not self.ready.cancelled() and self.ready.exception() is None
         return warm and not self._closed
 
+    @contextmanager
+    def room(self, count: int) -> Iterator[None]:
+        """Keeps room for sequences that are not tokenized yet.
+
+        **Raises:** `queue.Full`.
+        """
+        with self._changed:
+            self._check_room(count)
+            self.reserved += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.reserved -= count
+
     def submit(self, sequences: Sequences) -> Future:
         """The rewards of the sequences, once they are there.
 
         **Raises:** `queue.Full`.
         """
-        job = Job(sequences, Future())
+        job = Job(sequences, Future(), max(map(len, sequences), default=0))
         with self._changed:
-            if self._closed or self.waiting + len(sequences) > self.max_queue:
-                raise queue.Full
+            self._check_room(len(sequences))
             self._jobs.append(job)
             self.waiting += len(sequences)
-            self._changed.notify()
+            self._changed.notify_all()
         return job.rewards
+
+    def _check_room(self, count: int) -> None:
+        if self._closed or self.waiting + self.reserved + count > self.max_queue:
+            raise queue.Full
 
     def close(self) -> None:
         """Takes no more requests, and returns when those that wait have been scored."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _warm_up(self) -> None:
+        try:
+            for longest in self.warm_up:
+                if self._closed:
+                    break
+                self._allow(longest)
+        except Exception as error:
+            if not self.ready.done():
+                self.ready.set_exception(error)
+        if self._closed and not self.ready.done():
+            self.ready.cancel()
+        self.compiled.set_result(None)
+        self._allow(math.inf)  # what is not compiled yet is compiled when it is asked for, or tells why it cannot be
+
+    def _allow(self, longest: float) -> None:
+        with self._changed:
+            self._longest = max(self._longest, longest)
+            self._changed.notify_all()
+        if not self.ready.done():
+            self.ready.set_result(None)
 
     def _run(self) -> None:
-        try:
-            for sequences in self.warm_up:
-                if self._closed:
-                    self.ready.cancel()
-                    return
-                self.score(sequences)
-        except Exception as error:
-            self.ready.set_exception(error)
-            return
-        self.ready.set_result(None)
         while (jobs := self._take()) is not None:
             self._answer([job for job in jobs if job.rewards.set_running_or_notify_cancel()])
 
     def _take(self) -> list[Job] | None:
-        """The next batch; `None` after the last one."""
+        """The next batch, of jobs that need nothing that is not compiled; `None` after the last one."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
+            self._changed.wait_for(lambda: self._allowed() or (self._closed and not self._jobs))
             self._changed.wait_for(lambda: self._closed or self.waiting >= self.max_batch_size, self.max_wait)
             jobs, size = [], 0
-            while self._jobs and (not jobs or size + len(self._jobs[0].sequences) <= self.max_batch_size):
-                jobs.append(self._jobs.popleft())
-                size += len(jobs[-1].sequences)
+            for job in self._allowed():
+                if jobs and size + len(job.sequences) > self.max_batch_size:
+                    break
+                jobs.append(job)
+                size += len(job.sequences)
+            taken = set(map(id, jobs))
+            self._jobs = deque(job for job in self._jobs if id(job) not in taken)
             self.waiting -= size
             return jobs or None
+
+    def _allowed(self) -> list[Job]:
+        return [job for job in self._jobs if job.longest <= self._longest]
 
     def _answer(self, jobs: list[Job]) -> None:
         if not jobs:

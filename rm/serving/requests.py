@@ -31,8 +31,8 @@ class Limits:
     request_timeout: float = 30.0
 
 
-def body_holder(limits: Limits) -> "Callable[[Request], AbstractAsyncContextManager[bytes]]":
-    """A context that reads a request's body and holds it.
+def body_holder(limits: Limits) -> "Callable[[Request], AbstractAsyncContextManager[bytearray]]":
+    """A context that reads a request's body and counts it as held, also when it has been cleared, to its end.
 
     It raises `HTTPException`: 413 where the body is too large, 408 where it is too slow, 503 where the bodies of all
     requests together are too large.
@@ -44,9 +44,9 @@ def body_holder(limits: Limits) -> "Callable[[Request], AbstractAsyncContextMana
     too_large = f"body: expected at most {most} bytes (--max-request-bytes)"
 
     @asynccontextmanager
-    async def hold(request: "Request") -> AsyncIterator[bytes]:
+    async def hold(request: "Request") -> AsyncIterator[bytearray]:
         nonlocal held
-        body, size = bytearray(), 0
+        body, size, kept = bytearray(), 0, 0
         if int(request.headers.get("content-length", 0)) > _DISCARDED * most:
             raise HTTPException(413, too_large, _CLOSE)
         try:
@@ -57,19 +57,20 @@ def body_holder(limits: Limits) -> "Callable[[Request], AbstractAsyncContextMana
                         break
                     if size <= most:
                         body += chunk
+                        kept += len(chunk)
                         held += len(chunk)
                     if held > _HELD * most:
                         raise busy("the bodies of all requests together are too large")
             if size > most:
                 raise HTTPException(413, too_large, _CLOSE)
-            yield bytes(body)
+            yield body
         except TimeoutError:
             late = f"body: expected within {limits.request_timeout:g} seconds, {size} bytes came"
             raise HTTPException(408, late, _CLOSE) from None
         except ClientDisconnect:
             raise HTTPException(400, "body: the connection was closed before its end") from None
         finally:
-            held -= len(body)
+            held -= kept
 
     return hold
 
@@ -81,12 +82,14 @@ def busy(why: str) -> Exception:
     return HTTPException(503, f"{why}; try again later", {"Retry-After": "1"})
 
 
-def parse_body(body: bytes) -> Any:
-    """The JSON of a body; raises `HTTPException` (400) where it is none."""
+def parse_body(body: bytearray) -> Any:
+    """The JSON of a body, which is cleared; raises `HTTPException` (400) where it is none."""
     from starlette.exceptions import HTTPException
 
     try:
-        return json.loads(body)
+        text = body.decode(json.detect_encoding(body), "surrogatepass")  # as `json.loads` does, which keeps the bytes
+        body.clear()
+        return json.loads(text)
     except (ValueError, RecursionError) as error:  # thousands of nested lists
         raise HTTPException(400, f"body: expected JSON ({error})") from None
 
