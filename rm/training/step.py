@@ -89,7 +89,8 @@ def _check_leaves(model: Any) -> None:
 
 def _on_mesh(leaf: Array, mesh: Mesh) -> NamedSharding:
     """The sharding of an array on the mesh; an array that is not on the mesh is replicated."""
-    return NamedSharding(mesh, leaf.sharding.spec if mesh_of(leaf) == mesh else P())
+    spec: Any = getattr(leaf.sharding, "spec", P()) if mesh_of(leaf) == mesh else P()
+    return NamedSharding(mesh, spec)
 
 
 def _commit(leaf: Array) -> Array:
