@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import shutil
 import struct
 from functools import partial
@@ -10,10 +11,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import rm
-from rm.files.checksum import checksums
+from rm.files.checksum import checksums, key_data
 from rm.saving.checkpoints import abstract
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("unraised")]
@@ -31,7 +33,8 @@ def new_state(seed: int = 0) -> rm.TrainState:
 
 
 def same(one, other) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+    pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    return all(a.dtype == b.dtype and np.array_equal(key_data(a), key_data(b)) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +68,143 @@ def test_a_checksum_is_that_of_the_formula():
     assert checksums({"x": jnp.asarray(values)}) == {"x": expected}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8, jnp.bool, jnp.float64, jnp.uint64])
 def test_a_checksum_sees_every_bit_and_every_place(dtype):
     """Damage would go unnoticed, or a whole checkpoint be refused on another mesh."""
-    x = np.arange(1, 65).reshape(8, 8).astype(dtype)
+    with jax.enable_x64(jnp.dtype(dtype).itemsize == 8):
+        check_checksum(np.arange(1, 65).reshape(8, 8) % (2 if dtype == jnp.bool else 65), dtype)
+
+
+def check_checksum(values: np.ndarray, dtype) -> None:
+    x = values.astype(dtype)
     known = checksums([x])
     flipped = x.copy()
     flipped.view(np.uint8)[3, 5] ^= 1
-    swapped = x[::-1]
+    swapped = x[:, ::-1]
     mesh = rm.make_mesh(data=2, fsdp=4)
     spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "data")))
     assert checksums([flipped]) != known
     assert checksums([swapped]) != known
     assert checksums([spread]) == known
+
+
+KEYS = {"typed": jax.random.key(3), "rbg": jax.random.key(3, impl="rbg"), "raw": jax.random.PRNGKey(3)}
+STATES = {
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.adamw(lambda _: 1e-3), 3),
+    "skip_not_finite": lambda: optax.MultiSteps(optax.sgd(0.1), 2, should_skip_update_fn=optax.skip_not_finite),
+    "MultiSteps": lambda: optax.MultiSteps(optax.adamw(1e-3), 3),
+    "add_noise": lambda: optax.chain(optax.add_noise(0.1, 0.5, KEYS["typed"]), optax.sgd(0.1)),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(lambda _: 1e-3),
+    "masked": lambda: optax.masked(optax.adam(1e-3), {"w": True, "b": False}),
+    "keys": lambda: keeping((KEYS, None, (), optax.EmptyState(), jnp.zeros((0, 3)))),
+}
+
+
+def keeping(state) -> optax.GradientTransformation:
+    """A transformation that keeps this state, whatever it is."""
+    return optax.GradientTransformation(lambda _: state, lambda updates, state, _: (updates, state))  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_any_state_of_optax_is_saved(tmp_path, name):
+    """Bools and keys: a run with them could not be saved, in an error of the checksum."""
+    model = {"w": jnp.linspace(0.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
+    found = STATES[name]()
+    optimizer = found.gradient_transformation() if isinstance(found, optax.MultiSteps) else found
+    state = rm.init_state(model, optimizer)
+    _, moments = optimizer.update(jax.tree.map(jnp.ones_like, model), state.opt_state, model)
+    check_saved(tmp_path, rm.TrainState(state.step + 1, model, moments))
+
+
+def test_numbers_of_eight_bytes_are_saved(tmp_path):
+    with jax.enable_x64(True):
+        kept = {"count": jnp.array(2**40), "mean": jnp.array([1 / 3, 1e300])}
+        state = check_saved(tmp_path, rm.init_state({"w": jnp.ones(3)}, keeping(kept)))
+        assert {name: leaf.dtype.name for name, leaf in state.opt_state.items()} == {
+            "count": "int64",
+            "mean": "float64",
+        }
+
+
+def check_saved(directory: Path, state: rm.TrainState) -> rm.TrainState:
+    with rm.Checkpoints(directory) as checkpoints:
+        checkpoints.save(1, state, NOTES)
+    with rm.Checkpoints(directory) as checkpoints:
+        step, restored, notes = checkpoints.restore_newest(abstract(state), print)
+    assert (step, notes) == (1, NOTES)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert same(restored, state)
+    return restored
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_moments_move_to_the_host_and_back(tmp_path, name):
+    """`--offload` may change when a run is resumed: its state is another tree, with the same arrays."""
+    model = {"embed_tokens": jnp.ones((4, 8)), "norm": jnp.ones(3), "q_proj": {"weight": jnp.ones((8, 4))}}
+    mesh = rm.make_mesh(fsdp=2, devices=jax.devices()[:2])
+    schedule = rm.learning_rate_schedule("linear", peak=1e-3, steps=9)
+    optimizers = [rm.make_optimizer(name, schedule, moments="bfloat16", offload=offload) for offload in (False, True)]
+    states = [jax.tree.map(fill, rm.init_state(model, optimizer)) for optimizer in optimizers]
+    on_mesh = rm.init_state(rm.place_model(model, mesh), optimizers[1])
+    for number, (saved, other) in enumerate([states, states[::-1], (states[0], on_mesh)]):
+        expected = states[1] if other is on_mesh else other
+        with rm.Checkpoints(tmp_path / str(number)) as checkpoints:
+            checkpoints.save(1, saved, NOTES)
+            restored, _ = checkpoints.restore(1, abstract(other))
+        assert same(restored, expected)
+        assert [leaf.sharding for leaf in jax.tree.leaves(restored)] == [
+            leaf.sharding for leaf in jax.tree.leaves(other)
+        ]
+        buffers = [leaf.addressable_data(0).unsafe_buffer_pointer() for leaf in jax.tree.leaves(restored)]
+        assert len(buffers) == len(set(buffers)), "updates could not donate the state"
+
+
+def fill(leaf: jax.Array) -> jax.Array:
+    """The leaf with values that its shape and sum tell, the same wherever it stands in a state."""
+    values = jnp.arange(leaf.size).reshape(leaf.shape) + jnp.int32(7)
+    return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
+
+
+WIDE = dataclasses.replace(CONFIG, vocab_size=33)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (
+            lambda: rm.init_state(new_state().model, rm.make_optimizer("lion", 1e-3)),
+            "only the checkpoint has opt_state.1.0.nu.",
+        ),
+        (
+            lambda: rm.init_state(new_state().model, rm.adamw(lambda _: 1e-3)),
+            "only the state asked for has opt_state.1.2.count (int32[])",
+        ),
+        (
+            lambda: rm.init_state(
+                rm.init_reward_model(CONFIG, key=jax.random.key(0), dtype=jnp.bfloat16), rm.adamw(1e-3)
+            ),
+            "model.embed_tokens was saved as float32[32, 16] and is asked for as bfloat16[32, 16]",
+        ),
+        (
+            lambda: rm.init_state(rm.init_reward_model(WIDE, key=jax.random.key(0)), rm.adamw(1e-3)),
+            "model.embed_tokens was saved as float32[32, 16] and is asked for as float32[33, 16]",
+        ),
+    ],
+    ids=["optimizer", "schedule", "type", "shape"],
+)
+def test_another_state_is_no_damage(saved, other, difference):
+    """Whole checkpoints were renamed to damaged-3 and damaged-6, and the run began again over its own log."""
+    with rm.Checkpoints(saved) as checkpoints:
+        like = abstract(other())
+        for restore in (lambda: checkpoints.restore(6, like), lambda: checkpoints.restore_newest(like, pytest.fail)):
+            with pytest.raises(rm.CheckpointError) as found:
+                restore()
+            assert f"{saved}/6: is whole, but of another state: {difference}" in str(found.value)
+        if "model." in difference:
+            with pytest.raises(rm.CheckpointError) as found:
+                checkpoints.restore_model(6, like.model)
+            assert difference in str(found.value)
+        assert (checkpoints.steps, checkpoints.set_aside) == ([3, 6], [])
 
 
 def test_what_is_restored_is_what_was_saved(saved, state):
@@ -149,14 +276,23 @@ def test_the_one_before_is_taken_where_the_newest_is_damaged(saved, state, tmp_p
         checkpoints.save(6, state, NOTES)  # its place is free
         checkpoints.wait()
         assert checkpoints.steps == [3, 6]
+        (directory / "6/notes/metadata").write_text("{}")  # the same again, whose name is taken
+        checkpoints.restore_newest(abstract(state), said.append)
+        assert said[1].endswith("; it is now damaged-6-2")
+        assert checkpoints.set_aside == ["damaged-6", "damaged-6-2"]
 
 
 def test_where_all_are_damaged_nothing_is_taken(saved, state, tmp_path):
     directory = shutil.copytree(saved, tmp_path / "copy")
     for path in files_of(directory):
         path.write_bytes(b"\0")
-    with rm.Checkpoints(directory) as checkpoints, pytest.raises(rm.CheckpointError, match="no checkpoint that can be"):
-        checkpoints.restore_newest(abstract(state), print)
+    expected = (
+        r"no checkpoint that can be restored \(those damaged are set aside as damaged-3, damaged-6\); begin again"
+    )
+    with rm.Checkpoints(directory) as checkpoints:
+        for _ in range(2):  # also where they have been set aside before
+            with pytest.raises(rm.CheckpointError, match=expected):
+                checkpoints.restore_newest(abstract(state), print)
 
 
 def test_another_step_is_no_excuse(saved, state, tmp_path):
@@ -180,6 +316,23 @@ def test_the_newest_and_the_best_stay(state, tmp_path):
             checkpoints.save(step, state, NOTES, {"eval_a_accuracy": loss})
         checkpoints.wait()
         assert checkpoints.steps == [1, 5]
+
+
+def test_the_best_stays_when_a_run_goes_on(state, tmp_path):
+    """A run that was resumed forgot which checkpoint was the best, and deleted it."""
+    values = {"eval_a_loss": [0.2, 0.5, 0.4, 0.6], "eval_a_accuracy": [0.5, 0.7, 0.7, 0.6]}
+    for step in range(1, 5):
+        with rm.Checkpoints(tmp_path, keep=1, best="eval_a_loss") as checkpoints:
+            checkpoints.save(step, state, NOTES, {name: numbers[step - 1] for name, numbers in values.items()})
+    with rm.Checkpoints(tmp_path, keep=1, best="eval_a_loss") as checkpoints:
+        assert (checkpoints.steps, checkpoints.best_step) == ([1, 4], 1)
+    with rm.Checkpoints(tmp_path, keep=1, best="eval_a_accuracy") as checkpoints:
+        assert checkpoints.best_step == 4
+        checkpoints.save(5, state, NOTES, {"eval_a_accuracy": math.nan})
+        checkpoints.wait()
+        assert (checkpoints.steps, checkpoints.best_step) == ([4, 5], 4)
+    with rm.Checkpoints(tmp_path, best="eval_b_loss") as checkpoints:
+        assert checkpoints.best_step is None
 
 
 def test_the_state_may_go_on_while_it_is_being_saved(tmp_path, state):

@@ -11,26 +11,39 @@ from jaxtyping import Array, UInt32
 from ..shapes import checked
 
 _SEEDS = (0x9E3779B9, 0x7F4A7C15)
-_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # 8 bytes are two words
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """A checksum of every leaf by its name, computed where the leaves lie.
+    """A checksum of every leaf by its name, computed where the leaves lie; keys are taken as their data.
 
     >>> checksums({"a": jnp.zeros(2), "b": jnp.array([0.0, 1.0])})["a"]
     '1b3522397937e62f'
     """
+    leaves = named_leaves(tree)
+    found = jax.device_get(_of_all(list(leaves.values())))
+    return {name: "".join(f"{half:08x}" for half in np.asarray(two)) for name, two in zip(leaves, found, strict=True)}
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their names, such as `model.norm`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = jax.device_get(_of_all([leaf for _, leaf in leaves]))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): "".join(f"{half:08x}" for half in np.asarray(two))
-        for (path, _), two in zip(leaves, found, strict=True)
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 @jax.jit
 def _of_all(leaves: list[Array]) -> list[Array]:
-    return [checksum(jax.device_put(leaf, jax.memory.Space.Device)) for leaf in leaves]
+    return [checksum(jax.device_put(key_data(leaf), jax.memory.Space.Device)) for leaf in leaves]
+
+
+def key_data(x: Any) -> Any:
+    """The words of typed PRNG keys; other arrays as they are."""
+    return jax.random.key_data(x) if is_key(x) else x
+
+
+def is_key(x: Any) -> bool:
+    """True for typed PRNG keys and their shapes."""
+    return jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
 
 
 @checked
@@ -42,10 +55,11 @@ def checksum(x: Array) -> UInt32[Array, "2"]:
 
     **Source:** `mix` is the finalizer of MurmurHash3 (Appleby 2011).
     """
+    x = x.astype(jnp.uint8) if x.dtype == jnp.bool else x
     bits = lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for dim, size in enumerate(x.shape):
-        place = place * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, x.shape, dim)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for dim, size in enumerate(bits.shape):
+        place = place * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, bits.shape, dim)
     return jnp.stack([jnp.sum(_mix(bits ^ _mix(place + jnp.uint32(seed))), dtype=jnp.uint32) for seed in _SEEDS])
 
 
