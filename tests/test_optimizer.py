@@ -8,7 +8,9 @@ import pytest
 from optax.contrib import muon
 
 import rm
+from rm.training.offload import keep_on_host
 from rm.training.rounding import add_updates, keep_moments, stochastic_round
+from rm.training.step import Sums
 
 CONFIG = rm.LlamaConfig(
     vocab_size=32,
@@ -168,3 +170,51 @@ def test_a_mesh_changes_nothing_but_where_the_moments_lie(name, moments):
     expected, _ = update(gradients(), alone.opt_state, alone.model)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+RATE = optax.linear_schedule(0.1, 0.0, 8)
+SCHEDULED = {
+    "adam": optax.adam(RATE),
+    "on the host": keep_on_host(optax.adam(RATE)),
+    "inject_hyperparams": optax.inject_hyperparams(optax.adam)(RATE),
+    "apply_if_finite": optax.apply_if_finite(optax.adam(RATE), 9),
+    "partition": optax.partition({"all": optax.adam(RATE)}, {"w": "all", "b": "all"}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_schedule_follows_the_updates_of_the_run(name):
+    """After skipped updates the log's learning rate was not the one used, and the schedule never came to its end.
+
+    Against optax's Adam without a schedule on the good gradients alone, times the rate at every step of the run.
+    """
+    rng, skipped = np.random.default_rng(0), {2, 3, 6}
+    model = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+    state, expected = rm.init_state(model, SCHEDULED[name]), model
+    plain, direction = optax.scale_by_adam(), optax.scale_by_adam().init(model)
+    step = jax.jit(lambda state, sums: rm.apply_gradients(state, sums, SCHEDULED[name]))
+    for number in range(8):
+        gradient = {name: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for name, leaf in model.items()}
+        loss = jnp.array(np.nan if number in skipped else 0.5)
+        state, metrics = step(state, Sums(gradient, {"loss": loss}, jnp.array(1)))
+        assert float(metrics["skipped"]) == (number in skipped)
+        if number not in skipped:
+            change, direction = plain.update(gradient, direction)
+            expected = jax.tree.map(lambda x, d, n=number: x - RATE(n) * d, expected, change)
+        for leaf, value in zip(*map(jax.tree.leaves, (state.model, expected)), strict=True):
+            np.testing.assert_allclose(leaf, value, rtol=1e-5, atol=1e-6)
+    assert int(state.step) == 8
+    assert float(RATE(state.step)) == 0
+
+
+def test_a_schedule_inside_of_multi_steps_follows_the_steps_taken():
+    """Skipped updates would be counted there once for each accumulated gradient."""
+    optimizer = optax.MultiSteps(optax.sgd(RATE), 2).gradient_transformation()
+    state = rm.init_state({"w": jnp.zeros(1)}, optimizer)
+    step = jax.jit(
+        lambda state, loss: rm.apply_gradients(state, Sums({"w": jnp.ones(1)}, {"loss": loss}, jnp.array(1)), optimizer)
+    )
+    for loss in (0.5, np.nan, np.nan, 0.5, 0.5, np.nan, 0.5):
+        state, _ = step(state, jnp.array(loss))
+    assert int(state.step) == 7
+    np.testing.assert_allclose(state.model["w"], -(0.1 + 0.0875), rtol=1e-6)

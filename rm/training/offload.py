@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from ..devices.platform import platform
 from ..errors import ConfigError
+from .skipping import choose
 
 HOST = "pinned_host"  # JAX's name for host memory that devices can access directly
 
@@ -39,8 +40,7 @@ def keep_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTrans
         change, new = optimizer.update(gradient, old, param)
         (leaf,) = jax.tree.leaves(gradient)
         good = jnp.isfinite(leaf.reshape(-1)[0])  # `apply_gradients` makes the gradients of a skipped update NaN
-        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
-        return change, _move(new, jax.memory.Space.Host)
+        return change, _move(choose(good, new, old), jax.memory.Space.Host)
 
     def update(updates: optax.Updates, state: OnHost, params: optax.Params | None = None):
         gradients = _split(updates)

@@ -20,6 +20,8 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """The learning rate of updates `0 … steps - 1`: linear warm-up from 0 to `peak`, then decay to `end`.
 
+    It follows the updates of the run (`state.step`): skipped ones count.
+
     **Arguments:** `kind`, the decay: `linear`, `cosine` (half a period) or `constant` (none); `warmup_steps`, the
     updates before `peak` is reached.
 

@@ -13,7 +13,7 @@ import optax
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..devices.mesh import mesh_of, shardings
 from ..model.batch import PreferenceBatch
@@ -23,11 +23,13 @@ from .metrics import preference_metrics
 from .objectives import Objective, check_objective
 from .offload import HOST, OnHost, place_on_host
 from .rounding import add_updates
+from .skipping import choose
 
 
 class TrainState(eqx.Module):
     """Everything an update changes: the step counter, the model and the optimizer's state.
 
+    `step` counts the updates of the run, skipped ones as well; learning-rate schedules follow it.
     `model` is any tree of floating-point arrays: a `RewardModel`, a tuple of one and a head of your own, an adapter.
     """
 
@@ -149,8 +151,8 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm` and `skipped`.
 
-    If the loss or the gradient norm is not finite, or the norm is above `skip_above`, the state does not change and
-    `skipped` is 1.
+    If the loss or the gradient norm is not finite, or the norm is above `skip_above`, `skipped` is 1, and the state
+    stays, except that `step` and the schedules of the optimizer count the update.
     """
     count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
     norm = optax.tree.norm(sums.gradients) / count
@@ -161,16 +163,9 @@ def apply_gradients(
     updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)
     model = add_updates(state.model, updates, state.step)
     metrics = sums.metrics | {"grad_norm": norm, "skipped": (~good).astype(jnp.float32)}
-    return _choose(good, TrainState(state.step + 1, model, opt_state), state), metrics  # pyright: ignore
-
-
-def _choose(good: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """Selects the new state if the update is good; `keep_on_host` has already selected its part."""
-
-    def choose(new: Any, old: Any) -> Any:
-        return new if isinstance(new, OnHost) else jnp.where(good, new, old)
-
-    return jax.tree.map(choose, new, old, is_leaf=lambda node: isinstance(node, OnHost))
+    model = choose(good, model, state.model)
+    opt_state = choose(good, opt_state, state.opt_state, chosen=(OnHost,))  # whose leaves have been chosen one by one
+    return TrainState(state.step + 1, model, opt_state), metrics
 
 
 @checked
@@ -194,7 +189,8 @@ def update(
 
     **Returns:** the new state and float32 scalars: `loss`, `grad_norm` (before clipping), `skipped`,
     `preference_metrics` of the first response of each comparison against the second, and the means of the objective's
-    own metrics. If the loss or the gradient is not finite, the update is skipped: the state stays, and `skipped` is 1.
+    own metrics. If the loss or the gradient is not finite, the update is skipped: the state stays, except that `step`
+    and schedules count it, and `skipped` is 1.
 
     **Raises:** `TypeError` if the objective's loss or metrics do not have the shape of the slots; `ValueError` if a
     metric has a name that is already used.
