@@ -265,7 +265,7 @@ def test_resuming_with_other_arguments_is_refused(tmp_path, llama_directory, pai
     arguments = {"model": str(llama_directory), "dataset": (str(pairs_file),), "max_steps": 6}
     defaults = dataclasses.asdict(TrainArguments(**arguments, output=tmp_path / "run"))
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    (tmp_path / "run/run.json").write_text(json.dumps({"arguments": defaults}, default=str))
+    (tmp_path / "run/run.json").write_text(json.dumps({"arguments": defaults, "steps": 6}, default=str))
     flags = [str(word) for pair in (given | {flag: value}).items() for word in pair]
     assert main(["train", *flags, "--resume", "auto"]) == 2
     error = capsys.readouterr().err

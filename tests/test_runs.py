@@ -191,6 +191,116 @@ def test_a_finished_run_whose_data_or_model_have_changed_since_is_not_over(comma
     assert f"{llama}" in capsys.readouterr().err
 
 
+def go_on(command: list[str], output: Path, *flags: str) -> int:
+    return main([*command, "--output", str(output), "--resume", "auto", *flags])
+
+
+def test_a_finished_run_goes_on_longer(command, tmp_path, capsys):
+    """In the bits of a run that was as long from the start, where the learning rate is constant."""
+    constant = [*command, "--schedule", "constant"]
+    assert main([*constant, "--output", str(tmp_path / "whole")]) == 0
+    assert main([*constant, "--output", str(tmp_path / "run"), "--max-steps", "4"]) == 0
+    short = weights(tmp_path / "run")
+    capsys.readouterr()
+    assert go_on(constant, tmp_path / "run", "--eval-split", "train", "--keep", "1") == 0
+    said = capsys.readouterr().out
+    assert f"the model so far is now {tmp_path / 'run/model-4'}\n8 updates in place of 4\n" in said
+    assert "goes on after update 4" in said
+    for name, value in weights(tmp_path / "whole").items():
+        np.testing.assert_array_equal(weights(tmp_path / "run")[name], value, err_msg=name)
+        np.testing.assert_array_equal(load_file(tmp_path / "run/model-4/model.safetensors")[name], short[name])
+    record = json.loads((tmp_path / "run/model/rm.json").read_text())
+    assert (record["steps"], record["lengthened"]) == (8, [{"after": 4, "from": 4, "to": 8}])
+    assert go_on(constant, tmp_path / "run", "--eval-every", "1") == 0
+    assert capsys.readouterr().out.startswith("the run is over: ")
+    assert go_on(constant, tmp_path / "run", "--max-steps", "6") == 2
+    assert "make 6 updates, and the run has 8; resume with as many or more" in capsys.readouterr().err
+
+
+def test_a_schedule_is_stretched_over_a_longer_run(command, whole, tmp_path, capsys):
+    output = shutil.copytree(whole, tmp_path / "run")
+    capsys.readouterr()
+    assert go_on(command, output, "--max-steps", "10", "--log-every", "1") == 0
+    stretched = "the linear schedule is stretched over all of them: the rate goes from 0 to 0.0002"
+    assert f"10 updates in place of 8; {stretched}\n" in capsys.readouterr().out
+    rates = {line["step"]: line["learning_rate"] for line in metrics(output) if "loss" in line}
+    assert rates[9] == pytest.approx(1e-3 * (1 - 8 / 10))
+    assert rates[10] == pytest.approx(1e-3 * (1 - 9 / 10))
+
+
+def test_moments_may_move_to_the_host_when_a_run_goes_on(command, whole, tmp_path, monkeypatch, capsys):
+    """Its whole checkpoints were set aside as damaged, and the run began again over its own metrics."""
+    with monkeypatch.context() as patch:
+        poison(patch, {5, 6})
+        assert main([*command, "--output", str(tmp_path / "run"), "--max-skipped", "2"]) == 2
+    capsys.readouterr()
+    assert go_on(command, tmp_path / "run", "--offload") == 0
+    assert "goes on after update 4" in capsys.readouterr().out
+    for one, other in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    for name, value in weights(whole).items():
+        np.testing.assert_allclose(weights(tmp_path / "run")[name], value, atol=1e-5, err_msg=name)
+
+
+def test_a_run_whose_checkpoints_are_set_aside_does_not_begin_again(command, whole, tmp_path, capsys):
+    """Its metrics would be overwritten, with exit code 0."""
+    output = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
+    for step in checkpoints(output):
+        (output / f"checkpoints/{step}").rename(output / f"checkpoints/damaged-{step}")
+    before = (output / "metrics.jsonl").read_bytes(), (output / "run.json").read_bytes()
+    assert go_on(command, output) == 2
+    assert re.fullmatch(r"rm: .*: no checkpoint that can .* set aside as damaged-4, .*\n", capsys.readouterr().err)
+    assert ((output / "metrics.jsonl").read_bytes(), (output / "run.json").read_bytes()) == before
+    shutil.rmtree(output / "checkpoints")
+    assert go_on(command, output) == 0
+    assert f"{output}: no checkpoint there; begins again with update 1 and a new metrics.jsonl" in capsys.readouterr().out
+    assert_same(output, whole)
+
+
+def test_a_run_ends_at_its_time_limit_and_goes_on(command, whole, tmp_path, capsys):
+    assert main([*command, "--output", str(tmp_path / "run"), "--time-limit", "1s", "--save-every", "5"]) == 143
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "stopped by --time-limit 1s after update 1, which is saved; go on with --resume auto"
+    assert checkpoints(tmp_path / "run") == [1]
+    assert not (tmp_path / "run/model").exists()
+    assert go_on(command, tmp_path / "run") == 0
+    assert_same(tmp_path / "run", whole)
+
+
+def test_the_model_of_the_best_evaluation_is_exported(command, llama_directory, pairs_file, tmp_path, capsys):
+    flags = ["--eval-split", "train", "--eval-every", "1", "--keep-best", "eval_pairs_loss", "--keep", "1"]
+    flags += ["--learning-rate", "2e-2", "--load-best", "--eval-on-start", "--save-every", "9"]
+    assert main([*command, "--output", str(tmp_path / "run"), *flags]) == 0
+    losses = {line["step"]: line["eval_pairs_loss"] for line in metrics(tmp_path / "run") if "eval_pairs_loss" in line}
+    assert list(losses) == list(range(9))
+    best = min(range(1, 9), key=lambda step: losses[step])
+    assert best < 8, "the last is the best, which shows nothing"
+    assert f"the best eval_pairs_loss is that of update {best}, whose model is exported" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["best_step"] == json.loads((tmp_path / "run/model/rm.json").read_text())["steps"] == best
+    assert record["evaluation"]["eval_pairs_loss"] == losses[best]
+    assert checkpoints(tmp_path / "run") == [best, 8]
+    exported = rm.load_reward_model(tmp_path / "run/model")
+    comparisons, _ = rm.tokenize_comparisons(
+        rm.load_comparisons(pairs_file), rm.load_tokenizer(llama_directory), exported.config
+    )
+    found = rm.evaluate(exported, comparisons, batch_size=4, center_rewards_coefficient=0.1)
+    assert found["loss"] == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_a_run_may_keep_nothing_but_its_model(command, tmp_path, capsys):
+    """What is saved is the export; so there is nothing to go on from, and that is said."""
+    flags = ["--save-final-only", "--max-steps", "2"]
+    command = [word for word in command if word not in ("--save-every", "2")]
+    assert main([*command, "--output", str(tmp_path / "run"), *flags]) == 0
+    assert checkpoints(tmp_path / "run") == []
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+    assert go_on(command, tmp_path / "run", "--max-steps", "4") == 2
+    error = capsys.readouterr().err
+    assert "the run is finished and kept no checkpoint to go on from; train on with --model" in error
+    assert go_on(command, tmp_path / "run", *flags) == 0
+
+
 @pytest.mark.parametrize("architecture", ["RewardModel", "LlamaForCausalLM", "LlamaForSequenceClassification", None])
 def test_a_checkpoint_and_the_export_of_a_run_score_alike(
     command, llama_directory, pairs_file, tmp_path, capsys, architecture

@@ -64,7 +64,7 @@ class TrainingLog:
         for name in _NOTES:
             setattr(self, name, notes.get(name, getattr(self, name)))
         if leads():
-            write_lines(self.path, [line for line in read_lines(self.path) if line["step"] <= step])
+            write_lines(self.path, [line for line in read_lines(self.path) if step and line["step"] <= step])
 
     def limit(self, step: int) -> float:
         """The norm of the gradient above which update `step` is to be skipped."""

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,20 @@ def check_finite(arguments: Any) -> None:
     for name, value in vars(arguments).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{flag(name)} must be finite, found {value}")
+
+
+def parse_duration(duration: str) -> int:
+    """The seconds of a duration in days, hours, minutes and seconds.
+
+    **Raises:** `ConfigError`.
+
+    >>> parse_duration("3h50m"), parse_duration("90s")
+    (13800, 90)
+    """
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
+    total = (
+        sum(int(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True)) if found else 0
+    )
+    if not total:
+        raise ConfigError(f"--time-limit: expected a duration such as 3h50m, 2d or 90s, found {duration!r}")
+    return total

@@ -16,7 +16,7 @@ from ..data.sources import is_file_name, parse_source
 from ..devices.processes import leads
 from ..errors import ConfigError, DataError, OutputError
 from ..files.hub import read_json
-from ..files.output import check_writable, replace_file
+from ..files.output import check_writable, replace_file, writing
 from ..text.tokenizer import Tokenizer
 from ..version import __version__
 from .options import flag
@@ -24,6 +24,11 @@ from .options import flag
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "tokenizers", "datasets", "safetensors", "orbax-checkpoint")
 
 Resume = Literal["never", "auto", "required"]
+
+
+def recorded(output: Path) -> dict[str, Any]:
+    """What `run.json` says, or nothing where there is none."""
+    return read_json(output / "run.json") if (output / "run.json").is_file() else {}
 
 
 def check_output(output: Path, *, resume: Resume) -> None:
@@ -34,13 +39,14 @@ def check_output(output: Path, *, resume: Resume) -> None:
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; choose a directory for the run")
     check_writable(output)
-    if (output / "model").exists():
-        raise OutputError(f"{output}: holds a finished run (model/ is there); choose another --output")
+    if resume == "never" and (output / "model").exists():
+        advice = "choose another --output, or go on longer with --resume auto and more --max-steps"
+        raise OutputError(f"{output}: holds a finished run (model/ is there); {advice}")
     saved = (output / "checkpoints").is_dir() and (output / "run.json").is_file()
     if resume == "required" and not saved:
         raise OutputError(f"{output}: nothing to resume (no checkpoints/ and run.json); --resume auto begins one")
     if (resume == "never" or not (output / "run.json").is_file()) and any(
-        (output / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoints")
+        (output / name).exists() for name in ("run.json", "metrics.jsonl", "checkpoints", "model")
     ):
         advice = ", or go on with --resume auto" if saved else ""
         raise OutputError(f"{output}: holds a run already; choose another --output{advice}")
@@ -51,8 +57,7 @@ def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:
 
     **Raises:** `ConfigError`, naming the flag.
     """
-    before = read_json(output / "run.json").get("arguments", {}) if (output / "run.json").is_file() else {}
-    now = json.loads(json.dumps(arguments, default=str))
+    before, now = recorded(output).get("arguments", {}), json.loads(json.dumps(arguments, default=str))
     for name in now:
         if name in before and before[name] != now[name]:  # an older run may not know of a flag
             found = f"the run has {flag(name)} {before[name]}, found {now[name]}"
@@ -64,20 +69,47 @@ def check_same_objective(output: Path, name: str) -> None:
 
     **Raises:** `ConfigError`.
     """
-    before = read_json(output / "run.json").get("objective", name) if (output / "run.json").is_file() else name
+    before = recorded(output).get("objective", name)
     if before != name:
         raise ConfigError(f"{output}: the run has the objective {before}, found {name}; resume with the same")
 
 
-def check_same_data(output: Path, hashes: Sequence[str]) -> None:
-    """Refuses to resume with data that has changed since the run began.
+def check_same_data(output: Path, training: str) -> None:
+    """Refuses to resume with training data that have changed since the run began.
 
     **Raises:** `DataError`.
     """
-    before = read_json(output / "run.json").get("data_sha256") if (output / "run.json").is_file() else None
-    if before is not None and before != list(hashes):
-        found = f"the run began with data of hash {', '.join(before)}, found {', '.join(hashes)}"
+    before = recorded(output).get("data_sha256", [training])[0]  # those to evaluate on come after
+    if before != training:
+        found = f"the run began with data of hash {before}, found {training}"
         raise DataError(f"{output}: {found}; put the data back as it was, or begin a new run")
+
+
+def check_length(output: Path, steps: int, *, streaming: bool = False) -> None:
+    """Refuses to resume with fewer updates than the run has; more are fine.
+
+    **Raises:** `ConfigError`.
+    """
+    before = recorded(output).get("steps", steps)
+    if steps < before:
+        found = f"--max-steps and --epochs make {steps} updates, and the run has {before}"
+        raise ConfigError(f"{output}: {found}; resume with as many or more")
+    if streaming and steps > before:
+        found = f"a run of {before} updates with --streaming has read no rows for {steps}"
+        raise ConfigError(f"{output}: {found}; resume with the same --max-steps")
+
+
+def set_model_aside(output: Path) -> Path:
+    """Renames the export of a run that goes on, so that it is finished again where there is another.
+
+    **Raises:** `OutputError`.
+    """
+    model = output / "model"
+    aside = output / f"model-{recorded(output).get('steps')}"
+    if leads():
+        with writing(aside):
+            model.rename(aside)
+    return aside
 
 
 def write_record(output: Path, record: Mapping[str, Any]) -> None:
@@ -88,8 +120,7 @@ def write_record(output: Path, record: Mapping[str, Any]) -> None:
 
 def run_id(output: Path) -> str:
     """The name of the run among others of a tracker's, the same when it is resumed."""
-    before = read_json(output / "run.json") if (output / "run.json").is_file() else {}
-    return before.get("run_id") or uuid.uuid4().hex[:8]
+    return recorded(output).get("run_id") or uuid.uuid4().hex[:8]
 
 
 def versions() -> dict[str, str]:
@@ -147,7 +178,8 @@ def provenance(
             for name, table in record["data"].items()
         },
         "hyperparameters": json.loads(json.dumps(hyperparameters, default=str)),
-        "steps": record["steps"],
+        "steps": record.get("best_step", record["steps"]),
+        **({"lengthened": record["lengthened"]} if "lengthened" in record else {}),
         "parameters": record["model"]["parameters"],
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
         "evaluation": record["evaluation"],

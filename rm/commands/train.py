@@ -25,7 +25,7 @@ from ..data.table import describe_table
 from ..devices.mesh import row_shards
 from ..devices.processes import ballot, connect, ending_together, leads, prepare_together
 from ..devices.signals import stop_on_signals
-from ..errors import ConfigError, RmError, first_line
+from ..errors import ConfigError, OutputError, RmError, first_line
 from ..evaluation.scoring import METRICS, evaluate
 from ..files.hub import check_push, is_repository, push_reward_model
 from ..files.output import locked
@@ -56,11 +56,13 @@ from .options import (
     choose_mesh,
     flag,
     names_of,
+    parse_duration,
 )
 from .progress import Reporter, print_once, warn
 from .read import describe_plan, plan_updates, read_comparisons, read_tokenizer
 from .run_directory import (
     Resume,
+    check_length,
     check_output,
     check_same_arguments,
     check_same_data,
@@ -68,7 +70,9 @@ from .run_directory import (
     dataset_name,
     pool_rewards,
     provenance,
+    recorded,
     run_id,
+    set_model_aside,
     versions,
     write_record,
 )
@@ -109,7 +113,8 @@ class RunOptions:
     """Directory of the run; metrics.jsonl, run.json, checkpoints/ and model/ appear in it."""
     resume: Resume = "never"
     """auto goes on from the newest whole checkpoint in --output, or begins where there is none; required refuses to
-    begin. Give the same arguments as before, but any --mesh."""
+    begin. Give the same arguments as before; --max-steps and --epochs may be larger, also when the run is finished, and
+    what does not decide what is computed may change, such as --mesh, --offload and the flags of evaluations."""
     eval_dataset: tuple[str, ...] = ()
     """Data sets to evaluate on, each like --dataset, one by one."""
     eval_split: str | None = None
@@ -118,6 +123,8 @@ class RunOptions:
     """Updates between lines of metrics.jsonl."""
     eval_every: int | None = None
     """Updates between evaluations; the last update is always evaluated where there is something to evaluate on."""
+    eval_on_start: bool = False
+    """Evaluate before the first update as well."""
     save_every: int | None = None
     """Updates between checkpoints; there is always one at the end, and where SIGTERM or SIGINT stops the run."""
     keep: int = 3
@@ -125,6 +132,12 @@ class RunOptions:
     keep_best: str | None = None
     """Metric of the evaluations, such as eval_pairs_accuracy, whose best checkpoint stays as well (of a loss, the
     lowest); updates that are both evaluated and saved count."""
+    load_best: bool = False
+    """Export the model of the best evaluation by --keep-best, not the last; every evaluated update is saved."""
+    save_final_only: bool = False
+    """Save checkpoints only where a signal or --time-limit stops the run; in the end, the model alone."""
+    time_limit: str | None = None
+    """Time, such as 3h50m, after which the run saves and ends, as by SIGTERM; less than what a cluster allows."""
     max_skipped: int = 10
     """Updates in a row that may be skipped, because their loss or gradient is not finite; then the run stops."""
     wandb: str | None = None
@@ -155,6 +168,7 @@ class ProcessOptions:
 
 # groups that may change when a run is resumed: they do not decide what it computes
 _MAY_CHANGE = names_of(ReadingOptions, UpdateOptions, RunOptions, ProcessOptions)
+_MAY_GROW = {"epochs", "max_steps"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,13 +188,21 @@ class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions,
             raise ConfigError(f"--push-to: expected org/name, found {self.push_to!r}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
+        if self.eval_on_start and not (self.eval_dataset or self.eval_split):
+            raise ConfigError("--eval-on-start needs something to evaluate on: --eval-dataset or --eval-split")
+        if self.load_best and self.keep_best is None:
+            raise ConfigError("--load-best needs --keep-best, the metric that says which evaluation is the best")
+        if self.save_final_only and (self.save_every or self.keep_best):
+            raise ConfigError("--save-final-only saves no checkpoints: leave out --save-every and --keep-best")
+        if self.time_limit is not None:
+            parse_duration(self.time_limit)
 
     def compute(self) -> Compute:
         """The options of `rm.rewards`, for an objective of your own as for the usual one."""
         return Compute(dtype=self.dtype, remat=self.remat, attention=self.attention, mesh=choose_mesh(self.mesh))
 
     def decisive(self) -> dict[str, Any]:
-        """The arguments that decide what the run computes; they stay the same when it is resumed."""
+        """The arguments that decide what the run computes; when it is resumed, they stay or, as its length, grow."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in _MAY_CHANGE}
 
 
@@ -196,8 +218,8 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
 
     >>> train(TrainArguments(…), track=lambda step, values: print(step, values.get("loss")))  # doctest: +SKIP
     """
-    if args.resume == "auto" and (args.output / "model").is_dir():
-        check_finished(args, objective)
+    end = time.monotonic() + parse_duration(args.time_limit) if args.time_limit else math.inf
+    if args.resume != "never" and (args.output / "model").is_dir() and is_over(args, objective):
         print_once(f"the run is over: the reward model is in {args.output / 'model'}", quiet=args.quiet)
         return 0
     if args.distributed:
@@ -205,7 +227,7 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
     with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
         prepared = prepare_together(partial(prepare, args, objective), partial(facts, args))
         prepare_together(partial(hold, args, stack), lambda _: {})
-        return run(args, prepared, track)
+        return run(args, prepared, track, end=end)
 
 
 @contextlib.contextmanager
@@ -236,13 +258,14 @@ class Prepared(NamedTuple):
     held_out: dict[str, TokenizedComparisons]
     tables: dict[str, dict[str, Any]]
     plan: BatchPlan
+    steps: int  # updates in all
     objective: Objective | None  # one of the caller's own
     mesh: Mesh | None
 
     @property
     def hashes(self) -> list[str]:
-        """Fingerprints of all comparisons."""
-        return _hashes(self.comparisons, self.held_out)
+        """Fingerprints of all comparisons, those to train on first."""
+        return [each.fingerprint for each in (self.comparisons, *self.held_out.values())]
 
 
 def prepare(args: TrainArguments, objective: Objective | None = None) -> Prepared:
@@ -254,8 +277,7 @@ def prepare(args: TrainArguments, objective: Objective | None = None) -> Prepare
     if args.push_to and leads():
         check_push(args.push_to)
     if args.resume != "never":
-        check_same_arguments(args.output, args.decisive())
-        check_same_objective(args.output, _name_of(objective))
+        check_same_run(args, objective)
     compute = args.compute()
     source = parse_source(args.model)
     model = load_reward_model(
@@ -271,10 +293,22 @@ def prepare(args: TrainArguments, objective: Objective | None = None) -> Prepare
         check_keep_best(args.keep_best, held_out, objective)
     plan = plan_updates(comparisons, args, rows=row_shards(compute.mesh))
     check_attention(compute, plan, model.config)
-    prepared = Prepared(model, tokenizer, comparisons, held_out, tables, plan, objective, compute.mesh)
+    steps = total_steps(args, plan)
     if args.resume != "never":
-        check_same_data(args.output, prepared.hashes)
-    return prepared
+        check_length(args.output, steps, streaming=args.streaming)
+        check_same_data(args.output, comparisons.fingerprint)
+    return Prepared(model, tokenizer, comparisons, held_out, tables, plan, steps, objective, compute.mesh)
+
+
+def check_same_run(args: TrainArguments, objective: Objective | None) -> None:
+    """Refuses to resume with another objective, or with other arguments that decide what the run computes."""
+    check_same_arguments(args.output, {n: value for n, value in args.decisive().items() if n not in _MAY_GROW})
+    check_same_objective(args.output, _name_of(objective))
+
+
+def total_steps(args: TrainArguments, plan: BatchPlan) -> int:
+    """The updates of the run."""
+    return math.ceil(args.epochs * plan.steps_per_epoch) if args.max_steps is None else args.max_steps
 
 
 def check_keep_best(metric: str, held_out: Mapping[str, Any], objective: Objective | None) -> None:
@@ -291,17 +325,20 @@ def check_attention(compute: Compute, plan: BatchPlan, config: LlamaConfig) -> N
         choose_attention(compute.attention, Inputs(shape.regions, shape.slots, config.head_dim, compute.dtype, context))
 
 
-def check_finished(args: TrainArguments, objective: Objective | None) -> None:
-    """Refuses a finished run that other arguments or other data have made.
+def is_over(args: TrainArguments, objective: Objective | None) -> bool:
+    """True where the finished run in `--output` is the one asked for, and False where more updates are.
 
-    **Raises:** `RmError`.
+    **Raises:** `RmError`, if other arguments or other data have made it.
     """
-    check_same_arguments(args.output, args.decisive())
-    check_same_objective(args.output, _name_of(objective))
+    check_output(args.output, resume=args.resume)
+    check_same_run(args, objective)
     source = parse_source(args.model)
     config, tokenizer = match_config(load_config(source.path, revision=source.revision), read_tokenizer(args))
-    comparisons, held_out, _ = _read_data(args, tokenizer, config)
-    check_same_data(args.output, _hashes(comparisons, held_out))
+    comparisons, _ = read_comparisons(args.dataset, args.split, tokenizer, config, args)
+    steps = total_steps(args, plan_updates(comparisons, args))
+    check_length(args.output, steps, streaming=args.streaming)
+    check_same_data(args.output, comparisons.fingerprint)
+    return steps == recorded(args.output).get("steps", steps)
 
 
 def _read_data(
@@ -326,10 +363,6 @@ def _evaluation_sets(args: TrainArguments) -> list[tuple[str, str]]:
     return [(dataset, args.eval_split or "train") for dataset in args.eval_dataset or args.dataset]
 
 
-def _hashes(comparisons: TokenizedComparisons, held_out: Mapping[str, TokenizedComparisons]) -> list[str]:
-    return [each.fingerprint for each in (comparisons, *held_out.values())]
-
-
 def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:
     """Locks the output directory against other runs, in process 0."""
     if not leads():
@@ -352,32 +385,39 @@ def facts(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
 # The loop.
 
 
-def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) -> int:
-    """The training loop, with its logs, evaluations and checkpoints, and the export; returns the exit code."""
-    model, held_out, plan, mesh = prepared.model, prepared.held_out, prepared.plan, prepared.mesh
-    steps = math.ceil(args.epochs * plan.steps_per_epoch) if args.max_steps is None else args.max_steps
-    record = describe_run(args, prepared, steps)
+def run(args: TrainArguments, prepared: Prepared, track: Track | None = None, *, end: float = math.inf) -> int:
+    """The training loop, with its logs, evaluations and checkpoints, and the export; returns the exit code.
+
+    **Arguments:** `end`, the time of `time.monotonic` after which the run saves and ends.
+    """
+    held_out, plan, steps = prepared.held_out, prepared.plan, prepared.steps
+    record = describe_run(args, prepared)
     schedule, optimizer = training_optimizer(args, steps)
 
     objective = prepared.objective or pairwise_objective(args.center_rewards_coefficient, args.compute())
-    state, advance = init_state(model, optimizer), jit_update(objective, optimizer)
+    state, advance = init_state(prepared.model, optimizer), jit_update(objective, optimizer)
     evaluation, stopped = {}, False
     with contextlib.ExitStack() as stack:
         signal = stack.enter_context(stop_on_signals())  # first, so that it still holds while the last save is awaited
         checkpoints = stack.enter_context(Checkpoints(args.output / "checkpoints", keep=args.keep, best=args.keep_best))
         start, state, notes = go_on(args, checkpoints, state)
+        record |= describe_changes(args, record, start)
         write_record(args.output, record)
         log = stack.enter_context(opened_log(args, prepared, record, schedule, start, track))
         log.resume(start, notes)
+        if args.eval_on_start and not start:
+            with log.paused():
+                log.write(0, evaluate_all(state.model, prepared, args))
         step, vote = start, ballot()
-        ahead = stack.enter_context(contextlib.closing(prefetch(plan, start, steps, mesh=mesh)))
+        ahead = stack.enter_context(contextlib.closing(prefetch(plan, start, steps, mesh=prepared.mesh)))
         for step, batches in enumerate(ahead, start + 1):
             state, metrics = advance(state, batches, log.limit(step))
             log.add(step, metrics, plan.indices_at(step - 1))
 
-            stopped = vote(signal() is not None) and step < steps
+            stopped = vote(signal() is not None or time.monotonic() > end) and step < steps
             evaluating = held_out and (step == steps or due(args.eval_every, step))
-            saving = stopped or step == steps or due(args.save_every, step)
+            saving = stopped or due(args.save_every, step) or (args.load_best and evaluating)
+            saving = saving or (step == steps and not args.save_final_only)
             if evaluating or saving:
                 with log.paused():
                     if evaluating:
@@ -388,13 +428,14 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None) ->
             if stopped:
                 break
     if stopped:
-        print_once(f"stopped after update {step}, which is saved; go on with --resume auto", quiet=args.quiet)
+        why = f" by --time-limit {args.time_limit}" if time.monotonic() > end else ""
+        print_once(f"stopped{why} after update {step}, which is saved; go on with --resume auto", quiet=args.quiet)
         return 128 + (signal() or SIGTERM)
     finish(args, prepared, state.model, record, evaluation, log.skipped)
     return 0
 
 
-def describe_run(args: TrainArguments, prepared: Prepared, steps: int) -> dict[str, Any]:
+def describe_run(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
     """The first version of run.json."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(prepared.model))
     return {
@@ -407,7 +448,7 @@ def describe_run(args: TrainArguments, prepared: Prepared, steps: int) -> dict[s
         "model": dataclasses.asdict(prepared.model.config)
         | {"parameters": parameters, "pad_token": prepared.tokenizer.pad_token},
         "row_shapes": [dataclasses.asdict(shape) for shape in prepared.plan.shapes],
-        "steps": steps,
+        "steps": prepared.steps,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -421,12 +462,38 @@ def _name_of(objective: Objective | None) -> str:
 
 def go_on(args: TrainArguments, checkpoints: Checkpoints, state: TrainState) -> tuple[int, TrainState, dict[str, Any]]:
     """The starting point of a run: the number of updates done, the state after them, the notes of the log."""
-    if args.resume == "never" or not checkpoints.steps:
+    say, finished = warn if args.quiet else print_once, (args.output / "model").is_dir()
+    if args.resume == "never" or not (checkpoints.steps or checkpoints.set_aside):
+        if finished:
+            advice = f"train on with --model {args.output / 'model'} and another --output"
+            raise OutputError(f"{args.output}: the run is finished and kept no checkpoint to go on from; {advice}")
+        if (args.output / "metrics.jsonl").exists():
+            say(f"{args.output}: no checkpoint there; begins again with update 1 and a new metrics.jsonl")
         return 0, state, {}
     like = abstract(state)
     for leaf in jax.tree.leaves(state):
         leaf.delete()  # memory for one of them
-    return checkpoints.restore_newest(like, warn if args.quiet else print_once)
+    found = checkpoints.restore_newest(like, say)
+    if finished:
+        say(f"the model so far is now {set_model_aside(args.output)}")
+    return found
+
+
+def describe_changes(args: TrainArguments, record: dict[str, Any], start: int) -> dict[str, Any]:
+    """Says what of a run that goes on is not as before; for run.json, where it has become longer."""
+    old, steps = recorded(args.output) if start else {}, record["steps"]
+    before, history = old.get("steps", steps), old.get("lengthened", [])
+    evaluated = [hashes["data_sha256"][1:] for hashes in (old, record) if "data_sha256" in hashes]
+    if all(evaluated) and evaluated[0] != record["data_sha256"][1:]:
+        print_once("evaluates on other data than before: the figures do not compare", quiet=args.quiet)
+    if before < steps:
+        was, now = (float(jnp.asarray(training_optimizer(args, count)[0](start))) for count in (before, steps))
+        stretched = (
+            f"; the {args.schedule} schedule is stretched over all of them: the rate goes from {was:.3g} to {now:.3g}"
+        )
+        print_once(f"{steps} updates in place of {before}{stretched * (was != now)}", quiet=args.quiet)
+        history = [*history, {"after": start, "from": before, "to": steps}]
+    return {"lengthened": history} if history else {}
 
 
 @contextlib.contextmanager
@@ -532,13 +599,30 @@ def finish(
     held_out, steps = prepared.held_out, record["steps"]
     if 2 * skipped > steps:
         raise RmError(f"{skipped} of {steps} updates were skipped, see metrics.jsonl; nothing is exported")
-    if held_out and not evaluation:  # the run had ended, but not been exported
+    if args.load_best:
+        best, model = load_best(args, model, steps, prepared.mesh)
+        if best < steps:
+            print_once(f"the best {args.keep_best} is that of update {best}, whose model is exported", quiet=args.quiet)
+            record["best_step"], evaluation = best, {}
+    if held_out and not evaluation:  # of another update, or the run had ended, but not been exported
         evaluation = evaluate_all(model, prepared, args)
     record |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "evaluation": evaluation}
     if evaluation:
         record["reward"] = pool_rewards(evaluation, {name: 2 * len(each) for name, each in held_out.items()})
     write_record(args.output, record)
     export(args, model, prepared.tokenizer, record)
+
+
+def load_best(args: TrainArguments, model: RewardModel, steps: int, mesh: Mesh | None) -> tuple[int, RewardModel]:
+    """The update with the best evaluation, and its model, which takes the memory of `model`, the last."""
+    with Checkpoints(args.output / "checkpoints", best=args.keep_best, read_only=True) as checkpoints:
+        best = checkpoints.best_step or steps
+        if best == steps:
+            return steps, model
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
+        for leaf in jax.tree.leaves(model):
+            leaf.delete()
+        return best, checkpoints.restore_model(best, like, mesh=mesh)
 
 
 def export(args: TrainArguments, model: RewardModel, tokenizer: Tokenizer, record: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def key_data(x: Any) -> Any:
 
 def is_key(x: Any) -> bool:
     """True for typed PRNG keys and their shapes."""
-    return jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 @checked

@@ -35,7 +35,7 @@ def match(saved: Mapping[str, str], like: Any) -> dict[str, str]:
     """
     wanted = describe(like)
     fields = {_field(name) for name in wanted}
-    alone = {_without_host(name): name for name in reversed(saved) if _field(name) in fields}
+    alone = {_without_host(name): name for name in reversed(list(saved)) if _field(name) in fields}
     sources = {name: name if name in saved else alone.get(_without_host(name), "") for name in wanted}
     used = {_without_host(name) for name in wanted}
     has = [f"{name} ({saved[name]})" for short, name in alone.items() if short not in used]
