@@ -253,7 +253,9 @@ def test_a_run_whose_checkpoints_are_set_aside_does_not_begin_again(command, who
     assert ((output / "metrics.jsonl").read_bytes(), (output / "run.json").read_bytes()) == before
     shutil.rmtree(output / "checkpoints")
     assert go_on(command, output) == 0
-    assert f"{output}: no checkpoint there; begins again with update 1 and a new metrics.jsonl" in capsys.readouterr().out
+    assert (
+        f"{output}: no checkpoint there; begins again with update 1 and a new metrics.jsonl" in capsys.readouterr().out
+    )
     assert_same(output, whole)
 
 
@@ -268,24 +270,26 @@ def test_a_run_ends_at_its_time_limit_and_goes_on(command, whole, tmp_path, caps
 
 
 def test_the_model_of_the_best_evaluation_is_exported(command, llama_directory, pairs_file, tmp_path, capsys):
-    flags = ["--eval-split", "train", "--eval-every", "1", "--keep-best", "eval_pairs_loss", "--keep", "1"]
+    flags = ["--eval-split", "train", "--eval-every", "1", "--keep-best", "eval_pairs_margin", "--keep", "1"]
     flags += ["--learning-rate", "2e-2", "--load-best", "--eval-on-start", "--save-every", "9"]
     assert main([*command, "--output", str(tmp_path / "run"), *flags]) == 0
-    losses = {line["step"]: line["eval_pairs_loss"] for line in metrics(tmp_path / "run") if "eval_pairs_loss" in line}
-    assert list(losses) == list(range(9))
-    best = min(range(1, 9), key=lambda step: losses[step])
+    margins = {
+        line["step"]: line["eval_pairs_margin"] for line in metrics(tmp_path / "run") if "eval_pairs_margin" in line
+    }
+    assert list(margins) == list(range(9))
+    best = max(range(1, 9), key=lambda step: margins[step])
     assert best < 8, "the last is the best, which shows nothing"
-    assert f"the best eval_pairs_loss is that of update {best}, whose model is exported" in capsys.readouterr().out
+    assert f"the best eval_pairs_margin is that of update {best}, whose model is exported" in capsys.readouterr().out
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["best_step"] == json.loads((tmp_path / "run/model/rm.json").read_text())["steps"] == best
-    assert record["evaluation"]["eval_pairs_loss"] == losses[best]
+    assert record["evaluation"]["eval_pairs_margin"] == margins[best]
     assert checkpoints(tmp_path / "run") == [best, 8]
     exported = rm.load_reward_model(tmp_path / "run/model")
     comparisons, _ = rm.tokenize_comparisons(
         rm.load_comparisons(pairs_file), rm.load_tokenizer(llama_directory), exported.config
     )
     found = rm.evaluate(exported, comparisons, batch_size=4, center_rewards_coefficient=0.1)
-    assert found["loss"] == pytest.approx(losses[best], rel=1e-5)
+    assert found["margin"] == pytest.approx(margins[best], rel=1e-5)
 
 
 def test_a_run_may_keep_nothing_but_its_model(command, tmp_path, capsys):
