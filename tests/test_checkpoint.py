@@ -17,6 +17,7 @@ import pytest
 import rm
 from rm.files.checksum import checksums, key_data
 from rm.saving.checkpoints import abstract
+from rm.training.rounding import keep_moments
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("unraised")]
 
@@ -93,7 +94,7 @@ STATES = {
     "apply_if_finite": lambda: optax.apply_if_finite(optax.adamw(lambda _: 1e-3), 3),
     "skip_not_finite": lambda: optax.MultiSteps(optax.sgd(0.1), 2, should_skip_update_fn=optax.skip_not_finite),
     "MultiSteps": lambda: optax.MultiSteps(optax.adamw(1e-3), 3),
-    "add_noise": lambda: optax.chain(optax.add_noise(0.1, 0.5, KEYS["typed"]), optax.sgd(0.1)),
+    "add_noise": lambda: keep_moments(optax.chain(optax.add_noise(0.1, 0.5, KEYS["typed"]), optax.adam(0.1))),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(lambda _: 1e-3),
     "masked": lambda: optax.masked(optax.adam(1e-3), {"w": True, "b": False}),
     "keys": lambda: keeping((KEYS, None, (), optax.EmptyState(), jnp.zeros((0, 3)))),

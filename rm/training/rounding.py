@@ -42,7 +42,9 @@ def round_tree(tree: Any, like: Any, step: Int[Array, ""]) -> Any:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), max(1, len(leaves)))
 
     def rounded(leaf: Array, key: PRNGKeyArray, dtype) -> Array:
-        return stochastic_round(leaf, key) if dtype == jnp.bfloat16 != leaf.dtype else leaf.astype(dtype)
+        if leaf.dtype == dtype:
+            return leaf
+        return stochastic_round(leaf, key) if dtype == jnp.bfloat16 else leaf.astype(dtype)
 
     types = [leaf.dtype for leaf in jax.tree.leaves(like)]
     return structure.unflatten([rounded(*args) for args in zip(leaves, keys, types, strict=True)])
@@ -65,13 +67,16 @@ def keep_moments(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     dtype(bfloat16)
     """
 
+    def is_moment(leaf: Array) -> bool:
+        return leaf.ndim > 0 and leaf.dtype == jnp.float32
+
     def smaller(leaf: Array) -> Any:
-        moment = leaf.ndim and leaf.dtype == jnp.float32
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if moment else leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if is_moment(leaf) else leaf.dtype)
 
     def init(params: optax.Params) -> Rounded:
         state = optimizer.init(params)
-        return Rounded(jnp.zeros((), jnp.int32), jax.tree.map(lambda leaf: leaf.astype(smaller(leaf).dtype), state))
+        state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if is_moment(leaf) else leaf, state)
+        return Rounded(jnp.zeros((), jnp.int32), state)
 
     def update(updates: optax.Updates, state: Rounded, params: optax.Params | None = None):
         wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state.state)
