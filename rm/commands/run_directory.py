@@ -39,10 +39,10 @@ def check_output(output: Path, *, resume: Resume) -> None:
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; choose a directory for the run")
     check_writable(output)
-    if resume == "never" and (output / "model").exists():
-        advice = "choose another --output, or go on longer with --resume auto and more --max-steps"
-        raise OutputError(f"{output}: holds a finished run (model/ is there); {advice}")
     saved = (output / "checkpoints").is_dir() and (output / "run.json").is_file()
+    if resume == "never" and (output / "model").exists():
+        advice = ", or go on longer with --resume auto and more --max-steps" if saved else ""
+        raise OutputError(f"{output}: holds a finished run (model/ is there); choose another --output{advice}")
     if resume == "required" and not saved:
         raise OutputError(f"{output}: nothing to resume (no checkpoints/ and run.json); --resume auto begins one")
     if (resume == "never" or not (output / "run.json").is_file()) and any(
