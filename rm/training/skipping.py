@@ -19,9 +19,10 @@ def choose(good: Bool[Array, ""] | bool, new: Any, old: Any, *, chosen: tuple[ty
 
     **Arguments:** `chosen`, types of nodes that have chosen for themselves.
 
-    >>> old = optax.ScaleByScheduleState(jnp.array(4)), optax.TraceState(jnp.array(0.5))
-    >>> choose(False, (optax.ScaleByScheduleState(jnp.array(5)), optax.TraceState(jnp.array(0.7))), old)
-    (ScaleByScheduleState(count=Array(5, dtype=int32)), TraceState(trace=Array(0.5, dtype=float32)))
+    >>> new, old = (optax.ScaleByScheduleState(jnp.int32(count)) for count in (5, 4))
+    >>> kept = choose(False, (new, jnp.float32(0.7)), (old, jnp.float32(0.5)))
+    >>> int(kept[0].count), float(kept[1])
+    (5, 0.5)
     """
 
     def plain(new: Any, old: Any) -> Any:
