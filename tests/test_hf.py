@@ -170,6 +170,36 @@ def test_a_file_that_changes_after_its_header_was_read_is_named(export, damage):
         files.read(["score.weight"], leaf, [((0, 1), (0, leaf.shape[1]))], stacked=False)
 
 
+def test_the_fingerprint_of_weights_changes_with_each_tensor_and_not_with_their_files(export, tmp_path, monkeypatch):
+    """Of a tensor larger than the pieces that are read, each piece counts, the first and the last bytes among them."""
+    monkeypatch.setattr(rm.files.weights, "_SAMPLE", 8)
+    monkeypatch.setattr(rm.files.weights, "_SAMPLES", 3)
+
+    def fingerprint_of(tensors: dict[str, dict[str, np.ndarray]]) -> str:
+        directory = tmp_path / "again"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        for file, part in tensors.items():
+            save_file(part, directory / file, metadata={"format": "pt"})
+        if len(tensors) > 1:
+            index = {"weight_map": {name: file for file, part in tensors.items() for name in part}}
+            (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        return rm.files.weights.TensorFiles(directory).fingerprint()
+
+    stored = load_file(export / "model.safetensors")
+    whole = fingerprint_of({"model.safetensors": stored})
+    names = list(stored)
+    halves = [{name: stored[name] for name in part} for part in (names[:5], names[5:])]
+    assert fingerprint_of({"a.safetensors": halves[0], "b.safetensors": halves[1]}) == whole
+    found = {whole}
+    for name in names:
+        for place in (0, -1):
+            changed = stored[name].copy()
+            changed.flat[place] = np.nextafter(changed.flat[place], np.float32(9))
+            found.add(fingerprint_of({"model.safetensors": {**stored, name: changed}}))
+    assert len(found) == 1 + 2 * len(names) - sum(stored[name].size == 1 for name in names)
+
+
 def test_a_loaded_model_may_be_donated(export):
     """On a CPU its arrays are the memory into which the files were read."""
     double = jax.jit(lambda model: jax.tree.map(lambda leaf: leaf + leaf, model), donate_argnums=0)

@@ -157,6 +157,22 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def parse_duration(name: str, duration: str) -> int:
+    """The seconds of a duration in days, hours, minutes and seconds.
+
+    **Raises:** `ConfigError`, naming the flag.
+
+    >>> parse_duration("--join-timeout", "1h30m"), parse_duration("--join-timeout", "90")
+    (5400, 90)
+    """
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", duration, re.ASCII)
+    parts = found.groups("0") if found else "0000"
+    seconds = sum(int(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=True))
+    if not 0 < seconds < 10**9:
+        raise ConfigError(f"{name}: expected a duration such as 90s, 10m or 3h50m, found {duration!r}")
+    return seconds
+
+
 def check_positive(arguments: Any, *names: str) -> None:
     """Raises `ConfigError`, naming the flag, for an argument that is given and not greater than 0."""
     for name in names:
@@ -177,20 +193,3 @@ def check_finite(arguments: Any) -> None:
     for name, value in vars(arguments).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{flag(name)} must be finite, found {value}")
-
-
-def parse_duration(duration: str) -> int:
-    """The seconds of a duration in days, hours, minutes and seconds.
-
-    **Raises:** `ConfigError`.
-
-    >>> parse_duration("3h50m"), parse_duration("90s")
-    (13800, 90)
-    """
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
-    total = (
-        sum(int(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True)) if found else 0
-    )
-    if not total:
-        raise ConfigError(f"--time-limit: expected a duration such as 3h50m, 2d or 90s, found {duration!r}")
-    return total

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +17,14 @@ from ..data.sources import is_file_name, parse_source
 from ..devices.processes import leads
 from ..errors import ConfigError, DataError, OutputError
 from ..files.hub import read_json
-from ..files.output import check_writable, replace_file, writing
+from ..files.output import check_writable, read_owner, replace_file, writing
 from ..text.tokenizer import Tokenizer
 from ..version import __version__
 from .options import flag
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "tokenizers", "datasets", "safetensors", "orbax-checkpoint")
+
+_SEEN_SECONDS = 15  # in which a file that one process has written appears to another, on a slow file system
 
 Resume = Literal["never", "auto", "required"]
 
@@ -50,6 +53,30 @@ def check_output(output: Path, *, resume: Resume) -> None:
     ):
         advice = ", or go on with --resume auto" if saved else ""
         raise OutputError(f"{output}: holds a run already; choose another --output{advice}")
+
+
+def check_shared(output: Path, owner: Mapping[str, Any]) -> None:
+    """Refuses a directory in which this process does not see what process 0 has written.
+
+    **Arguments:** `owner`, what process 0 has said of itself there; a network's file system shows it after a while.
+
+    **Raises:** `OutputError`.
+    """
+    end = time.monotonic() + _SEEN_SECONDS
+    while (found := read_owner(output)) != owner:
+        if time.monotonic() > end:
+            seen = f"a file of {found.get('host')}, since {found.get('since')}" if found else "no such file"
+            expected = (
+                f"expected the .owner.json that process 0 wrote on {owner['host']} at {owner['since']}, found {seen}"
+            )
+            raise OutputError(f"{output.absolute()}: {expected}; give an --output that all processes share")
+        time.sleep(0.2)
+        list(output.parent.glob("*"))  # NFS then looks again at what it did not find before
+
+
+def saved_steps(output: Path) -> list[int]:
+    """The updates after which this process sees a checkpoint."""
+    return sorted(int(path.name) for path in (output / "checkpoints").glob("*") if path.name.isdecimal())
 
 
 def check_same_arguments(output: Path, arguments: Mapping[str, Any]) -> None:

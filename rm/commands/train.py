@@ -6,6 +6,7 @@ with its log, evaluations and checkpoints, and finishes with the export.
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -22,18 +23,20 @@ from jax.sharding import Mesh
 from ..data.comparisons import TokenizedComparisons
 from ..data.sources import parse_source
 from ..data.table import describe_table
+from ..devices.agreement import ballot, from_first, prepare_together
 from ..devices.mesh import row_shards
-from ..devices.processes import ballot, connect, ending_together, leads, prepare_together
+from ..devices.processes import connect, ending_together, leads
 from ..devices.signals import stop_on_signals
 from ..errors import ConfigError, OutputError, RmError, first_line
 from ..evaluation.scoring import METRICS, evaluate
 from ..files.hub import check_push, is_repository, push_reward_model
-from ..files.output import locked
+from ..files.output import locked, read_owner
 from ..model.attention_choice import Inputs, choose_attention
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.llama import RewardModel
-from ..model.loading import load_config, load_reward_model
+from ..model.loading import ModelFiles, load_config, open_reward_model
+from ..model.sharding import check_mesh
 from ..packing.batches import BatchPlan, prefetch
 from ..saving.checkpoints import Checkpoints, abstract
 from ..saving.export import save_reward_model
@@ -67,11 +70,13 @@ from .run_directory import (
     check_same_arguments,
     check_same_data,
     check_same_objective,
+    check_shared,
     dataset_name,
     pool_rewards,
     provenance,
     recorded,
     run_id,
+    saved_steps,
     set_model_aside,
     versions,
     write_record,
@@ -164,6 +169,8 @@ class ProcessOptions:
     """Number of processes, with --coordinator."""
     process_id: int | None = None
     """Number of this process, counted from 0, with --coordinator."""
+    join_timeout: str = "10m"
+    """The longest wait for the other processes, such as 90s or 10m."""
 
 
 # groups that may change when a run is resumed: they do not decide what it computes
@@ -184,6 +191,7 @@ class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions,
         given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(self, name) is not None]
         if given and (not self.distributed or len(given) < 3):
             raise ConfigError("--coordinator, --num-processes and --process-id go together, with --distributed")
+        parse_duration("--join-timeout", self.join_timeout)
         if self.push_to is not None and not is_repository(self.push_to):
             raise ConfigError(f"--push-to: expected org/name, found {self.push_to!r}")
         if not 0 <= self.warmup_ratio <= 1:
@@ -195,7 +203,7 @@ class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions,
         if self.save_final_only and (self.save_every or self.keep_best):
             raise ConfigError("--save-final-only saves no checkpoints: leave out --save-every and --keep-best")
         if self.time_limit is not None:
-            parse_duration(self.time_limit)
+            parse_duration("--time-limit", self.time_limit)
 
     def compute(self) -> Compute:
         """The options of `rm.rewards`, for an objective of your own as for the usual one."""
@@ -218,16 +226,20 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
 
     >>> train(TrainArguments(…), track=lambda step, values: print(step, values.get("loss")))  # doctest: +SKIP
     """
-    end = time.monotonic() + parse_duration(args.time_limit) if args.time_limit else math.inf
+    end = time.monotonic() + parse_duration("--time-limit", args.time_limit) if args.time_limit else math.inf
     if args.resume != "never" and (args.output / "model").is_dir() and is_over(args, objective):
         print_once(f"the run is over: the reward model is in {args.output / 'model'}", quiet=args.quiet)
         return 0
     if args.distributed:
-        connect(args.coordinator, args.num_processes, args.process_id)
+        limit = parse_duration("--join-timeout", args.join_timeout)
+        connect(args.coordinator, args.num_processes, args.process_id, join_timeout=limit)
     with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
-        prepared = prepare_together(partial(prepare, args, objective), partial(facts, args))
-        prepare_together(partial(hold, args, stack), lambda _: {})
-        return run(args, prepared, track, end=end)
+        found = prepare_together(partial(find, args, objective), partial(facts, args, objective))
+        prepared = prepare_together(partial(prepare, args, objective, found), lambda p: {"data (a hash)": p.hashes})
+        model, _ = match_tokenizer(prepared.model, found.tokenizer)  # all processes may compute it together
+        prepare_together(partial(hold, args, stack))
+        prepare_together(partial(check_shared, args.output, from_first(read_owner(args.output))))
+        return run(args, prepared._replace(model=model), track, end=end)
 
 
 @contextlib.contextmanager
@@ -268,8 +280,15 @@ class Prepared(NamedTuple):
         return [each.fingerprint for each in (self.comparisons, *self.held_out.values())]
 
 
-def prepare(args: TrainArguments, objective: Objective | None = None) -> Prepared:
-    """Reads and checks everything, before the output directory appears."""
+class Found(NamedTuple):
+    """The model and its tokenizer, of which no weights have been read yet."""
+
+    files: ModelFiles
+    tokenizer: Tokenizer
+
+
+def find(args: TrainArguments, objective: Objective | None = None) -> Found:
+    """Checks all that takes seconds, before the output directory appears."""
     for tracker in PACKAGES:
         if getattr(args, tracker):
             check_installed(tracker)
@@ -278,25 +297,45 @@ def prepare(args: TrainArguments, objective: Objective | None = None) -> Prepare
         check_push(args.push_to)
     if args.resume != "never":
         check_same_run(args, objective)
-    compute = args.compute()
     source = parse_source(args.model)
-    model = load_reward_model(
-        source.path,
-        dtype=jnp.dtype(args.parameters),
-        key=jax.random.key(args.seed),
-        revision=source.revision,
-        mesh=compute.mesh,
-    )
-    model, tokenizer = match_tokenizer(model, read_tokenizer(args))
-    comparisons, held_out, tables = _read_data(args, tokenizer, model.config)
+    files = open_reward_model(source.path, dtype=jnp.dtype(args.parameters), revision=source.revision)
+    return Found(files, read_tokenizer(args))
+
+
+def facts(args: TrainArguments, objective: Objective | None, found: Found) -> dict[str, Any]:
+    """Values that must be equal in all processes."""
+    own = names_of(ReadingOptions) | {"process_id", "join_timeout"}
+    arguments = {flag(n): v for n, v in dataclasses.asdict(args).items() if n not in own}
+    packages = {f"{name} version": value for name, value in versions().items() if name != "device"}
+    steps = saved_steps(args.output) if args.resume != "never" else []
+    config = {f"{name} (config.json)": value for name, value in dataclasses.asdict(found.files.config).items()}
+    here = {
+        "local devices": jax.local_device_count(),
+        "checkpoints in --output": steps,
+        "objective": _name_of(objective),
+    }
+    text = repr((sorted(found.tokenizer.files.items()), found.tokenizer.chat_template))
+    weights, tokenizer = found.files.tensors.fingerprint(), hashlib.sha256(text.encode()).hexdigest()
+    hashes = {"model weights (a hash)": weights, "tokenizer (a hash)": tokenizer}
+    return arguments | packages | here | config | hashes
+
+
+def prepare(args: TrainArguments, objective: Objective | None, found: Found) -> Prepared:
+    """Reads the data and the weights, before the output directory appears; no process waits for another."""
+    compute = args.compute()
+    if compute.mesh is not None:
+        check_mesh(found.files.config, compute.mesh)
+    config, tokenizer = match_config(found.files.config, found.tokenizer)
+    comparisons, held_out, tables = _read_data(args, tokenizer, config)
     if args.keep_best is not None:
         check_keep_best(args.keep_best, held_out, objective)
     plan = plan_updates(comparisons, args, rows=row_shards(compute.mesh))
-    check_attention(compute, plan, model.config)
+    check_attention(compute, plan, config)
     steps = total_steps(args, plan)
     if args.resume != "never":
         check_length(args.output, steps, streaming=args.streaming)
         check_same_data(args.output, comparisons.fingerprint)
+    model = found.files.load(key=jax.random.key(args.seed), mesh=compute.mesh)
     return Prepared(model, tokenizer, comparisons, held_out, tables, plan, steps, objective, compute.mesh)
 
 
@@ -372,14 +411,6 @@ def hold(args: TrainArguments, stack: contextlib.ExitStack) -> None:
         say = warn if args.quiet else print_once
         say(f"{args.output}: process {before['process']} on {before['host']} did not end well; this one goes on")
     check_output(args.output, resume=args.resume)  # another run may have been there meanwhile
-
-
-def facts(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
-    """Values that must be equal in all processes."""
-    own = names_of(ReadingOptions) | {"process_id"}
-    arguments = {flag(n): v for n, v in dataclasses.asdict(args).items() if n not in own}
-    packages = {f"{name} version": value for name, value in versions().items() if name != "device"}
-    return {**arguments, **packages, "data (a hash)": prepared.hashes}
 
 
 # The loop.

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..errors import OutputError
 
+_OWNER = ".owner.json"
+
 
 def check_writable(path: Path) -> None:
     """Refuses a place whose nearest existing directory is none, or is not to be written to."""
@@ -67,18 +69,18 @@ def locked(directory: Path) -> Iterator[dict[str, Any] | None]:
     """
     from filelock import FileLock, Timeout
 
-    owner = directory / ".owner.json"
+    owner = directory / _OWNER
     lock = FileLock(directory / ".lock")
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with suppress(Timeout):
             lock.acquire(timeout=0)
     if not lock.is_locked:
-        found = read_owner(owner)
+        found = read_owner(directory)
         who = f"process {found.get('process')} on {found.get('host')}, since {found.get('since')}"
         raise OutputError(f"{directory}: in use by {who}; wait for it, or choose another --output")
     try:
-        before = read_owner(owner) or None
+        before = read_owner(directory) or None
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         replace_file(owner, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}))
         yield before
@@ -87,10 +89,10 @@ def locked(directory: Path) -> Iterator[dict[str, Any] | None]:
         lock.release()
 
 
-def read_owner(path: Path) -> dict[str, Any]:
+def read_owner(directory: Path) -> dict[str, Any]:
     """What a process said of itself when it took a directory."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((directory / _OWNER).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # it was killed on the way
         return {}
 

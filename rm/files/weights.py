@@ -5,6 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,12 @@ from ..errors import WeightsError
 from .hub import own_file, read_json
 
 INDEX = "model.safetensors.index.json"
+_THREADS = 4  # for reading pieces of tensors
 _DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 _PLAIN_NAME = re.compile(r"[\w.-]+\.safetensors")
 _POINTER = b"version https://git-lfs"
 _BACKBONE = ("embed_tokens.", "layers.", "norm.", "rotary_emb.")  # how the names of a bare backbone begin
+_SAMPLE, _SAMPLES = 2**16, 16  # bytes of a piece of a tensor, and pieces of a large one, that its fingerprint is of
 _PIECE = 2**18  # elements that are read, converted and checked at once, while they are in the processor's cache
 
 
@@ -35,6 +38,7 @@ class _Stored(NamedTuple):
     kind: str
     shape: tuple[int, ...]
     offset: int  # bytes from the beginning of the file
+    size: int  # bytes
 
 
 class TensorFiles:
@@ -68,18 +72,20 @@ class TensorFiles:
 
         Two parts have the same rows or none in common, and every part has all layers.
 
-        **Raises:** `WeightsError`, naming the tensor, for another shape, an unknown type, or NaN and infinities.
+        **Raises:** `WeightsError`, naming the tensor, for NaN and infinities.
         """
-        for name in names:  # before there is memory for them
-            self._check(name, leaf.shape[stacked:])
         out = {part: _aligned_empty(tuple(stop - start for start, stop in part), leaf.dtype) for part in parts}
         for layer, name in enumerate(names):
             layers = [array[layer] if stacked else array for array in out.values()]
             self._read_into(layers, [part[stacked:] for part in out], name)
         return out
 
-    def _check(self, name: str, expected: tuple[int, ...]) -> None:
-        path, kind, shape, _ = self._stored[name]
+    def check(self, name: str, expected: tuple[int, ...]) -> None:
+        """Refuses a tensor of another shape or of an unknown type.
+
+        **Raises:** `WeightsError`, naming the tensor.
+        """
+        path, kind, shape, *_ = self._stored[name]
         if shape != expected:
             found = f"tensor {name!r} has shape {list(shape)}, expected {list(expected)} by config.json"
             raise WeightsError(f"{path}: {found}; use the config.json that belongs to the weights")
@@ -87,8 +93,32 @@ class TensorFiles:
             found = f"tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}"
             raise WeightsError(f"{path}: {found}; use the weights before quantization, or save them as one of these")
 
+    def fingerprint(self) -> str:
+        """A hash of the names, types, shapes and values of all tensors, of more than 1 MiB 16 pieces spread over them.
+
+        Other weights, as other training leaves them, differ in every piece. To read 70B parameters whole would take
+        minutes on every machine; so it takes seconds.
+        """
+        with ThreadPoolExecutor(_THREADS) as threads:
+            parts = list(threads.map(self._sample, sorted(self._stored)))
+        return xxhash.xxh3_64("".join(parts)).hexdigest()
+
+    def _sample(self, name: str) -> str:
+        path, kind, shape, offset, size = self._stored[name]
+        whole = size <= _SAMPLE * _SAMPLES
+        starts = [0] if whole else [(size - _SAMPLE) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
+        read = xxhash.xxh3_64(f"{name} {kind} {shape}")
+        try:
+            with path.open("rb") as file:
+                for start in starts:
+                    file.seek(offset + start)
+                    read.update(file.read(size if whole else _SAMPLE))
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+        return read.hexdigest()
+
     def _read_into(self, arrays: list[np.ndarray], parts: list[Part], name: str) -> None:
-        path, kind, shape, offset = self._stored[name]
+        path, kind, shape, offset, _ = self._stored[name]
         width, dtype = math.prod(shape[1:]), jnp.dtype(_DTYPES[kind])
         ranges = sorted({part[0] for part in parts})
         whole = sum(stop - start for start, stop in ranges) == shape[0]
@@ -193,8 +223,9 @@ def _read_header(path: Path) -> dict[str, _Stored]:
         raise WeightsError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
     header.pop("__metadata__", None)
     return {
-        name: _Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+        name: _Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + start, end - start)
         for name, entry in header.items()
+        for start, end in [entry["data_offsets"]]
     }
 
 

@@ -3,9 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PRNGKeyArray
 
@@ -45,6 +47,55 @@ def load_reward_model(
     the tensor, for a file that cannot be read, a missing, extra, duplicate, misshapen or non-finite tensor, and for a
     causal LM without `key`.
     """
+    files = open_reward_model(path_or_hub_id, dtype=dtype, revision=revision)
+    return files.load(key=key, head_std=head_std, mesh=mesh)
+
+
+class ModelFiles(NamedTuple):
+    """The files of a reward model, of which the configuration and the headers have been read and checked."""
+
+    tensors: TensorFiles
+    config: LlamaConfig
+    stored: RewardModel  # the shapes and types of what the files hold: without a head, or with one
+
+    def load(
+        self, *, key: PRNGKeyArray | None = None, head_std: float | None = None, mesh: Mesh | None = None
+    ) -> RewardModel:
+        """The model; no process waits for another. See `load_reward_model`."""
+        if key is None and self.stored.score is None:
+            advice = "so this is no reward model yet; train it, or give a key to draw a head"
+            raise WeightsError(f"{self.tensors.directory}: no tensor 'score.weight', {advice}")
+        leaves, structure = jax.tree_util.tree_flatten_with_path(self.stored)
+        placement: list[Sharding | None] = [None] * len(leaves)
+        mesh = mesh and standard_mesh(mesh)
+        if mesh is not None:
+            check_mesh(self.config, mesh)
+            placement = jax.tree.leaves(shardings(partition_specs(self.stored, mesh), mesh))
+        with ThreadPoolExecutor(_THREADS) as threads:
+            model = structure.unflatten(threads.map(self._read, leaves, placement))
+        if key is None or self.stored.score is not None:
+            return model
+        head = init_score_head(self.config, key=key, std=head_std)
+        if mesh is not None:
+            values = np.asarray(head)  # all processes draw the same, so none needs to ask another
+            head = jax.make_array_from_callback(head.shape, NamedSharding(mesh, PartitionSpec()), values.__getitem__)
+        return replace(model, score=head)
+
+    def _read(self, named: tuple[Any, jax.ShapeDtypeStruct], sharding: Sharding | None) -> jax.Array:
+        name, leaf = leaf_name(named[0]), named[1]
+        names, stacked = tensor_names(name, self.config), name.startswith("blocks.")
+        if sharding is None:
+            whole = tuple((0, size) for size in leaf.shape)
+            (array,) = self.tensors.read(names, leaf, [whole], stacked=stacked).values()
+            return jax.device_put(array)  # on a CPU without a copy
+        return _read_parts(self.tensors, names, leaf, sharding, stacked=stacked)
+
+
+def open_reward_model(path_or_hub_id: str | Path, *, dtype=jnp.float32, revision: str | None = None) -> ModelFiles:
+    """Finds the files of a reward model, and checks all that can be known before weights are read.
+
+    **Raises:** what `load_reward_model` raises, but for values of tensors and for a missing `key`.
+    """
     directory = resolve_directory(path_or_hub_id, _PATTERNS, revision=revision)
     config, classifier = _read_config(directory / "config.json")
     recorded = read_record(directory).get("tensors")
@@ -53,36 +104,15 @@ def load_reward_model(
         found = f"{directory / 'config.json'} says {config.num_hidden_layers} layers"
         found += f", the weights have {len(files.names)} tensors in all"
         raise WeightsError(f"{directory}: {found}; use the config.json that belongs to the weights")
-    has_head = classifier or "score.weight" in files.names
-
     template = jax.eval_shape(lambda: init_reward_model(config, key=jax.random.key(0), dtype=dtype))
+    has_head = classifier or "score.weight" in files.names
     stored = template if has_head else replace(template, score=None)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(stored)
-    wanted = [(leaf_name(path), leaf) for path, leaf in leaves]
-    check_names(files, [name for leaf, _ in wanted for name in tensor_names(leaf, config)])
-    if key is None and not has_head:
-        advice = "so this is no reward model yet; train it, or give a key to draw a head"
-        raise WeightsError(f"{directory}: no tensor 'score.weight', {advice}")
-
-    placement: list[Sharding | None] = [None] * len(wanted)
-    mesh = mesh and standard_mesh(mesh)
-    if mesh is not None:
-        check_mesh(config, mesh)
-        placement = jax.tree.leaves(shardings(partition_specs(stored, mesh), mesh))
-
-    def read(name: str, leaf: jax.ShapeDtypeStruct, sharding: Sharding | None) -> jax.Array:
-        names, stacked = tensor_names(name, config), name.startswith("blocks.")
-        if sharding is None:
-            (array,) = files.read(names, leaf, [tuple((0, size) for size in leaf.shape)], stacked=stacked).values()
-            return jax.device_put(array)  # on a CPU without a copy
-        return _read_parts(files, names, leaf, sharding, stacked=stacked)
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        model = structure.unflatten(threads.map(read, *zip(*wanted, strict=True), placement))
-    if key is None or has_head:
-        return model
-    head = init_score_head(config, key=key, std=head_std)
-    return replace(model, score=head if mesh is None else jax.device_put(head, NamedSharding(mesh, PartitionSpec())))
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
+    check_names(files, [name for leaf in leaves for name in tensor_names(leaf, config)])
+    for leaf, expected in leaves.items():
+        for name in tensor_names(leaf, config):
+            files.check(name, expected.shape[leaf.startswith("blocks.") :])
+    return ModelFiles(files, config, stored)
 
 
 def _read_parts(

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from ..devices.agreement import agree
 from ..devices.mesh import shardings, standard_mesh
-from ..devices.processes import agree, leads
+from ..devices.processes import leads
 from ..errors import CheckpointError, OutputError, first_line
 from ..files.checksum import checksums, key_data, named_leaves
 from ..model.sharding import partition_specs
