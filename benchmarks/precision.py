@@ -64,7 +64,7 @@ def differences(model: rm.RewardModel, tokenizer, inputs: list[dict], reference:
     }
     if importlib.util.find_spec("transformers"):
         names = [f"input {i}" for i in range(len(inputs))]
-        texts = encode_inputs(inputs, tokenizer, model.config, names=names)
+        texts = [ids.tolist() for ids in encode_inputs(inputs, tokenizer, model.config, names=names)]
         with tempfile.TemporaryDirectory() as scratch:
             rm.save_reward_model(f"{scratch}/model", model, tokenizer)
             for name, dtype, autocast in (("autocast", "float32", True), ("transformers", "bfloat16", False)):

@@ -7,11 +7,12 @@ import shutil
 import sys
 import tempfile
 
-# little optimization: these models run in no time, it is compiling them that takes long; and eight devices on two
-# busy cores may have to wait for one another for more than the 40 s after which XLA ends the process
+from .xla import FEW_OPTIMIZATIONS
+
+# eight devices on two busy cores may have to wait for one another for more than the 40 s after which XLA ends a process
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    f"--xla_force_host_platform_device_count=8 {FEW_OPTIMIZATIONS}"
     " --xla_cpu_collective_call_terminate_timeout_seconds=300",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

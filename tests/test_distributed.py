@@ -19,9 +19,9 @@ from rm.devices import processes
 from rm.errors import ConfigError
 
 from .test_agreement import free_port
+from .xla import FEW_OPTIMIZATIONS
 
 STEPS = 30
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 OPTIONS = f"--max-length 64 --batch-size 8 --log-every 1 --learning-rate 1e-4 --save-every 3 --max-steps {STEPS}"
 
 
@@ -55,8 +55,8 @@ def start(
     for number in range(processes):
         joined = f"--distributed --coordinator {address} --num-processes {processes} --process-id {number}".split()
         command = [sys.executable, "-m", "rm", *arguments, *(joined if processes > 1 else [])]
-        flags = f"{FLAGS} --xla_force_host_platform_device_count={devices[number % len(devices)]}"
-        paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        flags = f"{FEW_OPTIMIZATIONS} --xla_force_host_platform_device_count={devices[number % len(devices)]}"
+        paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu", "XLA_FEW_OPTIMIZATIONS": flags}
         running.append(
             subprocess.Popen(
                 [*command, *(own or {}).get(number, [])],
