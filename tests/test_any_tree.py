@@ -106,6 +106,7 @@ def test_what_cannot_be_trained_is_named(leaf):
         rm.init_state({}, optax.sgd(0.1))
 
 
+@pytest.mark.long
 def test_an_ensemble_is_the_update_of_each_under_vmap(comparisons):  # noqa: F811
     optimizer = optax.adam(1e-2)
     (batch,) = pack(comparisons, range(6), [ONE_ROW])

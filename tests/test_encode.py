@@ -126,6 +126,7 @@ def test_processes_give_what_one_gives_in_its_order(real):
     assert alone[1] == parallel[1]
 
 
+@pytest.mark.long
 def test_an_error_in_a_process_names_the_row(real):
     rows, *rest = real
     rows = [*rows, {"chosen": 5, "rejected": "b"}]

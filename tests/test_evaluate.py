@@ -256,6 +256,7 @@ def mixed_rows(count: int = 24) -> list[dict]:
     return made
 
 
+@pytest.mark.long
 def test_rows_of_four_of_five_and_of_two_responses_are_evaluated_together(models, tmp_path, capsys):
     """A benchmark whose rows have several numbers of responses could not be evaluated, or lines would be shuffled."""
     rows, path = mixed_rows(), tmp_path / "mixed.jsonl"

@@ -270,6 +270,7 @@ def test_a_template_that_the_user_names_may_lie_anywhere(model, tmp_path):
 # Secrets.
 
 
+@pytest.mark.long
 def test_tokens_and_passwords_are_in_no_error_and_no_export(model, tmp_path, monkeypatch):
     token = "hf_" + "abcdefGHIJKL1234" * 2
     monkeypatch.setenv("HF_TOKEN", token)

@@ -113,6 +113,7 @@ def test_without_a_compiler_the_plan_says_that_it_is_an_estimate():
     assert describe(found)[1].startswith("ESTIMATED, not compiled: no compiler in nowhere")
 
 
+@pytest.mark.long
 def test_what_does_not_fit_exits_with_1_and_the_shortfall(tmp_path, capsys):
     """A script would go on to rent machines that the model does not fit."""
     file = tmp_path / "plan.json"

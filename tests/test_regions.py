@@ -115,11 +115,11 @@ def reference(config: rm.LlamaConfig, K: int) -> tuple[rm.RewardModel, jax.Array
 @pytest.mark.parametrize(
     ("config", "share_prefix", "layout"),
     [
-        (CONFIG, True, "regions"),
+        pytest.param(CONFIG, True, "regions", marks=pytest.mark.long),
         (CONFIG, True, "whole"),
         (CONFIG, False, "regions"),
         pytest.param(DYNAMIC, True, "regions", marks=pytest.mark.long),
-        (DYNAMIC, True, "whole"),
+        pytest.param(DYNAMIC, True, "whole", marks=pytest.mark.long),
     ],
     ids=["regions", "whole", "unshared", "dynamic-regions", "dynamic-whole"],
 )

@@ -72,7 +72,7 @@ def test_rows_are_full_and_of_two_shapes_at_most():
 @pytest.mark.parametrize("layout", ["whole", pytest.param("regions", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "config",
-    [WIDE, PADDED, pytest.param(DYNAMIC, marks=pytest.mark.long)],
+    [WIDE, *(pytest.param(config, marks=pytest.mark.long) for config in (PADDED, DYNAMIC))],
     ids=["plain", "padded", "dynamic"],
 )
 def test_a_reward_does_not_depend_on_who_shares_the_row(monkeypatch, layout, config):

@@ -141,7 +141,7 @@ def is_model(part) -> bool:
 
 
 @pytest.mark.parametrize("remat", ["full", *(pytest.param(r, marks=pytest.mark.long) for r in ("none", "dots"))])
-@pytest.mark.parametrize("attention", ["xla", "block"])
+@pytest.mark.parametrize("attention", [pytest.param("xla", marks=pytest.mark.long), "block"])
 def test_every_form_of_the_forward_works_on_a_mesh(model, comparisons, attention, remat):
     """Regions cut into parts of each region, recomputed gathers, either attention: the gradient stays the same."""
     batch, mesh = one_batch(comparisons, "regions"), rm.make_mesh(fsdp=2, tensor=2, context=2)
@@ -297,9 +297,7 @@ def test_a_mesh_that_does_not_divide_the_model_or_the_batch(comparisons):
 
     with pytest.raises(rm.ConfigError, match=r"^mesh tensor=8: must divide num_key_value_heads, found 4; use fsdp"):
         trace(rm.make_mesh(tensor=8), num_key_value_heads=4)
-    with pytest.raises(
-        rm.ConfigError, match=r"gate_proj\.weight: dimension of size 46 does not divide into tensor = 8"
-    ):
+    with pytest.raises(rm.ConfigError, match=r"gate_proj\.weight: size 46 does not divide into tensor = 8"):
         trace(rm.make_mesh(tensor=8), intermediate_size=46)
     six = jax.tree.map(lambda x: x[:6], batch)
     for refuse in (partial(trace, rm.make_mesh(data=8), six), partial(rm.place_batch, six, rm.make_mesh(fsdp=8))):
@@ -324,7 +322,7 @@ def test_a_mesh_of_jax_is_the_mesh_with_all_axes(explicit, axes):
         assert whole.devices[tuple(at.get(axis, 0) for axis in AXES)] == mesh.devices[place]
 
 
-@pytest.mark.parametrize("ambient", [False, True])
+@pytest.mark.parametrize("ambient", [pytest.param(False, marks=pytest.mark.long), True])
 def test_updates_on_a_mesh_of_jax_equal_those_on_one_device(model, comparisons, ambient):
     batch, optimizer = one_batch(comparisons, "whole"), optax.sgd(0.1)
     mesh = jax.make_mesh((4,), ("fsdp",), (AxisType.Auto,), devices=jax.devices()[:4])
