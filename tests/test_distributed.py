@@ -56,7 +56,7 @@ def start(
         joined = f"--distributed --coordinator {address} --num-processes {processes} --process-id {number}".split()
         command = [sys.executable, "-m", "rm", *arguments, *(joined if processes > 1 else [])]
         flags = f"{FEW_OPTIMIZATIONS} --xla_force_host_platform_device_count={devices[number % len(devices)]}"
-        paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu", "XLA_FEW_OPTIMIZATIONS": flags}
+        paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         running.append(
             subprocess.Popen(
                 [*command, *(own or {}).get(number, [])],
@@ -116,6 +116,10 @@ def test_two_processes_of_two_devices_follow_the_trajectory_of_one(arguments, al
     assert "loss" in ended[0][1]
     assert "loss" not in ended[1][1], "only one process speaks"
     assert (tmp_path / "run/model/model.safetensors").is_file()
+
+    again = [*arguments, *mesh, "--output", str(tmp_path / "run"), "--resume", "auto"]
+    ended = end(start(again, processes=2, devices=(2,)))
+    assert [(code, "the run is over" in said) for code, said, _ in ended] == [(0, True), (0, False)], ended
 
 
 @pytest.mark.long

@@ -227,13 +227,13 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
     >>> train(TrainArguments(…), track=lambda step, values: print(step, values.get("loss")))  # doctest: +SKIP
     """
     end = time.monotonic() + parse_duration("--time-limit", args.time_limit) if args.time_limit else math.inf
-    if args.resume != "never" and (args.output / "model").is_dir() and is_over(args, objective):
-        print_once(f"the run is over: the reward model is in {args.output / 'model'}", quiet=args.quiet)
-        return 0
     if args.distributed:
         limit = parse_duration("--join-timeout", args.join_timeout)
         connect(args.coordinator, args.num_processes, args.process_id, join_timeout=limit)
     with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
+        if prepare_together(partial(is_over, args, objective), lambda over: {"a finished run": over}):
+            print_once(f"the run is over: the reward model is in {args.output / 'model'}", quiet=args.quiet)
+            return 0
         found = prepare_together(partial(find, args, objective), partial(facts, args, objective))
         prepared = prepare_together(partial(prepare, args, objective, found), lambda p: {"data (a hash)": p.hashes})
         model, _ = match_tokenizer(prepared.model, found.tokenizer)  # all processes may compute it together
@@ -365,10 +365,12 @@ def check_attention(compute: Compute, plan: BatchPlan, config: LlamaConfig) -> N
 
 
 def is_over(args: TrainArguments, objective: Objective | None) -> bool:
-    """True where the finished run in `--output` is the one asked for, and False where more updates are.
+    """True where `--output` holds a finished run, made by the same arguments and data, that is not to go on longer.
 
     **Raises:** `RmError`, if other arguments or other data have made it.
     """
+    if args.resume == "never" or not (args.output / "model").is_dir():
+        return False
     check_output(args.output, resume=args.resume)
     check_same_run(args, objective)
     source = parse_source(args.model)
