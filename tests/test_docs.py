@@ -9,6 +9,8 @@ import json
 import random
 import re
 import shlex
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from rm.commands.serve import ServeArguments
 from rm.commands.train import TrainArguments
 from rm.saving.examples import make_pair, write_llama
 
+from .conftest import AS_USERS
 from .test_commands import FIELDS
 
 ROOT = Path(__file__).parents[1]
@@ -98,11 +101,14 @@ def run(page: str, names: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.long
 @pytest.mark.optax
-def test_the_example_composes(demo_directory, capsys):
+def test_the_example_composes(demo_directory):
+    """In a process of its own, as a user runs it."""
     (example,) = [block for block in blocks("README.md", "python") if block.startswith("# compose\n")]
     assert len(example.splitlines()) <= 30
-    exec(compile(example, "README.md", "exec"), {})
-    metrics, held_out, rewards = capsys.readouterr().out.splitlines()
+    env = AS_USERS | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", example], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    metrics, held_out, rewards = done.stdout.splitlines()
     assert np.isfinite(ast.literal_eval(metrics)["loss"])
     assert float(held_out) > 0.9, "nothing was learned"
 
