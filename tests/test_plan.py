@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,8 +19,9 @@ from rm.model.config import PRESETS
 from rm.planning.advice import largest_batch
 from rm.planning.chips import parse_topology
 from rm.planning.compiled import lower_update, peak_bytes
-from rm.planning.estimates import Case, communication, estimate, kept, optimizer_bytes
+from rm.planning.estimates import Case, communication, kept
 from rm.planning.flops import count_parameters
+from rm.planning.memory import estimate, optimizer_bytes
 from rm.planning.plans import link_seconds
 
 SMALL = rm.LlamaConfig(
@@ -103,6 +108,33 @@ def test_a_cpu_topology_is_compiled_and_gives_what_its_compiler_says():
     assert found.peak_bytes_per_device == peak_bytes(lower_update(case, jax.devices()).compile(), "cpu")
     parts = ("parameter", "optimizer", "gradient", "activation")
     assert sum(getattr(found, f"{part}_bytes_per_device") for part in parts) == found.peak_bytes_per_device
+
+
+@pytest.mark.optax
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mesh": {}},
+        pytest.param({"mesh": {"fsdp": 4}, "rows": 32}, marks=pytest.mark.long),
+        pytest.param({"mesh": {}, "remat": "none", "dtype": "float32"}, marks=pytest.mark.long),
+        pytest.param({"mesh": {}, "rows": 1, "max_length": 64, "moments": "bfloat16"}, marks=pytest.mark.long),
+    ],
+)
+def test_the_formula_for_cpus_is_within_a_tenth_of_the_compiler(options):
+    """The largest batch of a plan, which is found by formula, would run out of memory."""
+    config = dataclasses.replace(SMALL, hidden_size=128, intermediate_size=512, vocab_size=512)
+    case = Case(config=config, attention="block", **{"rows": 4, "max_length": 512} | options)
+    devices = jax.devices()[: math.prod(case.mesh.values())]
+    fast = {"xla_backend_optimization_level": 0}  # buffers are assigned before code is optimized
+    measured = peak_bytes(lower_update(case, devices).compile(compiler_options=fast), "cpu")
+    assert estimate(case).peak == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.long
+def test_the_benchmark_of_the_formula_runs():
+    script = Path(rm.__file__).parents[1] / "benchmarks/plan.py"
+    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, check=True, timeout=300)
+    assert re.search(r"^1 cases: median \d\.\d\d, ", done.stdout, re.MULTILINE)
 
 
 def test_without_a_compiler_the_plan_says_that_it_is_an_estimate():

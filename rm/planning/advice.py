@@ -5,17 +5,19 @@ import math
 
 from ..errors import ConfigError
 from .chips import Topology
-from .estimates import Case, Cost, activation_bytes, check_case, estimate
+from .estimates import Case, check_case
+from .memory import Cost, activation_bytes, estimate, optimizer_temporary
 
 
 def largest_batch(case: Case, cost: Cost, memory: float) -> int:
     """The largest number of rows that fits, if the formula's relative error is the same as at `case.rows`."""
     step = case.mesh.get("data", 1) * case.mesh.get("fsdp", 1)
-    correction = cost.activations / activation_bytes(case)
+    optimizer = optimizer_temporary(case)
+    correction = cost.activations / max(activation_bytes(case), optimizer)
 
     def fits(rows: int) -> bool:
-        activations = activation_bytes(dataclasses.replace(case, rows=rows))
-        return cost.peak - cost.activations + correction * activations <= memory
+        temporary = max(activation_bytes(dataclasses.replace(case, rows=rows)), optimizer)
+        return cost.peak - cost.activations + correction * temporary <= memory
 
     most = 0
     for bit in reversed(range(20)):
@@ -36,7 +38,7 @@ def advise(case: Case, cost: Cost, where: Topology) -> tuple[str, ...]:
     if cost.peak > where.chip.memory:
         return _advise_less(case, where)
     for remat in ("none", "dots") if case.remat == "full" else ():
-        peak = cost.peak - cost.activations + activation_bytes(dataclasses.replace(case, remat=remat))
+        peak = estimate(dataclasses.replace(case, remat=remat)).peak
         if peak <= 0.9 * where.chip.memory:
             return (f"--remat {remat} fits too ({peak / 1e9:.1f} GB by estimate) and computes less again",)
     return ()

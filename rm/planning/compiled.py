@@ -122,9 +122,9 @@ def ask_compiler(case: Case, topology: Topology, folder: Path) -> Compiled:
 
 
 def compiler_flags(topology: Topology) -> str:
-    """The XLA flags for compiling without devices."""
+    """The XLA flags for compiling without devices; on CPUs buffers are assigned before code is optimized."""
     return {
-        "cpu": f"--xla_force_host_platform_device_count={topology.devices}",
+        "cpu": f"--xla_force_host_platform_device_count={topology.devices} --xla_backend_optimization_level=0",
         "cuda": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
         "tpu": "",
     }[topology.chip.platform]

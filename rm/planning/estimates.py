@@ -1,4 +1,4 @@
-"""Estimates by formula of what an update costs a device: model state, activations and communication."""
+"""An update to plan: the shapes of its model state, and its traffic by formula."""
 
 import dataclasses
 import math
@@ -57,20 +57,6 @@ class Kept(NamedTuple):
     moment_specs: Any
 
 
-class Cost(NamedTuple):
-    """The bytes of one device in one update."""
-
-    parameters: int
-    optimizer: int
-    gradients: int
-    activations: int  # with gathered weights
-
-    @property
-    def peak(self) -> int:
-        """The sum of all parts."""
-        return sum(self)
-
-
 def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
     """A mesh without devices."""
     return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
@@ -115,56 +101,6 @@ def bytes_of(tree: Any, specs: Any, sizes: dict[str, int], itemsize: int | None 
         axes = [axis for part in spec if part for axis in ((part,) if isinstance(part, str) else part)]
         total += leaf.size * (itemsize or leaf.dtype.itemsize) // math.prod(sizes.get(axis, 1) for axis in axes)
     return total
-
-
-def estimate(case: Case) -> Cost:
-    """The memory of one device: the model state exactly, the activations by formula.
-
-    With `offload`, the device holds the optimizer state of two leaves after the activations are freed.
-    """
-    shapes = kept(case)
-    return Cost(
-        parameters=bytes_of(shapes.model, shapes.specs, case.mesh),
-        optimizer=0 if case.offload else optimizer_bytes(case),
-        gradients=bytes_of(shapes.model, shapes.specs, case.mesh, itemsize=4),
-        activations=max(activation_bytes(case), 2 * _largest_state(case) if case.offload else 0),
-    )
-
-
-def optimizer_bytes(case: Case) -> int:
-    """The bytes of optimizer state per device, in device memory or in host memory."""
-    shapes = kept(case)
-    return bytes_of(shapes.moments, shapes.moment_specs, case.mesh)
-
-
-def _largest_state(case: Case) -> int:
-    """The bytes of the largest optimizer state of a single leaf."""
-    shapes = kept(case)
-    moments, specs = shapes.moments[1].leaves, shapes.moment_specs[1].leaves  # after clipping, see `make_optimizer`
-    return max(bytes_of(leaf, spec, case.mesh) for leaf, spec in zip(moments, specs, strict=True))
-
-
-def activation_bytes(case: Case) -> int:
-    """The bytes of activations on one device, by formula.
-
-    With `T` tokens per device, `full` remat holds the inputs `T·D` of the `L` blocks and one block: about
-    `6 T·D + 4 T·F/tensor` numbers, its scores, its gathered weights and their gradient. Without remat, the activations
-    of all `L` blocks are held, with `dots` their products.
-    """
-    config, size = case.config, abstract_mesh(case.mesh).shape
-    itemsize, width = jnp.dtype(case.dtype).itemsize, config.num_attention_heads * config.head_dim
-    rows = case.rows // (size["data"] * size["fsdp"])
-    tokens = rows * case.max_length // size["context"]
-    layers, hidden, ffn = config.num_hidden_layers, config.hidden_size, config.intermediate_size // size["tensor"]
-    products = tokens * (2 * hidden + 2 * width // size["tensor"] + 2 * ffn) * itemsize
-    block = products + tokens * (4 * hidden + 2 * ffn) * itemsize
-    if case.attention == "xla":
-        heads, query = config.num_attention_heads // size["tensor"], max(case.regions) // size["context"]
-        block += 3 * 4 * rows * heads * query * (case.regions[0] + max(case.regions))
-    weights = (2 * width * hidden + 2 * config.num_key_value_heads * config.head_dim * hidden) // size["tensor"]
-    weights = (weights + 3 * hidden * ffn) * (itemsize + 4) if size["fsdp"] > 1 else 0
-    saved = {"full": 0, "dots": products, "none": block}[case.remat]
-    return layers * (tokens * hidden * itemsize + saved) + block + weights
 
 
 def communication(case: Case) -> dict[str, int]:

@@ -16,8 +16,9 @@ from ..model.config import PRESETS, LlamaConfig
 from .advice import advise, largest_batch, more_rows
 from .chips import Chip, Topology, parse_topology
 from .compiled import Compiled, ask_compiler, default_compilers, missing_compiler
-from .estimates import Case, Cost, check_case, communication, estimate, operations, optimizer_bytes
+from .estimates import Case, check_case, communication, operations
 from .flops import count_parameters
+from .memory import Cost, estimate, optimizer_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def plan(
     """Plans an update of `batch_size` rows on devices that need not be present; no weights are read.
 
     The real `update` is compiled for the topology in a subprocess if the folder `compilers` holds a compiler for it;
-    otherwise its memory is estimated by formula (`rm.planning.estimates`), and `compiled` and `note` say so.
+    otherwise its memory is estimated by formula (`rm.planning.memory`), and `compiled` and `note` say so.
 
     **Arguments:** `model`, a configuration, a name such as `llama-8b`, a directory or a hub id, of which only
     `config.json` is read; `topology`, such as `v5p:2x2x2`, `h100:8` or `cpu:8`; `mesh`, the size of each axis, such as
@@ -95,16 +96,15 @@ def plan(
         raise ConfigError(f"mesh {shown} takes {math.prod(sizes.values())} devices, {topology} has {where.devices}")
     case = Case(config=read_config(model), mesh=sizes, rows=batch_size, **options)
     check_case(case)
-    with compiling_for(where.chip.platform):  # resolves `auto` for that platform
+    with compiling_for(where.chip.platform):  # attention and memory depend on the platform
         inputs = Inputs(case.regions, 1, case.config.head_dim, jnp.dtype(case.dtype), sizes.get("context", 1))
-        attention = choose_attention(case.attention, inputs)
-    case = dataclasses.replace(case, attention=attention)
-    folder = compilers or default_compilers()
-    cost, compiled, note = estimate(case), None, missing_compiler(where, folder) or ""
-    if not note:
-        compiled = ask_compiler(case, where, folder)
-        cost = cost._replace(activations=max(0, compiled.peak - (cost.peak - cost.activations)))
-    return _plan(case, where, cost, compiled, note)
+        case = dataclasses.replace(case, attention=choose_attention(case.attention, inputs))
+        folder = compilers or default_compilers()
+        cost, compiled, note = estimate(case), None, missing_compiler(where, folder) or ""
+        if not note:
+            compiled = ask_compiler(case, where, folder)
+            cost = cost._replace(activations=max(0, compiled.peak - (cost.peak - cost.activations)))
+        return _plan(case, where, cost, compiled, note)
 
 
 def read_config(model: LlamaConfig | str | Path) -> LlamaConfig:
