@@ -218,3 +218,19 @@ def test_a_schedule_inside_of_multi_steps_follows_the_steps_taken():
         state, _ = step(state, jnp.array(loss))
     assert int(state.step) == 7
     np.testing.assert_allclose(state.model["w"], -(0.1 + 0.0875), rtol=1e-6)
+
+
+def test_multi_steps_belongs_inside_of_keep_on_host():
+    """Around it, the first update would end in an error of JAX about memory spaces."""
+    model = {"w": jnp.linspace(0.5, 1.0, 4)}
+    around = optax.MultiSteps(rm.make_optimizer("adamw", 0.1, offload=True), 2).gradient_transformation()
+    with pytest.raises(rm.ConfigError, match=r"MultiSteps is around keep_on_host .*; put keep_on_host"):
+        rm.init_state(model, around)
+    optimizer = keep_on_host(optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation())
+    state = rm.init_state(model, optimizer)
+    sums = Sums({"w": jnp.ones(4)}, {"loss": jnp.array(0.5)}, jnp.array(1))
+    step = jax.jit(
+        lambda state: rm.apply_gradients(state, sums, optimizer)[0],
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+    )
+    np.testing.assert_allclose(step(step(state)).model["w"], np.linspace(0.5, 1.0, 4) - 0.1, rtol=1e-5)  # one of Adam

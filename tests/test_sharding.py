@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import importlib
 import itertools
 import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -357,3 +359,16 @@ def test_a_command_may_take_fewer_devices_than_there_are():
     assert list(choose_mesh("fsdp=2,tensor=2").devices.flat) == jax.devices()[:4]
     with pytest.raises(rm.ConfigError, match="takes 16 devices, found 8"):
         choose_mesh("fsdp=16")
+
+
+@pytest.mark.long
+def test_a_cell_of_the_matrix_is_held_to_its_bounds(monkeypatch):
+    """The short form of benchmarks/matrix.py: differences would go unseen, or those of rounding be reported."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    matrix = importlib.import_module("matrix")
+    ((text, good),) = matrix.run_row("adamw", "float32", ["fsdp=4"], 0)
+    assert good, text
+    assert re.fullmatch(r"\S+ \S+; \d+ → data=1: \S+ \S+", text)
+    run, start = matrix.Result([0.5, 0.25], [np.array([1.0, 3.0])]), [np.array([1.0, 1.0])]
+    other = matrix.Result([0.3], [np.array([1.0, 2.5])])
+    np.testing.assert_allclose(matrix.compare(other, run, start), (0.05, 0.25))

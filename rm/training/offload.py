@@ -26,6 +26,7 @@ def keep_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     """Wraps an optimizer whose state `init_state` puts on the host; the device holds that of two leaves at most.
 
     The optimizer must treat every leaf by itself. Optax's do, except clipping by global norm, which must come before.
+    `optax.MultiSteps` belongs inside: around this, it would select among the states of all leaves at once.
 
     >>> state = keep_on_host(optax.adam(1e-3)).init({"w": jax.numpy.zeros(3), "b": jax.numpy.zeros(2)})
     >>> [leaf_state[0].mu for leaf_state in state.leaves]  # dictionaries are sorted by name
@@ -86,8 +87,11 @@ def _move(state: Any, space: Any) -> Any:
 def place_on_host(placement: Any, shapes: Any) -> Any:
     """Moves the shardings of an optimizer's state to host memory where `keep_on_host` holds the state.
 
-    **Raises:** `ConfigError` if the devices cannot access host memory.
+    **Raises:** `ConfigError` if the devices cannot access host memory, or `optax.MultiSteps` is around `keep_on_host`.
     """
+
+    def is_steps(node: Any) -> bool:
+        return isinstance(node, optax.MultiStepsState)
 
     def is_on_host(node: Any) -> bool:
         return isinstance(node, OnHost)
@@ -98,6 +102,12 @@ def place_on_host(placement: Any, shapes: Any) -> Any:
     def place(node: Any, sharding: Any) -> Any:
         return jax.tree.map(move, sharding, node) if is_on_host(node) else sharding
 
+    for node in filter(is_steps, jax.tree.leaves(shapes, is_leaf=is_steps)):
+        if any(map(is_on_host, jax.tree.leaves(node, is_leaf=is_on_host))):
+            raise ConfigError(
+                "optimizer: optax.MultiSteps is around keep_on_host (offload=True), whose state it cannot select from; "
+                "put keep_on_host around optax.MultiSteps"
+            )
     try:
         return jax.tree.map(place, shapes, placement, is_leaf=is_on_host)
     except ValueError:
