@@ -138,11 +138,14 @@ def test_a_second_signal_ends_at_once_and_loses_no_checkpoint(command, tmp_path,
     assert_same(output, whole)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, llama_directory, pairs_file):
-    """The short form of benchmarks/kill.py, whose hundred kills are in the log."""
+@pytest.mark.parametrize("options", [[], ["--matrix", "--steps", "4", "--kills", "2"]], ids=["alone", "matrix"])
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    tmp_path, llama_directory, pairs_file, options
+):
+    """The short form of benchmarks/kill.py, whose hundred kills are in the log; also on another mesh at every start."""
     script = Path(__file__).parents[1] / "benchmarks/kill.py"
     flags = ["--model", str(llama_directory), "--dataset", str(pairs_file), "--kills", "4", "--scratch", str(tmp_path)]
-    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, timeout=500)
+    done = subprocess.run([sys.executable, str(script), *flags, *options], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every run equals the one that nobody disturbed" in done.stdout
 
