@@ -26,7 +26,7 @@ import numpy as np
 
 TIMES = ("pairs_per_second", "tokens_per_second")
 FLAGS = "--batch-size 4 --max-length 256 --learning-rate 1e-3 --save-every 2"
-ALONE = "--log-every 3 --eval-split train[:16] --eval-every 5"
+ALONE: str = "--log-every 3 --eval-split train[:16] --eval-every 5"
 LIMIT = 900  # seconds of a run; none may hang
 # Of a loss, and of the weights relative to their norm. Meshes sum in another order, and a last bit that differs can
 # round a number of bfloat16 to its other neighbour, 1/128 of it away.
@@ -174,7 +174,7 @@ def main() -> None:
             while not (output / "model").exists():
                 before = saved(output)
                 resumed += bool(before)
-                process = start(args, output, flags + (draw_start(chance) if args.matrix else []))
+                process = start(args, output, [*flags, *(draw_start(chance) if args.matrix else [])])
                 moment = wait_for_moment(process, output, chance, patience)
                 if sum(kills.values()) < args.kills and process.poll() is None:
                     process.kill()
