@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +168,7 @@ def main() -> None:
         while sum(kills.values()) < args.kills:
             output, runs = Path(folder) / f"run-{runs}", runs + 1
             flags = draw_run(chance) if args.matrix else ALONE.split()
-            reference = Path(folder) / "-".join(flags)
+            reference = Path(folder) / f"reference-{zlib.crc32(repr(flags).encode())}"
             if not reference.exists():
                 times[reference.name] = undisturbed(args, reference, flags)
             longest = patience = times[reference.name]
