@@ -17,6 +17,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # hundreds of processes compile the same
 
 # nothing is left in, or read from, the caches of the person who runs the tests; all workers share what one compiles
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -517,6 +517,7 @@ def test_score_gzip_cut_short(place, refused):
         ([*TRAIN, "--eval-dataset", "@nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
         ([*TRAIN, "--output", "@pairs.jsonl"], ["pairs.jsonl", "is a file"]),
         ([*TRAIN, "--output", "@pairs.jsonl/run"], ["pairs.jsonl"]),
+        ([*TRAIN, "--output", "@run[16]"], ["run[16]", "path with ["]),
         ([*SCORE, "--output", "@pairs.jsonl/scores.jsonl"], ["scores.jsonl"]),
         ([*SCORE, "--output", "@nowhere/scores.jsonl"], ["nowhere"]),
         ([*SCORE, "--input", "@llama"], ["llama", "cannot be read"]),

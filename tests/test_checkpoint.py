@@ -389,3 +389,10 @@ def test_an_exported_model_that_is_damaged_is_never_silently_another(tmp_path, l
         finally:
             path.write_bytes(whole[path])
     assert found > CASES, "the damage does not reach what is read"
+
+
+def test_a_path_that_cannot_be_read_again_is_refused(tmp_path):
+    """Orbax saved there, and the good checkpoint was called damaged by the run that was to go on."""
+    with pytest.raises(rm.OutputError, match=r"run\[16\]: Orbax cannot read checkpoints from a path with \["):
+        rm.Checkpoints(tmp_path / "run[16]")
+    assert not (tmp_path / "run[16]").exists()

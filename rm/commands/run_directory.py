@@ -18,6 +18,7 @@ from ..devices.processes import leads
 from ..errors import ConfigError, DataError, OutputError
 from ..files.hub import read_json
 from ..files.output import check_writable, read_owner, replace_file, writing
+from ..saving.checkpoints import check_name
 from ..text.tokenizer import Tokenizer
 from ..version import __version__
 from .options import flag
@@ -41,6 +42,7 @@ def check_output(output: Path, *, resume: Resume) -> None:
     """
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; choose a directory for the run")
+    check_name(output)
     check_writable(output)
     saved = (output / "checkpoints").is_dir() and (output / "run.json").is_file()
     if resume == "never" and (output / "model").exists():

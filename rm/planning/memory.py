@@ -62,10 +62,10 @@ def _cpu_optimizer_temporary(case: Case) -> int:
     """
     shapes = kept(case)
     trees = {"parameters": (shapes.model, shapes.specs), "moments": (shapes.moments, shapes.moment_specs)}
-    bytes32 = {name: bytes_of(*tree, case.mesh, itemsize=4) for name, tree in trees.items()}
+    bytes32 = {name: bytes_of(tree, specs, case.mesh, itemsize=4) for name, (tree, specs) in trees.items()}
     rounded = [name for name in trees if getattr(case, name) == "bfloat16"]
     leaves = [leaf for name in rounded for leaf in zip(*map(jax.tree.leaves, trees[name]), strict=True)]
-    largest = max((bytes_of(*leaf, case.mesh, itemsize=4) for leaf in leaves), default=0)
+    largest = max((bytes_of(leaf, spec, case.mesh, itemsize=4) for leaf, spec in leaves), default=0)
     return max(bytes32.values()) + sum(bytes32[name] * 3 // 2 for name in rounded) + 3 * largest
 
 

@@ -33,6 +33,8 @@ class Checkpoints:
     **Arguments:** `keep`, the number of newest checkpoints to keep, by default all; `best`, a metric given to `save`
     whose best checkpoint is also kept (the lowest value if its name ends in `loss`, else the highest); `read_only`,
     for reading a directory that a run may be writing to.
+
+    **Raises:** `OutputError` for a path that Orbax could not read from again.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+        check_name(Path(directory))
         self._ocp, self._best, self.directory = ocp, best, Path(directory).absolute()
         policies: list[Any] = [LatestN(n=keep)]
         if best is not None:
@@ -227,6 +230,17 @@ def _seal(record: dict[str, Any]) -> dict[str, Any]:
     """The record with the SHA-256 hash of its other fields."""
     rest = {name: value for name, value in record.items() if name != "sha256"}
     return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def check_name(directory: Path) -> None:
+    """Refuses a path with `[`: Orbax takes it for a pattern, finds nothing, and leaves a checkpoint without its arrays.
+
+    **Raises:** `OutputError`.
+    """
+    if "[" in str(directory.absolute()):
+        raise OutputError(
+            f"{directory.absolute()}: Orbax cannot read checkpoints from a path with [; choose another name"
+        )
 
 
 def abstract(state: TrainState) -> TrainState:
