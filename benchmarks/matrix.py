@@ -61,7 +61,7 @@ class Result(NamedTuple):
     weights: list[np.ndarray]  # of every leaf, float64
 
 
-def make_rule(optimizer: str, moments: str = "float32", offload: bool = False) -> optax.GradientTransformation:
+def make_rule(optimizer: str, moments: Any = "float32", offload: bool = False) -> optax.GradientTransformation:
     rate = rm.learning_rate_schedule("linear", peak=RATE, steps=2 * UPDATES)
     make: Any = partial(rm.make_optimizer, learning_rate=rate, weight_decay=0.1, moments=moments)
     if optimizer != "MultiSteps":
