@@ -6,7 +6,7 @@ Half of the kills (SIGKILL) come at a random moment, half of them while a checkp
 optimizer state and metrics.jsonl, but for its times, must be equal bit for bit, and no checkpoint may have been found
 damaged; exits with 1 where that is not so.
 
-With `--matrix` every run draws an optimizer and types from the table of matrix.py, and every start of it a mesh of
+With `--matrix` every run draws an optimizer and types from the table of cells.py, and every start of it a mesh of
 virtual CPU devices and `--offload`. No update may be missing from metrics.jsonl, and losses and weights must be within
 BOUNDS of those of the run that nobody disturbed, on one device.
 """
@@ -24,6 +24,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from cells import MESHES, OPTIMIZERS, TYPES, set_devices
 
 TIMES = ("pairs_per_second", "tokens_per_second")
 FLAGS = "--batch-size 4 --max-length 256 --learning-rate 1e-3 --save-every 2"
@@ -36,8 +37,6 @@ BOUNDS = {"float32": (1e-4, 1e-4), "bfloat16": (5e-2, 1e-2)}
 
 def draw_run(chance: random.Random) -> list[str]:
     """The flags that stay when a run is resumed: of the optimizer and of the types."""
-    from matrix import OPTIMIZERS, TYPES
-
     optimizer = chance.choice([name for name in OPTIMIZERS if name != "MultiSteps"])  # which the command lacks
     types = chance.choice([options for options in TYPES.values() if "offload" not in options])
     return ["--log-every", "1", "--optimizer", optimizer, *(f"--{name}={value}" for name, value in types.items())]
@@ -45,8 +44,6 @@ def draw_run(chance: random.Random) -> list[str]:
 
 def draw_start(chance: random.Random) -> list[str]:
     """The flags that may change when a run is resumed."""
-    from matrix import MESHES
-
     return ["--mesh", chance.choice(list(MESHES)), *["--offload"] * chance.randrange(2)]
 
 
@@ -162,7 +159,7 @@ def main() -> None:
     chance, kills, runs, resumed, bad = random.Random(args.seed), {"at random": 0, "while saving": 0}, 0, 0, []
     times: dict[str, float] = {}  # seconds of the undisturbed runs
     if args.matrix:
-        import matrix  # noqa: F401  its flags make the devices
+        set_devices()
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")  # so that a run soon trains
         while sum(kills.values()) < args.kills:
