@@ -20,7 +20,7 @@ import numpy as np
 from workload import SHARED
 
 import rm
-from rm.evaluation.scoring import encode_inputs
+from rm.data.inputs import encode_inputs
 
 DTYPES = ("float32", "bfloat16")
 BATCH_SIZE = 16

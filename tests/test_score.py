@@ -16,13 +16,13 @@ import pytest
 
 import rm
 from rm.commands.score import ScoreArguments
+from rm.data.inputs import encode_inputs
 from rm.errors import ConfigError, OutputError
-from rm.evaluation.scoring import encode_inputs
 from rm.files.partial import partial_file
 from rm.text.tokenizer import Tokenizer
 
 command = importlib.import_module("rm.commands.score")
-scoring = importlib.import_module("rm.evaluation.scoring")
+inputs_module = importlib.import_module("rm.data.inputs")
 
 
 def write(path, content, *, resume=True, max_length=8):
@@ -158,7 +158,7 @@ def test_the_tokenizer_gets_a_slice_at_a_time(loaded, monkeypatch):
         taken.append(sum(map(len, texts)))
         return usual(self, texts, **options)
 
-    monkeypatch.setattr(scoring, "_SLICE", 1000)
+    monkeypatch.setattr(inputs_module, "_SLICE", 1000)
     monkeypatch.setattr(Tokenizer, "encode_batch", encode_batch)
     texts = ["The old tree of rome. " * (n % 9 + 1) for n in range(100)]
     found = list(encode_inputs(texts, tokenizer, model.config, names=texts))

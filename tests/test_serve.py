@@ -25,6 +25,7 @@ import pytest
 import rm
 from rm.commands import serve as command
 from rm.commands.serve import ServeArguments, read_token
+from rm.data.inputs import encode_inputs
 from rm.errors import ConfigError
 from rm.packing import sequences
 from rm.saving.calibration import Calibration, load_calibration, require_calibration
@@ -42,7 +43,6 @@ pytest.importorskip("starlette", reason="needs the extra `serve`")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 pytest.importorskip("prometheus_client", reason="needs the extra `serve`")
 
-evaluate = importlib.import_module("rm.evaluation.scoring")
 SIZES = {"max_batch_size": 16, "max_length": 256}
 LIMITS = Limits(max_request_bytes=4000, max_inputs=8, max_length=256, request_timeout=1.0)
 TEXT = "The old tree of rome."
@@ -165,7 +165,7 @@ def test_where_rows_have_regions_no_more_than_the_announced_shapes_compile(small
     with compilations() as compiled:
         assert list(score.compile()) == [48, 48]
     assert len(compiled) == 4
-    cut = [ids[:48] for ids in evaluate.encode_inputs(ragged(9), tokenizer, model.config, names=["x"] * 9)]
+    cut = [ids[:48] for ids in encode_inputs(ragged(9), tokenizer, model.config, names=["x"] * 9)]
     with compilations() as compiled:
         alone = np.concatenate([score([ids]) for ids in cut])
         for count in range(2, 10):

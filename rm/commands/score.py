@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..data.inputs import encode_inputs, render_input
 from ..data.render import RowError
 from ..data.sources import parse_source
 from ..devices.platform import give_back_memory
 from ..errors import DataError
-from ..evaluation.scoring import encode_inputs, render_input, score_sequences
+from ..evaluation.scoring import score_sequences
 from ..files.checksum import checksums
 from ..files.partial import PartialFile, partial_file
 from ..files.row_files import Row, checked_rows

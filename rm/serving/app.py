@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int32
 
+from ..data.inputs import Input, encode_inputs
 from ..errors import DataError, RmError
-from ..evaluation.scoring import Input, encode_inputs
 from ..model.config import LlamaConfig
 from ..saving.calibration import Calibration, normalize
 from ..text.tokenizer import Tokenizer
