@@ -9,6 +9,7 @@ one of them is beyond BOUNDS (cells.py). What `rm` refuses has the reason in its
 """
 
 import argparse
+import math
 import random
 import sys
 import tempfile
@@ -103,9 +104,13 @@ def train(cell: Cell, state: rm.TrainState, keep: Callable = lambda *_: None) ->
 
 def compare(found: Result, alone: Result, first: Sequence[np.ndarray]) -> tuple[float, float]:
     """The two differences that BOUNDS bounds; `found` may have begun later."""
-    leaves = zip(found.weights, alone.weights, first, strict=True)
-    moved = max(float(np.linalg.norm(x - y) / np.linalg.norm(y - start)) for x, y, start in leaves)
-    return float(np.abs(np.subtract(found.losses, alone.losses[-len(found.losses) :])).max()), moved
+    losses = np.abs(np.subtract(found.losses, alone.losses[-len(found.losses) :]))
+    return float(losses.max()), distance(found.weights, alone.weights) / distance(alone.weights, first)
+
+
+def distance(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
+    """The norm of the difference of all weights."""
+    return math.sqrt(sum(float(np.sum((x - y) ** 2)) for x, y in zip(one, other, strict=True)))
 
 
 def run_cell(cell: Cell, other: Cell, last: int) -> list[Result]:

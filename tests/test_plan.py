@@ -181,6 +181,18 @@ def test_the_largest_batch_fits_and_the_next_does_not():
     assert peaks[0] <= memory < peaks[1]
 
 
+def test_on_cpus_a_figure_of_few_rows_does_not_lower_that_of_many():
+    """The formula is too high for few rows and right for many, so the largest batch would run out of memory."""
+    case, memory = Case(config=PRESETS["llama-8b"], mesh={"fsdp": 8}, rows=8), 95e9
+    cost = estimate(case)
+    assert largest_batch(case, cost._replace(activations=cost.activations // 2), memory) == largest_batch(
+        case, cost, memory
+    )
+    assert largest_batch(case, cost._replace(activations=cost.activations * 2), memory) < largest_batch(
+        case, cost, memory
+    )
+
+
 def test_communication_by_hand():
     """The time that a mesh loses to its links would be wrong."""
     # 64·(64 + 32 + 32 + 64) attention + 3·64·128 MLP weights in each of 3 layers, bfloat16 thrice, float32 once

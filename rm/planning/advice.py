@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from ..devices.platform import platform
 from ..errors import ConfigError
 from .chips import Topology
 from .estimates import Case, check_case
@@ -10,10 +11,14 @@ from .memory import Cost, activation_bytes, estimate, optimizer_temporary
 
 
 def largest_batch(case: Case, cost: Cost, memory: float) -> int:
-    """The largest number of rows that fits, if the formula's relative error is the same as at `case.rows`."""
+    """The largest number of rows that fits, if the formula's relative error is the same as at `case.rows`.
+
+    On CPUs a formula that is too high for few rows is not lowered, because it is right for many.
+    """
     step = case.mesh.get("data", 1) * case.mesh.get("fsdp", 1)
     optimizer = optimizer_temporary(case)
     correction = cost.activations / max(activation_bytes(case), optimizer)
+    correction = max(correction, 1.0) if platform() == "cpu" else correction
 
     def fits(rows: int) -> bool:
         temporary = max(activation_bytes(dataclasses.replace(case, rows=rows)), optimizer)
