@@ -27,6 +27,7 @@ from rm.commands import serve as command
 from rm.commands.serve import ServeArguments, read_token
 from rm.data.inputs import encode_inputs
 from rm.errors import ConfigError
+from rm.evaluation import scoring
 from rm.packing import sequences
 from rm.saving.calibration import Calibration, load_calibration, require_calibration
 from rm.serving import requests, scorer
@@ -157,7 +158,7 @@ def test_many_clients_get_what_score_gives_and_nothing_more_is_compiled(small):
 
 def test_where_rows_have_regions_no_more_than_the_announced_shapes_compile(small, monkeypatch):
     """On an accelerator every number of sequences would compile a program of its own."""
-    for module in (scorer, evaluate):
+    for module in (scorer, scoring):
         monkeypatch.setattr(module, "default_layout", lambda: "regions")
     model, tokenizer = small
     score = Scorer(model, rm.Compute(), max_batch_size=4, max_length=48)
