@@ -17,7 +17,7 @@ TYPES: dict[str, dict[str, Any]] = {  # the arguments by which each differs from
     "bfloat16 parameters": {"parameters": "bfloat16"},
     "offload": {"offload": True},
 }
-# The largest difference of a loss, and of the all weights in shares of the distance that training has moved them.
+# The largest difference of a loss, and of all weights in shares of the distance that training has moved them.
 # One device differs as much from itself where the comparisons are in other rows: sums in another order round otherwise.
 BOUNDS = {
     "float32": (1e-5, 2e-4),  # Adam divides by the root of its second moment: rounding of a gradient near 0 counts

@@ -134,7 +134,8 @@ def test_the_formula_for_cpus_is_within_a_tenth_of_the_compiler(options):
 def test_the_benchmark_of_the_formula_runs():
     script = Path(rm.__file__).parents[1] / "benchmarks/plan.py"
     done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, check=True, timeout=300)
-    assert re.search(r"^1 cases: median \d\.\d\d, ", done.stdout, re.MULTILINE)
+    (median,) = re.findall(r"^1 cases: median (\d\.\d\d), ", done.stdout, re.MULTILINE)
+    assert float(median) == pytest.approx(1, abs=0.1)
 
 
 def test_without_a_compiler_the_plan_says_that_it_is_an_estimate():
