@@ -61,6 +61,7 @@ def test_the_reward_of_the_record_is_that_of_all_held_out_rewards(run, data, pai
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_the_card_has_the_figures_of_the_run(run, llama_directory):
     card = (run / "model/README.md").read_text(encoding="utf-8")
     record = json.loads((run / "model/rm.json").read_text())
@@ -95,6 +96,7 @@ def test_the_front_matter_is_what_the_hub_reads(run):
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_what_is_given_away_has_no_path_of_the_machine(run, llama_directory, data):
     """The names of people, clients and projects are in paths."""
     for name in ("README.md", "rm.json"):

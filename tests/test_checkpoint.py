@@ -231,7 +231,7 @@ def files_of(directory: Path) -> list[Path]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["flipped", "cut short"])
+@pytest.mark.parametrize("kind", [pytest.param("flipped", marks=pytest.mark.gate), "cut short"])
 def test_damage_is_found_or_harmless(saved, state, tmp_path, kind):
     """A run would go on from rubbish. Each case damages one place in one file of the newest checkpoint.
 
@@ -363,6 +363,7 @@ def test_the_notes_may_go_on_while_they_are_being_saved(tmp_path, state):
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_an_exported_model_that_is_damaged_is_never_silently_another(tmp_path, loaded):
     """What is scored with would be something that nobody trained."""
     model, tokenizer = loaded

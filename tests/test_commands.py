@@ -40,6 +40,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.gate
 def test_the_next_run_finds_what_the_one_before_compiled(tmp_path, llama_directory, pairs_file):
     """In the user's cache folder, where JAX was given no other."""
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
@@ -87,6 +88,7 @@ def run(tmp_path, llama_directory, pairs_file):
     return train
 
 
+@pytest.mark.gate
 def test_train_writes_metrics_record_and_model(run, pairs_file, llama_directory):
     flags = [
         "--epochs",
@@ -156,7 +158,11 @@ def deterministic(entries: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "kept", [[], ["--optimizer", "muon", "--moments", "bfloat16", "--parameters", "bfloat16", "--offload"]]
+    "kept",
+    [
+        pytest.param([], marks=pytest.mark.gate),
+        ["--optimizer", "muon", "--moments", "bfloat16", "--parameters", "bfloat16", "--offload"],
+    ],
 )
 def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, monkeypatch, kept):
     """What was computed before an interruption would be lost, also where rounding draws numbers."""
@@ -187,7 +193,7 @@ def hinge(model, batch, compute=rm.Compute()):
     return loss, r, {"inside": (loss > 0).astype(loss.dtype)}
 
 
-@pytest.mark.parametrize("mesh", [None, "data=8"])
+@pytest.mark.parametrize("mesh", [None, pytest.param("data=8", marks=pytest.mark.gate)])
 def test_an_objective_of_ones_own_has_the_whole_command_around_it(
     tmp_path, llama_directory, pairs_file, monkeypatch, mesh
 ):
@@ -224,6 +230,7 @@ def test_an_objective_of_ones_own_has_the_whole_command_around_it(
         train(TrainArguments(output=cut, resume="auto", **fixed))
 
 
+@pytest.mark.gate
 def test_an_interrupted_process_leaves_its_last_checkpoint(run, tmp_path, llama_directory, pairs_file):
     """Ctrl-C while a checkpoint is being written must not cost it."""
     script = f"""
@@ -281,6 +288,7 @@ def test_a_run_that_diverges_exports_nothing(tmp_path, llama_directory, pairs_fi
     assert any(entry["loss"] is None for entry in lines(tmp_path / "run/metrics.jsonl"))  # NaN is not JSON
 
 
+@pytest.mark.gate
 def test_sharing_prefixes_changes_no_trajectory(run):
     shared, apart = (
         run(name, "--max-steps", "3", flag) for name, flag in (("a", "--share-prefix"), ("b", "--no-share-prefix"))
@@ -352,6 +360,7 @@ def test_names_of_evaluation_sets(dataset, taken, name):
     assert dataset_name(dataset, taken) == name
 
 
+@pytest.mark.gate
 def test_demo_learns_what_needs_prompt_and_response(tmp_path):
     """The documented first command, in a process of its own."""
     command = [sys.executable, "-m", "rm", "demo", "--output", str(tmp_path / "demo")]

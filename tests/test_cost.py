@@ -92,6 +92,7 @@ def planned_bytes(layers: int, **options) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_cosines_are_computed_once():
     """Left to itself, XLA for CPUs computes them in every rotation, forward and backward."""
     assert compiled(4, remat="none").as_text().count(" cosine(") == 1

@@ -80,6 +80,7 @@ def test_data_sets_are_mixed_in_the_ratio_of_their_weights(tmp_path, run):  # no
     assert [table_of(output, f"train_{name}")["taken"] for name in ("one", "other")] == [30, 9]
 
 
+@pytest.mark.gate
 def test_streaming_reads_what_the_updates_need_and_resumes(tmp_path, run):  # noqa: F811
     file = write(tmp_path / "many.jsonl", numbered("a", 5000))
     flags = ["--streaming", "--max-steps", "4", "--save-every", "2", "--dataset", str(file)]
@@ -97,6 +98,7 @@ def test_streaming_reads_what_the_updates_need_and_resumes(tmp_path, run):  # no
     assert [entry["loss"] for entry in again] == [entry["loss"] for entry in whole]
 
 
+@pytest.mark.gate
 def test_the_template_and_its_date_go_from_training_to_scoring(tmp_path, run, llama_directory):  # noqa: F811
     chats = [{"role": "user", "content": "tree?"}], [{"role": "assistant", "content": "old"}]
     rows = [{"prompt": chats[0], "chosen": chats[1], "rejected": [{"role": "assistant", "content": "red"}]}] * 4

@@ -100,6 +100,7 @@ def run(page: str, names: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.long
+@pytest.mark.gate
 @pytest.mark.optax
 def test_the_example_composes(demo_directory):
     """In a process of its own, as a user runs it."""
@@ -121,6 +122,7 @@ def test_the_example_composes(demo_directory):
 
 
 @pytest.mark.long
+@pytest.mark.gate
 @pytest.mark.optax
 @pytest.mark.parametrize("demo_directory", [600], indirect=True)
 def test_the_tour_and_what_other_pages_add_to_it_run(demo_directory, capsys):

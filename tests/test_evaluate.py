@@ -195,6 +195,7 @@ def test_another_model_joins_an_evaluation(models, data, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.gate
 @pytest.mark.optax
 def test_checkpoints_of_a_run_are_models_too(models, data, tmp_path):
     """Which of them to keep is asked while the run goes on; the last one is the exported model."""

@@ -261,6 +261,7 @@ def test_real_data_are_read_whole(name, read, kept, dropped, empty, form):
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_real_kwise_rows_are_read_whole():
     smollm2 = rm.load_tokenizer(shared("tokenizers/smollm2-135m-instruct"))
     rows = rm.load_comparisons(shared("data/gsm8k-solutions/kwise.jsonl.gz"))

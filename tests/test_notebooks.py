@@ -38,6 +38,7 @@ def test_notebooks_run(path):
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_the_first_notebook_learns():
     cells = {cell.id: cell for cell in executed(ROOT / "notebooks/01_train_a_reward_model.ipynb").cells}
     (held_out,) = cells["evaluate"].outputs

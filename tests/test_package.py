@@ -52,6 +52,7 @@ def test_the_archives_hold_every_file(archives):
     assert names >= files_of("rm") | files_of("tests") | {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"}
 
 
+@pytest.mark.gate
 def test_the_wheel_trains_from_an_empty_folder(archives, llama_directory, pairs_file, tmp_path):
     """Whoever installs it has no checkout beside it."""
     target, empty = tmp_path / "installed", tmp_path / "empty"

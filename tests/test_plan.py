@@ -99,6 +99,7 @@ def test_bytes_per_parameter_are_the_known_ones():
 
 
 @pytest.mark.long
+@pytest.mark.gate
 @pytest.mark.optax
 def test_a_cpu_topology_is_compiled_and_gives_what_its_compiler_says():
     """The figure called compiled would be something else."""

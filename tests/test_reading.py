@@ -90,6 +90,7 @@ def tokenize_rows(rows, seen: list) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_more_than_a_block_of_texts_before_a_chat_is_trained_on_as_a_chat(tmp_path, tokenizer):
     long = {"chosen": "a " * 20_000, "rejected": "a b"}
     path = write(tmp_path / "rows.jsonl", [long] * 300 + [CHAT])  # 12 MB, then the chat

@@ -106,7 +106,7 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
     pytest.fail(f"{text!r} never came: {process.communicate()}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.gate), signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, whole, number):
     """A machine that is taken away would cost the updates since the last checkpoint."""
     output = tmp_path / "stopped"
@@ -198,6 +198,7 @@ def go_on(command: list[str], output: Path, *flags: str) -> int:
     return main([*command, "--output", str(output), "--resume", "auto", *flags])
 
 
+@pytest.mark.gate
 def test_a_finished_run_goes_on_longer(command, tmp_path, capsys):
     """In the bits of a run that was as long from the start, where the learning rate is constant."""
     constant = [*command, "--schedule", "constant"]
@@ -231,6 +232,7 @@ def test_a_schedule_is_stretched_over_a_longer_run(command, whole, tmp_path, cap
     assert rates[10] == pytest.approx(1e-3 * (1 - 9 / 10))
 
 
+@pytest.mark.gate
 def test_moments_may_move_to_the_host_when_a_run_goes_on(command, whole, tmp_path, monkeypatch, capsys):
     """Its whole checkpoints were set aside as damaged, and the run began again over its own metrics."""
     with monkeypatch.context() as patch:
@@ -245,6 +247,7 @@ def test_moments_may_move_to_the_host_when_a_run_goes_on(command, whole, tmp_pat
         np.testing.assert_allclose(weights(tmp_path / "run")[name], value, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.gate
 def test_a_run_whose_checkpoints_are_set_aside_does_not_begin_again(command, whole, tmp_path, capsys):
     """Its metrics would be overwritten, with exit code 0."""
     output = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
@@ -262,6 +265,7 @@ def test_a_run_whose_checkpoints_are_set_aside_does_not_begin_again(command, who
     assert_same(output, whole)
 
 
+@pytest.mark.gate
 def test_a_run_ends_at_its_time_limit_and_goes_on(command, whole, tmp_path, capsys):
     assert main([*command, "--output", str(tmp_path / "run"), "--time-limit", "1s", "--save-every", "5"]) == 143
     said = capsys.readouterr().out.splitlines()[-1]
@@ -272,6 +276,7 @@ def test_a_run_ends_at_its_time_limit_and_goes_on(command, whole, tmp_path, caps
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.mark.gate
 def test_the_model_of_the_best_evaluation_is_exported(command, llama_directory, pairs_file, tmp_path, capsys):
     flags = ["--eval-split", "train", "--eval-every", "1", "--keep-best", "eval_pairs_margin", "--keep", "1"]
     flags += ["--learning-rate", "2e-2", "--load-best", "--eval-on-start", "--save-every", "9"]
@@ -398,6 +403,7 @@ def test_a_run_may_skip_spikes(command, tmp_path, monkeypatch):
     assert named == [4, 5, 6, 7, 8], "the first two norms are known in time for the fourth update"
 
 
+@pytest.mark.gate
 def test_two_runs_on_one_directory(command, tmp_path, capsys):
     """They would write over each other."""
     output = tmp_path / "run"
@@ -426,6 +432,7 @@ def test_two_runs_on_one_directory(command, tmp_path, capsys):
         assert before is None, "the run did not let go"
 
 
+@pytest.mark.gate
 def test_a_disk_that_fills_up_costs_no_checkpoint(command, tmp_path, whole):
     """A small tmpfs: the run ends in one line, and goes on where there is room again."""
     disk = tmp_path / "disk"
@@ -487,6 +494,7 @@ def test_the_same_command_gives_the_same_bits(command, tmp_path, whole):
     assert_same(tmp_path / "again", whole)
 
 
+@pytest.mark.gate
 def test_another_packing_gives_the_same_trajectory(command, tmp_path, whole, monkeypatch):
     """What a run learns would depend on how much fits a device."""
     monkeypatch.setattr("rm.commands.read.plan_batches", partial(rm.plan_batches, micro_batch_tokens=64))

@@ -204,6 +204,7 @@ def test_a_pipe_is_refused(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_a_run_that_is_killed_goes_on(tmp_path, loaded):
     """The real command, killed when it has written something."""
     rm.save_reward_model(tmp_path / "model", *loaded)

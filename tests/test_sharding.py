@@ -99,7 +99,9 @@ def alone(model, comparisons):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sizes", MESHES, ids=name_of)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(m, marks=[pytest.mark.gate] * (max(m.values()) == 2), id=name_of(m)) for m in MESHES]
+)
 def test_twenty_updates_on_a_mesh_equal_those_on_one_device(model, comparisons, alone, sizes):
     """A collective that is missing, doubled or transposed wrongly changes a gradient; a second trace costs minutes."""
     mesh, traces = rm.make_mesh(**sizes), []
@@ -253,6 +255,7 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path, model):
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_scores_and_metrics_on_a_mesh(loaded, comparisons):
     """A model that lies on a mesh is used as any other."""
     model, tokenizer = loaded
@@ -362,6 +365,7 @@ def test_a_command_may_take_fewer_devices_than_there_are():
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_a_cell_of_the_matrix_is_held_to_its_bounds(monkeypatch):
     """The short form of benchmarks/matrix.py: differences would go unseen, or those of rounding be reported."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")

@@ -69,6 +69,7 @@ SHAPES = {
 
 
 @pytest.mark.long
+@pytest.mark.gate
 def test_an_update_does_not_depend_on_the_packing(comparisons, step):
     states = {}
     for name, shape in SHAPES.items():

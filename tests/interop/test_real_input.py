@@ -23,6 +23,7 @@ def command(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_train_score_and_transformers_on_hh_rlhf(tmp_path):
     model, data = shared("models/stories260K"), shared("data/hh-rlhf/harmless-base.raw.jsonl.gz")
     run, scores = tmp_path / "run", tmp_path / "scores.jsonl"

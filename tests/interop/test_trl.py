@@ -67,7 +67,7 @@ def train_with_trl(directory, rows, output) -> tuple[list[dict], torch.nn.Module
     return [entry for entry in trainer.state.log_history if "loss" in entry], model.eval()
 
 
-@pytest.mark.parametrize(("kind", "margin"), [("text", False), ("chat", True)])
+@pytest.mark.parametrize(("kind", "margin"), [pytest.param("text", False, marks=pytest.mark.long), ("chat", True)])
 def test_every_step_equals_trl(tmp_path, llama_directory, kind, margin):
     start = rm.load_reward_model(llama_directory, key=jax.random.key(3), head_std=0.1)
     rm.save_reward_model(tmp_path / "start", start, rm.load_tokenizer(llama_directory))
