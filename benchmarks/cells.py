@@ -25,11 +25,14 @@ BOUNDS = {
     "bfloat16 parameters": (1e-2, 0.1),  # so does a weight, which for a norm (near 1) is more than an update moves it
     "offload": (1e-5, 2e-4),  # computes as float32 does
 }
-SIGNS = {"float32": (1e-3, 0.05), "bfloat16 moments": (5e-3, 0.1), "offload": (1e-3, 0.05)}  # lion's turn near 0
+WIDER = {
+    "lion": {"float32": (1e-3, 0.05), "bfloat16 moments": (5e-3, 0.1), "offload": (1e-3, 0.05)},  # signs turn near 0
+    "muon": {"bfloat16 parameters": (1e-2, 0.2)},  # every singular value counts alike; in other rows: 3e-3, 0.12
+}
 
 
 def bounds(optimizer: str, types: str) -> tuple[float, float]:
-    return (SIGNS if optimizer == "lion" else BOUNDS).get(types, BOUNDS[types])
+    return WIDER.get(optimizer, {}).get(types, BOUNDS[types])
 
 
 def set_devices() -> None:

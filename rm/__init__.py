@@ -34,6 +34,7 @@ from .training import (
     learning_rate_schedule,
     make_optimizer,
     pairwise_loss,
+    per_layer,
     preference_metrics,
     update,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "normalize",
     "pairwise_loss",
     "partition_specs",
+    "per_layer",
     "place_batch",
     "place_model",
     "plan",

@@ -17,7 +17,7 @@ from .commands.plan import PlanArguments, plan_command
 from .commands.score import ScoreArguments, score
 from .commands.serve import ServeArguments, serve
 from .commands.train import TrainArguments, train
-from .devices.platform import keep_compiled
+from .devices.program_cache import keep_compiled
 from .errors import RmError
 
 _RUN = {

@@ -1,8 +1,8 @@
 """Devices and processes: platform, meshes, collectives, signals and multi-process runs."""
 
 from .mesh import make_mesh
-from .platform import keep_compiled
 from .processes import connect
+from .program_cache import keep_compiled
 
 __all__ = [
     "connect",

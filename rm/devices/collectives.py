@@ -28,6 +28,11 @@ def gather_over(x: Array, axis: str, dim: int) -> Array:
     return lax.all_gather(x, axis, axis=dim, tiled=True) if shards(axis) > 1 else x
 
 
+def exchange_over(x: Array, axis: str, split: int, join: int) -> Array:
+    """Sends each device along a mesh axis its part of dimension `split`, and concatenates along `join` what comes."""
+    return lax.all_to_all(x, axis, split_axis=split, concat_axis=join, tiled=True) if shards(axis) > 1 else x
+
+
 @checked
 def gather_weight(weight: Float[Array, "_ _"], columns: int) -> Float[Array, "O I"]:
     """Gathers a matrix with `columns` columns from its shards along `fsdp`, which split its rows or its columns."""
@@ -41,18 +46,6 @@ def scatter_gradient(gradient: Float[Array, "O I"], shape: tuple[int, ...]) -> F
         return gradient
     dim = 0 if shape[1] == gradient.shape[1] else 1
     return lax.psum_scatter(gradient, "fsdp", scatter_dimension=dim, tiled=True)
-
-
-@checked
-def look_up(table: Float[Array, "V _"], tokens: Int[Array, "R N"], dtype) -> Float[Array, "R N D"]:
-    """The embeddings of tokens, from a table whose columns are sharded over `tensor` and `fsdp`.
-
-    Every device looks up its columns for the rows of all, so that activations are exchanged, not the larger table.
-    """
-    x = table[gather_over(tokens, "fsdp", dim=0)].astype(dtype)
-    if shards("fsdp") > 1:
-        x = lax.all_to_all(x, "fsdp", split_axis=0, concat_axis=2, tiled=True)
-    return gather_over(x, "tensor", dim=2)
 
 
 @checked

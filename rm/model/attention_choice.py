@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from ..devices.platform import platform
 from ..errors import ConfigError, warn_once
+from .derivatives import Derivatives
 
 Attention = Literal["auto", "xla", "block", "splash", "cudnn"]
 Layout = Literal["whole", "regions"]  # of rows: whole segments one after the other, or one region for each part
@@ -22,6 +23,7 @@ class Inputs(NamedTuple):
     head_dim: int
     dtype: Any
     context: int = 1  # devices that a row is sharded over
+    derivatives: Derivatives = "first"
 
 
 def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
@@ -32,6 +34,8 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
     >>> choose_attention("xla", Inputs((2, 1, 1), 1, 64, jnp.float32))
     'xla'
     """
+    if attention == "auto" and inputs.derivatives == "any":
+        return "xla"
     if attention == "auto":
         name = next((name for name, platforms in _PLATFORMS.items() if platform() in platforms), "xla")
         reason = "has not yet been run on a GPU; ask for it by name" if name == "cudnn" else refuses(name, inputs)
@@ -61,8 +65,12 @@ def refuses(name: str, inputs: Inputs) -> str | None:
     ...     [refuses("splash", Inputs(regions, 4, 128, jnp.bfloat16)) for regions in ((64, 32, 32), (64,))]
     [None, 'takes rows of several regions, found (64,)']
     """
-    regions, slots, head_dim, dtype, context = inputs
-    if name in ("xla", "block"):
+    regions, slots, head_dim, dtype, context, derivatives = inputs
+    if name == "xla":
+        return None
+    if derivatives == "any":
+        return "has first derivatives in reverse mode only"
+    if name == "block":
         return None
     if platform() not in _PLATFORMS[name]:
         return f"is for {'TPUs' if name == 'splash' else 'GPUs'}, found {platform()}"

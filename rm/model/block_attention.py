@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..shapes import checked
 from .attention import Marks, sees
+from .derivatives import once
 from .layers import precision
 
 _BLOCK = 64
@@ -33,8 +34,9 @@ class Blocks(NamedTuple):
 def find_blocks(queries: Marks, keys: Marks) -> Blocks:
     """Finds the visible pairs of blocks."""
     marks, key_marks = (jnp.stack([_cut(mark) for mark in tokens]) for tokens in (queries, keys))
-    R, B = len(queries.segments), marks.shape[1]
-    row = jnp.repeat(jnp.arange(key_marks.shape[1]).reshape(R, -1), B // R, axis=0)  # the blocks of each block's row
+    R, B = queries.segments.shape[0], marks.shape[1]
+    of_row = jnp.arange(key_marks.shape[1]).reshape(R, 1, -1)
+    row = jnp.broadcast_to(of_row, (R, B // R, of_row.shape[-1])).reshape(B, -1)  # the blocks of each block's row
 
     def sees(i: Array) -> Bool[Array, "n"]:
         return jax.lax.map(lambda j: _visible(marks[:, i], key_marks[:, j]).any(), row[i])  # a loop bounds the memory
@@ -51,7 +53,7 @@ def block_attention(
     """The result of `shared_prefix_attention`, with zeros at padding."""
     R, N, G, Q, E = q.shape
     queries, keys, values = (jnp.moveaxis(_cut(x), 1, -2) for x in (q, k, v))  # [B, G, (Q,) C, E]
-    out: Array = _attention(queries.reshape(len(queries), G, -1, E), keys, values, blocks)
+    out: Array = _attention(queries.reshape(queries.shape[0], G, Q * _BLOCK, E), keys, values, blocks)
     return jnp.moveaxis(out.reshape(queries.shape), -2, 1).reshape(R, -1, G, Q, E)[:, :N]
 
 
@@ -105,7 +107,7 @@ def _forward(q: Array, k: Array, v: Array, blocks: Blocks):
         total = jnp.maximum(total, 1e-30)
         return out / total[:, None], peak + jnp.log(total)
 
-    out, log_total = jax.lax.map(queries, jnp.arange(len(q)))
+    out, log_total = jax.lax.map(queries, jnp.arange(q.shape[0]))
     out = out.mT.astype(q.dtype)
     return out, (q, k, v, blocks, out, log_total)
 
@@ -132,8 +134,8 @@ def _backward(saved, d_out: Array):
         d_q, *d_kv = jax.lax.fori_loop(0, blocks.counts[i], keys, (jnp.zeros_like(q[i].mT, jnp.float32), *carry))
         return tuple(d_kv), d_q
 
-    (d_k, d_v), d_q = jax.lax.scan(queries, (jnp.zeros(k.shape), jnp.zeros(v.shape)), jnp.arange(len(q)))
+    (d_k, d_v), d_q = jax.lax.scan(queries, (jnp.zeros(k.shape), jnp.zeros(v.shape)), jnp.arange(q.shape[0]))
     return *(g.astype(q.dtype) for g in (d_q.mT, d_k, d_v)), None
 
 
-_attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, once(_backward))

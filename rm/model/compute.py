@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ..devices.mesh import standard_mesh
 from ..errors import ConfigError
 from .attention_choice import Attention
+from .derivatives import Derivatives
 
 Remat = Literal["none", "dots", "full"]
 
@@ -22,9 +23,10 @@ class Compute:
     `"none"` nothing; `attention`, the implementation: `"xla"` is plain attention, `"block"` skips blocks that no query
     sees, `"splash"` and `"cudnn"` are kernels for TPUs and GPUs, `"auto"` is the platform's own where that is exact,
     else `"xla"`, and logs the reason; `mesh`, the devices that compute together (`make_mesh`), each with a shard of
-    the model (`partition_specs`) and of the rows.
+    the model (`partition_specs`) and of the rows; `derivatives`, those that the forward pass has: `"first"`, gradients
+    in reverse mode, the fastest; `"any"`, forward mode (`jax.jvp`) and higher derivatives too, by plain attention.
 
-    **Raises:** `ConfigError` for an unknown `remat` or `attention`.
+    **Raises:** `ConfigError` for an unknown `remat`, `attention` or `derivatives`.
 
     >>> Compute(dtype="bfloat16", remat="none").dtype
     dtype(bfloat16)
@@ -34,12 +36,13 @@ class Compute:
     remat: Remat = "full"
     attention: Attention = "auto"
     mesh: Mesh | None = None
+    derivatives: Derivatives = "first"
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))  # so that `jnp.bfloat16` and `"bfloat16"` are equal
         if self.mesh is not None:
             object.__setattr__(self, "mesh", standard_mesh(self.mesh))
-        for name, kind in {"remat": Remat, "attention": Attention}.items():
+        for name, kind in {"remat": Remat, "attention": Attention, "derivatives": Derivatives}.items():
             if getattr(self, name) not in get_args(kind):
                 found = f"expected one of {', '.join(get_args(kind))}, found {getattr(self, name)!r}"
                 raise ConfigError(f"{name}: {found}")

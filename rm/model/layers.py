@@ -7,10 +7,11 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from ..devices.collectives import gather_weight, scatter_gradient, sum_over
+from ..devices.collectives import exchange_over, gather_over, gather_weight, scatter_gradient, sum_over
 from ..devices.platform import platform
 from ..shapes import checked
 from .config import LlamaConfig
+from .derivatives import plain
 
 PRODUCT = "product"  # the name of linear layers' outputs in remat policies
 
@@ -38,7 +39,7 @@ def linear(x: Float[Array, "*B I"], layer: Linear, *, partial: bool = False) -> 
 
     With `partial`, the input features are sharded along `tensor`, and the devices' products are summed.
     """
-    y = _product(x.reshape(-1, x.shape[-1]), layer.weight)
+    y = plain(_multiply, _product)(x.reshape(-1, x.shape[-1]), layer.weight)
     y = checkpoint_name(sum_over(y, "tensor") if partial else y, PRODUCT)
     if layer.bias is not None:
         y = (y.astype(jnp.float32) + along_last(layer.bias, 2).astype(jnp.float32)).astype(x.dtype)
@@ -51,9 +52,11 @@ def dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "_ _"]:
     return lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def _product(x: Float[Array, "B I"], weight: Float[Array, "_ _"]) -> Float[Array, "B O"]:
+def _multiply(x: Float[Array, "B I"], weight: Float[Array, "_ _"]) -> Float[Array, "B O"]:
     return dot(x, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 1)).astype(x.dtype)
+
+
+_product = jax.custom_vjp(_multiply)
 
 
 def _product_forward(x: Array, weight: Array):
@@ -85,6 +88,43 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 @checked
+def embed(table: Float[Array, "V _"], tokens: Int[Array, "R N"], dtype) -> Float[Array, "R N D"]:
+    """The embeddings of tokens, from a table whose columns are sharded over `tensor` and `fsdp`.
+
+    Every device looks up its columns for the rows of all, so that activations are exchanged, not the larger table.
+    """
+    take = plain(_take_in_float32, _take)
+    x = take(table, gather_over(tokens, "fsdp", dim=0), jnp.zeros((), dtype))
+    return gather_over(exchange_over(x, "fsdp", split=0, join=2), "tensor", dim=2)
+
+
+@jax.custom_vjp
+def _take(table: Float[Array, "V I"], tokens: Int[Array, "B N"], like: Float[Array, ""]) -> Float[Array, "B N I"]:
+    """Rows of the table in the type of `like`; gradients of equal tokens are summed in float32.
+
+    Sums in bfloat16 stop growing at 256 equal terms.
+    """
+    return table[tokens].astype(like.dtype)
+
+
+def _take_in_float32(table: Array, tokens: Array, like: Array) -> Array:
+    return table.astype(jnp.float32)[tokens].astype(like.dtype)
+
+
+def _take_forward(table: Array, tokens: Array, like: Array):
+    return _take(table, tokens, like), (table, tokens)
+
+
+def _take_backward(saved: tuple[Array, Array], d_x: Array) -> tuple[Array, None, None]:
+    table, tokens = saved
+    sums = jnp.zeros(table.shape, jnp.float32).at[tokens].add(d_x.astype(jnp.float32))
+    return sums.astype(table.dtype), None, None
+
+
+_take.defvjp(_take_forward, _take_backward)
+
+
+@checked
 def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
     """`x / rms(x) · weight`, the statistics in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
     x32 = x.reshape(-1, x.shape[-1]).astype(jnp.float32)  # XLA's sums over matrices are many times faster on CPUs
@@ -95,14 +135,16 @@ def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> 
 @checked
 def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> Float[Array, "*B D"]:
     """`(silu(x G) ⊙ x U) D` (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
-    return linear(_gated(linear(x, gate), linear(x, up)), down, partial=True)
+    return linear(plain(_gate, _gated)(linear(x, gate), linear(x, up)), down, partial=True)
 
 
-@jax.custom_vjp
-def _gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+def _gate(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     """`silu(gate) ⊙ up` in float32, rounded once; only the two inputs are saved for the backward pass."""
     gate32 = gate.astype(jnp.float32)
     return (gate32 * jax.nn.sigmoid(gate32) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+_gated = jax.custom_vjp(_gate)
 
 
 def _gated_forward(gate: Array, up: Array):

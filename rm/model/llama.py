@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..devices.collectives import gather_over, look_up, shards, take_tokens
+from ..devices.collectives import gather_over, shards, take_tokens
 from ..devices.mesh import ROWS, check_rows
 from ..devices.platform import platform
 from ..shapes import checked
@@ -22,7 +22,8 @@ from .block_attention import Blocks, block_attention, find_blocks
 from .compute import Compute, Remat
 from .config import LlamaConfig
 from .cudnn_attention import cudnn_attention
-from .layers import PRODUCT, Linear, linear, rms_norm, rotary_table, rotate, swiglu
+from .derivatives import providing
+from .layers import PRODUCT, Linear, embed, linear, rms_norm, rotary_table, rotate, swiglu
 from .sharding import check_mesh, context_order, partition_specs
 from .splash_attention import splash_attention
 
@@ -77,7 +78,7 @@ def init_reward_model(
     std = config.initializer_range
     *blocks, last_block = [_init_block(config, k, dtype) for k in jax.random.split(keys[1], config.num_hidden_layers)]
     return RewardModel(
-        embed_tokens=std * jax.random.normal(keys[0], (config.vocab_size, config.hidden_size), dtype),
+        embed_tokens=draw_normal(keys[0], (config.vocab_size, config.hidden_size), std, dtype),
         blocks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks) if blocks else None,
         last_block=last_block,
         norm=jnp.ones(config.hidden_size, dtype),
@@ -89,7 +90,12 @@ def init_reward_model(
 def init_score_head(config: LlamaConfig, *, key: PRNGKeyArray, std: float | None = None) -> Float[Array, "1 D"]:
     """A float32 score head from `N(0, std²)`; `std` is `initializer_range` by default, as in `transformers` and TRL."""
     std = config.initializer_range if std is None else std
-    return std * jax.random.normal(key, (1, config.hidden_size), jnp.float32)
+    return draw_normal(key, (1, config.hidden_size), std)
+
+
+def draw_normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float, dtype=jnp.float32) -> Array:
+    """Draws from `N(0, std²)` in float32, then rounds; drawn in bfloat16, values are few and end at 2.9 deviations."""
+    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 def _init_block(config: LlamaConfig, key: PRNGKeyArray, dtype) -> Block:
@@ -99,7 +105,7 @@ def _init_block(config: LlamaConfig, key: PRNGKeyArray, dtype) -> Block:
     kv = config.num_key_value_heads * config.head_dim
 
     def layer(rows: int, columns: int, bias: bool) -> Linear:
-        weight = std * jax.random.normal(next(keys), (rows, columns), dtype)
+        weight = draw_normal(next(keys), (rows, columns), std, dtype)
         return Linear(weight, jnp.zeros(rows, dtype) if bias else None)
 
     return Block(
@@ -163,22 +169,26 @@ def hidden_states(model: RewardModel, batch: PreferenceBatch, compute: Compute =
     The arguments are those of `rewards`. A head of your own takes this array.
     """
     R, S, K = batch.ends.shape
+    with providing(compute.derivatives):
+        return _hidden_states(model, batch, compute).reshape(R, S, K, -1)
+
+
+def _hidden_states(model: RewardModel, batch: PreferenceBatch, compute: Compute) -> Float[Array, "R M D"]:
+    R, S, K = batch.ends.shape
     forward = partial(_forward, slots=S, compute=compute)
     tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
     lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=positions.dtype), tokens.shape)
     per_token, ends = (tokens, segments, parts, places, positions, lengths), jnp.asarray(batch.ends).reshape(R, S * K)
     if compute.mesh is None:
-        x = forward(model, per_token, ends, batch.regions)
-    else:
-        x = _on_mesh(forward, compute.mesh, model, per_token, ends, batch.regions)
-    return x.reshape(R, S, K, -1)
+        return forward(model, per_token, ends, batch.regions)
+    return _on_mesh(forward, compute.mesh, model, per_token, ends, batch.regions)
 
 
 def _on_mesh(forward, mesh: Mesh, model: RewardModel, per_token: tuple, ends: Array, regions: tuple[int, ...]) -> Array:
     """Runs `forward` on a mesh, where every device has its shard of the model and of the rows."""
     check_mesh(model.config, mesh)
-    check_rows(len(ends), mesh)
+    check_rows(ends.shape[0], mesh)
     order, local_regions = context_order(regions, mesh.shape["context"])
     per_token, ends = tuple(x[:, order] for x in per_token), jnp.asarray(np.argsort(order), ends.dtype)[ends]
     mapped = jax.shard_map(
@@ -200,13 +210,13 @@ def _forward(
     queries = Marks(segments, parts, places)
     keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
     table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
-    inputs = Inputs(regions, slots, config.head_dim, compute.dtype, shards("context"))
+    inputs = Inputs(regions, slots, config.head_dim, compute.dtype, shards("context"), compute.derivatives)
     attention = choose_attention(compute.attention, inputs)
     row = Row(table, queries, keys, ends, find_blocks(queries, keys) if attention == "block" else None)
     block = _remat(partial(apply_block, config=config, regions=regions, attention=attention), compute.remat)
     last_block = _remat(partial(apply_last_block, config=config), compute.remat)
 
-    x = look_up(model.embed_tokens, tokens, compute.dtype)
+    x = embed(model.embed_tokens, tokens, compute.dtype)
     if model.blocks is not None:
         # Unrolling spares XLA on CPUs the copies in and out of the stacks, but it would undo the rematerialisation and
         # keep the gathered weights of all layers.

@@ -1,5 +1,6 @@
 """Losses, metrics, optimizers and the pure update."""
 
+from .layerwise import per_layer
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
 from .objectives import Objective, pairwise_objective
@@ -19,6 +20,7 @@ __all__ = [
     "make_optimizer",
     "pairwise_loss",
     "pairwise_objective",
+    "per_layer",
     "preference_metrics",
     "update",
 ]

@@ -32,29 +32,30 @@ def keep_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     >>> [leaf_state[0].mu for leaf_state in state.leaves]  # dictionaries are sorted by name
     [{'b': Array([0., 0.], dtype=float32), 'w': None}, {'b': None, 'w': Array([0., 0., 0.], dtype=float32)}]
     """
+    inner = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> OnHost:
-        return OnHost(tuple(optimizer.init(leaf) for leaf in _split(params)))
+        return OnHost(tuple(inner.init(leaf) for leaf in _split(params)))
 
-    def update_leaf(on_host: optax.OptState, gradient: Any, param: Any) -> tuple[Any, optax.OptState]:
+    def update_leaf(on_host: optax.OptState, gradient: Any, param: Any, value: Any) -> tuple[Any, optax.OptState]:
         old = _move(on_host, jax.memory.Space.Device)
-        change, new = optimizer.update(gradient, old, param)
+        change, new = inner.update(gradient, old, param, value=value)
         (leaf,) = jax.tree.leaves(gradient)
         good = jnp.isfinite(leaf.reshape(-1)[0])  # `apply_gradients` makes the gradients of a skipped update NaN
         return change, _move(choose(good, new, old), jax.memory.Space.Host)
 
-    def update(updates: optax.Updates, state: OnHost, params: optax.Params | None = None):
+    def update(updates: optax.Updates, state: OnHost, params: optax.Params | None = None, **extra: Any):
         gradients = _split(updates)
         values = [None] * len(gradients) if params is None else _split(params)
         changes, states, after = [], [], None
         for gradient, on_host, param in zip(gradients, state.leaves, values, strict=True):
-            change, new = _in_turn(update_leaf, after, on_host, gradient, param)
+            change, new = _in_turn(update_leaf, after, on_host, gradient, param, extra.get("value"))
             changes += jax.tree.leaves(change)
             states.append(new)
             after = changes[-1]
         return jax.tree.structure(updates).unflatten(changes), OnHost(tuple(states))
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _in_turn(step: Callable, after: Array | None, on_host: optax.OptState, *args: Any) -> tuple[Any, optax.OptState]:

@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array
 
 from ..model.llama import RewardModel
+from .layerwise import per_layer
 from .offload import keep_on_host
 from .rounding import keep_moments
 
@@ -84,8 +85,8 @@ def make_optimizer(
         "adamw": lambda: optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask),
         "lion": lambda: optax.lion(learning_rate, weight_decay=weight_decay, mask=decay_mask),
         "muon": lambda: _muon(learning_rate, weight_decay),
-        "adafactor": lambda: optax.adafactor(
-            learning_rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decay_mask
+        "adafactor": lambda: per_layer(  # its rates follow the size of an array, here of one layer
+            optax.adafactor(learning_rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decay_mask)
         ),
     }[name]()
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)

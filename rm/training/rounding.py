@@ -67,6 +67,8 @@ def keep_moments(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     dtype(bfloat16)
     """
 
+    inner = optax.with_extra_args_support(optimizer)
+
     def is_moment(leaf: Array) -> bool:
         return leaf.ndim > 0 and leaf.dtype == jnp.float32
 
@@ -74,14 +76,14 @@ def keep_moments(optimizer: optax.GradientTransformation) -> optax.GradientTrans
         return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if is_moment(leaf) else leaf.dtype)
 
     def init(params: optax.Params) -> Rounded:
-        state = optimizer.init(params)
+        state = inner.init(params)
         state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if is_moment(leaf) else leaf, state)
         return Rounded(jnp.zeros((), jnp.int32), state)
 
-    def update(updates: optax.Updates, state: Rounded, params: optax.Params | None = None):
+    def update(updates: optax.Updates, state: Rounded, params: optax.Params | None = None, **extra: Any):
         wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state.state)
-        updates, new = optimizer.update(updates, wide, params)
+        updates, new = inner.update(updates, wide, params, **extra)
         kept = round_tree(new, jax.tree.map(smaller, new), state.step)
         return updates, Rounded(state.step + 1, kept)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]

@@ -24,6 +24,7 @@ from .objectives import Objective, check_objective
 from .offload import HOST, OnHost, place_on_host
 from .rounding import add_updates
 from .skipping import choose
+from .transformation import Optimizer, as_transformation, optimizer_step
 
 
 class TrainState(eqx.Module):
@@ -46,7 +47,7 @@ class Sums(eqx.Module):
     comparisons: Int[Array, ""]
 
 
-def init_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(model: Any, optimizer: Optimizer) -> TrainState:
     """The state before the first update.
 
     The arrays of `model` become part of the state; if updates donate the state, use `state.model` from then on. The
@@ -58,9 +59,10 @@ def init_state(model: Any, optimizer: optax.GradientTransformation) -> TrainStat
     host memory.
     """
     _check_leaves(model)
+    rule = as_transformation(optimizer)
 
     def init(model: Any) -> tuple[Array, optax.OptState]:
-        return jnp.zeros((), jnp.int32), optimizer.init(_as_float32(model))
+        return jnp.zeros((), jnp.int32), rule.init(_as_float32(model))
 
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
         step, opt_state = init(model)
@@ -146,13 +148,19 @@ def _merge(old: dict[str, Array], old_count: Array, new: dict[str, Array], count
 def apply_gradients(
     state: TrainState,
     sums: Sums,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     skip_above: Float[Array, ""] | float = math.inf,
+    value_fn: Callable[[Any], Array] | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step with the mean gradient; returns the new state and the metrics with `grad_norm` and `skipped`.
 
     If the loss or the gradient norm is not finite, or the norm is above `skip_above`, `skipped` is 1, and the state
     stays, except that `step` and the schedules of the optimizer count the update.
+
+    **Arguments:** `value_fn`, the mean loss as a function of the model, which line searches need. Where an optimizer
+    asks for more than the gradients, it gets `value`, the mean loss, and `grad`, the mean gradient, too.
+
+    **Raises:** `TypeError` if the optimizer needs a `value_fn` that is not given.
     """
     count = jnp.maximum(sums.comparisons, 1).astype(jnp.float32)
     norm = optax.tree.norm(sums.gradients) / count
@@ -160,7 +168,8 @@ def apply_gradients(
     scale = jnp.where(good, 1 / count, jnp.nan)  # NaN makes `keep_on_host` skip; a scalar factor needs no extra arrays
     gradients = jax.tree.map(lambda total: total * scale, sums.gradients)
     parameters: Any = _as_float32(state.model)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)
+    extra = {"value": sums.metrics["loss"], "grad": gradients} | ({"value_fn": value_fn} if value_fn else {})
+    updates, opt_state = optimizer_step(optimizer, gradients, state.opt_state, parameters, **extra)
     model = add_updates(state.model, updates, state.step)
     metrics = sums.metrics | {"grad_norm": norm, "skipped": (~good).astype(jnp.float32)}
     model = choose(good, model, state.model)
@@ -173,7 +182,7 @@ def update(
     state: TrainState,
     batches: Sequence[PreferenceBatch],
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     skip_above: Float[Array, ""] | float = math.inf,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step over all comparisons of `batches`: `θ ← θ - optimizer(∇ mean loss)`.
@@ -217,7 +226,12 @@ def update(
     sums = accumulate(None, state.model, batches[0], objective)
     for batch in batches[1:]:
         sums = accumulate(sums, state.model, batch, objective)
-    return apply_gradients(state, sums, optimizer, skip_above)
+
+    def mean_loss(model: Any) -> Array:
+        totals = [jnp.sum(check_objective(objective(model, batch), batch)[0], where=batch.mask) for batch in batches]
+        return sum(totals) / sums.comparisons.astype(jnp.float32)
+
+    return apply_gradients(state, sums, optimizer, skip_above, mean_loss)
 
 
 def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
@@ -225,7 +239,7 @@ def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
         raise ValueError("an update needs at least one batch, found none")
 
 
-def jit_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
+def jit_update(objective: Objective, optimizer: Optimizer) -> Callable:
     """A compiled `update` for batches that vary in number and shape: `step(state, batches, skip_above)`.
 
     It composes jitted parts, so it compiles once per batch shape rather than once per combination of shapes. It
