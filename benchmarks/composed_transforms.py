@@ -157,37 +157,27 @@ def second_derivatives_of_the_fast_forward(place: Place) -> Any:
 # My loop
 
 
-@composition(WITH_ADAM)
-def updates_in_lax_scan(place: Place) -> Any:
-    def body(state: Any, _: None) -> tuple[Any, dict]:
-        return rm.update(state, [place.batch()], place.objective, ADAM)
+def scanned(place: Place, optimizer: Any) -> Any:
+    """Three updates in a loop of JAX, and three by `jit_update`."""
 
-    scanned, _ = jax.jit(lambda state: jax.lax.scan(body, state, None, length=3))(rm.init_state(place.model(), ADAM))
+    def body(state: Any, _: None) -> tuple[Any, dict]:
+        return rm.update(state, [place.batch()], place.objective, optimizer)
+
+    run = jax.jit(lambda state: jax.lax.scan(body, state, None, length=3)[0])
     state, step = rm.init_state(ONE.model(), ADAM), rm.jit_update(ONE.objective, ADAM)
     for _ in range(3):
         state, _ = step(state, [ONE.batch()])
-    return moved(scanned), moved(state)
+    return moved(run(rm.init_state(place.model(), optimizer))), moved(state)
+
+
+@composition(WITH_ADAM)
+def updates_in_lax_scan(place: Place) -> Any:
+    return scanned(place, ADAM)
 
 
 @composition(WITH_ADAM)
 def updates_in_lax_scan_with_moments_on_the_host(place: Place) -> Any:
-    """JAX must be told in the traced function where the carry lies."""
-    optimizer = keep_on_host(ADAM)
-
-    def run(state: rm.TrainState) -> Any:
-        def host(leaf: jax.Array) -> jax.Array:
-            return jax.device_put(leaf, jax.memory.Space.Host) if leaf.ndim else leaf
-
-        state = eqx.tree_at(lambda s: s.opt_state, state, jax.tree.map(host, state.opt_state))
-        return jax.lax.scan(
-            lambda s, _: rm.update(s, [place.batch()], place.objective, optimizer), state, None, length=3
-        )
-
-    scanned, _ = jax.jit(run)(rm.init_state(place.model(), optimizer))
-    state, step = rm.init_state(ONE.model(), ADAM), rm.jit_update(ONE.objective, ADAM)
-    for _ in range(3):
-        state, _ = step(state, [ONE.batch()])
-    return moved(scanned), moved(state)
+    return scanned(place, keep_on_host(ADAM))
 
 
 @composition()

@@ -35,7 +35,9 @@ def keep_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> OnHost:
-        return OnHost(tuple(inner.init(leaf) for leaf in _split(params)))
+        states = [inner.init(leaf) for leaf in _split(params)]
+        # a loop whose carry is the state needs a type that says where it lies, which an output's sharding does not give
+        return OnHost(tuple(_move(state, jax.memory.Space.Host) for state in states))
 
     def update_leaf(on_host: optax.OptState, gradient: Any, param: Any, value: Any) -> tuple[Any, optax.OptState]:
         old = _move(on_host, jax.memory.Space.Device)
