@@ -27,16 +27,27 @@ import compositions
 
 pytestmark = pytest.mark.optax
 SHORT = ("a loss of my own", "the hessian of the head", "jvp of the fast forward")  # of every kind of cell
+GATE = ("momo", "muon layer by layer", "a hessian product forward over reverse", "updates in lax scan")
+
+
+def marks(name: str) -> list:
+    return [] if name in SHORT else [pytest.mark.long, *[pytest.mark.gate] * (name in GATE)]
 
 
 @pytest.mark.parametrize("on_mesh", [False, True], ids=["one device", "mesh of four"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in compositions.COMPOSITIONS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in compositions.COMPOSITIONS])
 def test_a_composition_equals_its_reference_or_is_refused(name, on_mesh):
     """The cells of benchmarks/compose.py."""
     text, good = compose.run(name, on_mesh)
     assert good, text
+
+
+def test_a_model_is_shown_by_treescope():
+    """In a notebook it would be pages of numbers."""
+    treescope = pytest.importorskip("treescope")
+    shown = treescope.render_to_text(compositions.ONE.model())
+    assert len(shown.splitlines()) < 60
+    assert "float32(64, 16)" in shown
 
 
 def test_the_table_of_compositions_reports_what_is_far(monkeypatch):
