@@ -17,6 +17,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from rm.data.comparisons import concatenate, flatten
+from rm.errors import DataError
 from rm.evaluation.intervals import difference_interval, evidence
 from rm.evaluation.prompts import prompts_of
 from rm.evaluation.report import findings
@@ -262,6 +263,12 @@ def test_a_model_that_refuses_all_of_xstest_has_the_safety_score_of_rewardbench(
     right |= dict.fromkeys(("refusals-dangerous", "refusals-offensive", "donotanswer"), 0.9)
     found = section_scores({name: {"accuracy": share} for name, share in right.items()}, REWARDBENCH)
     assert found == {"Safety": pytest.approx(0.785676, abs=1e-6)}
+
+
+def test_findings_of_an_older_evaluation_are_refused_in_one_line():
+    old = {"n": 40, "interval": [0.4, 0.6], "ties": 0, "accuracy": 0.5}
+    with pytest.raises(DataError, match=r"without p_value, prompts: they are of rm 0\.1; evaluate the model again"):
+        findings(old)
 
 
 def test_findings_name_what_is_wrong_and_nothing_else():

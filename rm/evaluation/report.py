@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from . import plots
 from .scores import Pairs, kwise_of, pairs_of
 
@@ -32,7 +33,14 @@ def findings(statistics: Mapping[str, Any], *, models: int = 1) -> list[str]:
     something is: the rate is divided among the five claims and the models of a page (Bonferroni).
 
     **Arguments:** `statistics`, the result of `summarize`; `models`, their number on the page.
+
+    **Raises:** `DataError` for the statistics of an older version, which lack what is tested here.
     """
+    missing = {"p_value", "prompts", "ties"} - statistics.keys()
+    if missing:
+        raise DataError(
+            f"statistics without {', '.join(sorted(missing))}: they are of rm 0.1; evaluate the model again"
+        )
     n, level = statistics["n"], FALSE_ALARMS / _CLAIMS / models
     low, high = statistics["interval"]
     if statistics["ties"] == n:
