@@ -134,7 +134,8 @@ def test_the_tour_and_what_other_pages_add_to_it_run(demo_directory, capsys):
     saved, trained = (rm.score(model, names["tokenizer"], ["x y"]) for model in (names["again"], names["state"].model))
     np.testing.assert_array_equal(saved, trained)
 
-    others = [page for page in PAGES if page not in ("README.md", "docs/tour.md") and blocks(page, "python")]
+    alone = ("README.md", "docs/tour.md", "docs/compose.md")
+    others = [page for page in PAGES if page not in alone and blocks(page, "python")]
     assert {"docs/data.md", "docs/evaluate.md", "docs/score_and_serve.md", "docs/choose.md"} <= set(others)
     left = {page: run(page, dict(names)) for page in others}
     assert left["docs/data.md"]["table"]["kept"] == 1
@@ -145,6 +146,18 @@ def test_the_tour_and_what_other_pages_add_to_it_run(demo_directory, capsys):
     assert (demo_directory / "own-loss/model/model.safetensors").is_file()
     lines = (demo_directory / "own-loss/metrics.jsonl").read_text().splitlines()
     assert all(0 <= json.loads(line)["within"] <= 1 for line in lines), "the metric of one's own"
+
+
+@pytest.mark.long
+@pytest.mark.optax
+@pytest.mark.parametrize("demo_directory", [600], indirect=True)
+def test_the_compositions_of_the_page_run_after_the_tour(demo_directory):
+    """What their values should be is in test_compose.py."""
+    names = run("docs/compose.md", run("docs/tour.md", {}))
+    assert names["hessian"].shape == (128, 128)
+    assert names["history"]["loss"].shape == (3,)
+    assert names["spread"].shape == names["batch"].ends.shape
+    np.testing.assert_allclose(names["hessian"], names["hessian"].T, atol=1e-6)
 
 
 @pytest.mark.parametrize("page", [page for page in PRESENT if blocks(page, "python")])
