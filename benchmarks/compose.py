@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "--json" in sys.argv:  # flags of XLA are those of an interpreter's own version
     from cells import set_devices
 
     set_devices()
@@ -59,10 +59,12 @@ def run(name: str, on_mesh: bool) -> tuple[str, bool]:
 def column(names: Sequence[str]) -> list[tuple[str, str, bool]]:
     """The two cells of every composition: `[(one device, mesh, whether both are good)]`."""
     cells = []
-    for name in names:
+    for number, name in enumerate(names):
         (one, good), (mesh, also) = (run(name, on_mesh) for on_mesh in (False, True))
         cells.append((one, mesh, good and also))
-        jax.clear_caches()  # all programs would take more memory maps than Linux gives a process
+        print(f"jax {jax.__version__}, {name}: {one} | {mesh}", file=sys.stderr, flush=True)
+        if number % 8 == 7:
+            jax.clear_caches()  # all programs would take more memory maps than Linux gives a process
     return cells
 
 
