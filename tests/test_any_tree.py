@@ -45,6 +45,7 @@ def adapted(base, adapter, batch):
     return pairwise(rm.rewards(merge(base, adapter), batch), batch)
 
 
+@pytest.mark.long
 def test_an_adapter_over_a_base_gets_the_gradient_of_the_chain_rule(comparisons):  # noqa: F811
     """`dA = Bᵀ dW`, `dB = dW Aᵀ`, with `dW` of the merged model."""
     (batch,), base, adapter = pack(comparisons, range(6), [ONE_ROW]), new_model(), new_adapter()
@@ -73,6 +74,8 @@ def new_two_heads():
     return TwoHeads(new_model(), jnp.full((1, 16), 0.25))
 
 
+@pytest.mark.long
+@pytest.mark.gate
 def test_a_head_of_ones_own_trains_and_its_metric_is_the_mean_of_comparisons(comparisons):  # noqa: F811
     """A metric averaged over slots, rows or micro-batches would depend on how comparisons are packed."""
     optimizer, model = optax.sgd(0.1), new_two_heads()
@@ -132,7 +135,7 @@ def test_the_first_state_can_be_traced():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("as_tree", [True, False], ids=["a tree", "a closure"])
+@pytest.mark.parametrize("as_tree", [pytest.param(True, marks=pytest.mark.long), False], ids=["a tree", "a closure"])
 def test_an_adapter_trains_on_a_mesh_as_on_one_device(comparisons, as_tree):  # noqa: F811
     """The base stays spread over the mesh; adapters that are on no mesh go to every device."""
     mesh, optimizer = rm.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4]), optax.adam(1e-2)

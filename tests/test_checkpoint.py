@@ -349,6 +349,8 @@ def test_the_state_may_go_on_while_it_is_being_saved(tmp_path, state):
     assert same(restored, expected)
 
 
+@pytest.mark.long
+@pytest.mark.gate
 def test_the_notes_may_go_on_while_they_are_being_saved(tmp_path, state):
     """A run that logs on while its checkpoint is being written would find it damaged. Ten times: it is a race."""
     notes, expected = {"window": [{"loss": 0.0}]}, {}

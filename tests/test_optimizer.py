@@ -130,6 +130,8 @@ def test_muon_takes_every_matrix_of_the_stack_by_itself():
             np.testing.assert_allclose(getattr(stacked.blocks, name).weight[layer].T, expected["w"], atol=2e-5)
 
 
+@pytest.mark.long
+@pytest.mark.gate
 def test_muon_leaves_the_rest_to_adamw():
     """The embedding and the head would be orthogonalized."""
     optimizer = rm.make_optimizer("muon", 1e-2, max_grad_norm=None)
@@ -140,7 +142,7 @@ def test_muon_leaves_the_rest_to_adamw():
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["adamw", *(pytest.param(n, marks=pytest.mark.long) for n in NAMES if n != "adamw")])
 def test_norms_and_biases_do_not_decay(name):
     """Weight decay would pull norms to zero."""
     plain, decaying = (rm.make_optimizer(name, 1e-2, weight_decay=decay) for decay in (0.0, 0.1))

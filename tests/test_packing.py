@@ -339,6 +339,8 @@ def test_an_update_is_packed_alike_alone_and_among_others(comparisons, batch_siz
             np.testing.assert_array_equal(one[0], all_of_them[u])
 
 
+@pytest.mark.long
+@pytest.mark.gate
 @quick
 @given(any_comparisons, st.integers(1, 16), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["regions", "whole"]))
 def test_parts_of_the_rows_together_are_the_whole(comparisons, batch_size, rows, seed, layout):
@@ -414,6 +416,8 @@ def test_little_is_padding_on_real_data(name, batch_size, least, layout):
     assert plan.fill() >= least
 
 
+@pytest.mark.long
+@pytest.mark.gate
 def test_arguments_that_meet_in_a_batch_are_computed_once():
     """In ukp-convarg1 about a thousand arguments make 12,792 pairs."""
     plan = rm.plan_batches(real_comparisons("ukp-convarg1"), 64)

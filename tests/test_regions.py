@@ -117,7 +117,7 @@ def reference(config: rm.LlamaConfig, K: int) -> tuple[rm.RewardModel, jax.Array
     [
         pytest.param(CONFIG, True, "regions", marks=pytest.mark.long),
         (CONFIG, True, "whole"),
-        (CONFIG, False, "regions"),
+        pytest.param(CONFIG, False, "regions", marks=pytest.mark.long),
         pytest.param(DYNAMIC, True, "regions", marks=pytest.mark.long),
         pytest.param(DYNAMIC, True, "whole", marks=pytest.mark.long),
     ],
@@ -179,7 +179,7 @@ def gradients_by(remat: str) -> rm.RewardModel:
     return jax.jit(jax.grad(total))(model)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.long), "full"])
 def test_recomputing_changes_no_gradient(remat):
     for name, a, b in named_leaves(gradients_by("none"), gradients_by(remat)):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -106,6 +106,8 @@ def scored(tmp_path, loaded, monkeypatch):
     return score, rows, parts
 
 
+@pytest.mark.long
+@pytest.mark.gate
 def test_a_run_that_is_interrupted_goes_on_and_ends_in_the_same_bytes(scored, tmp_path, loaded, capsys):
     """Hours of scoring would be lost, a row be missing or twice, or a reward depend on the interruption."""
     score, rows, parts = scored

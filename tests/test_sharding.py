@@ -184,6 +184,8 @@ def summed_sizes(program: str, operation: str) -> list[int]:
     ]
 
 
+@pytest.mark.long
+@pytest.mark.gate
 def test_gradients_are_never_whole_on_a_device(model, comparisons):
     """Else fully sharded training needs the memory of one device for all gradients, which it is there to save."""
     matrix = CONFIG.intermediate_size * CONFIG.hidden_size
@@ -327,7 +329,8 @@ def test_a_mesh_of_jax_is_the_mesh_with_all_axes(explicit, axes):
         assert whole.devices[tuple(at.get(axis, 0) for axis in AXES)] == mesh.devices[place]
 
 
-@pytest.mark.parametrize("ambient", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("ambient", [False, True])
 def test_updates_on_a_mesh_of_jax_equal_those_on_one_device(model, comparisons, ambient):
     batch, optimizer = one_batch(comparisons, "whole"), optax.sgd(0.1)
     mesh = jax.make_mesh((4,), ("fsdp",), (AxisType.Auto,), devices=jax.devices()[:4])
