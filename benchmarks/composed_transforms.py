@@ -154,6 +154,20 @@ def second_derivatives_of_the_fast_forward(place: Place) -> Any:
     return jax.grad(lambda model: inner(jax.grad(place.loss)(model), ones(model)))(place.model())
 
 
+@composition(refused="derivatives='any'")
+def second_derivatives_of_products_in_bfloat16(place: Place) -> Any:
+    """On CPUs their backward pass reads bits, so that JAX's derivative of it is wrong."""
+    loss = partial(place.loss, attention="xla", dtype="bfloat16")
+    return jax.grad(lambda model: inner(jax.grad(loss)(model), ones(model)))(place.model())
+
+
+@composition(0.1)
+def a_hessian_product_in_bfloat16(place: Place) -> Any:
+    loss = partial(place.loss, dtype="bfloat16", **ANY)
+    product = jax.jit(lambda model, direction: jax.jvp(jax.grad(loss), (model,), (direction,))[1])
+    return product(place.model(), ones(place.model())), hessian_product()
+
+
 # My loop
 
 

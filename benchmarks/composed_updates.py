@@ -175,6 +175,21 @@ def multisteps_as_it_is(place: Place) -> Any:
 
 
 @composition(1e-4)
+def momo_in_multisteps(place: Place) -> Any:
+    """The loss is that of the last update, the gradient the mean of two."""
+    optimizer = optax.MultiSteps(optax.contrib.momo(0.1), 2)
+    state, _ = train(place, optimizer, 4)
+    by_optax: Any = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)  # pyright: ignore
+    return moved(state), by_hand(by_optax, 4)
+
+
+@composition(refused="cannot be inside optax.MultiSteps")
+def lbfgs_in_multisteps(place: Place) -> Any:
+    optimizer = optax.MultiSteps(optax.lbfgs(), 2)
+    return rm.update(rm.init_state(place.model(), optimizer), [place.batch()], place.objective, optimizer)
+
+
+@composition(1e-4)
 def an_average_of_updates(place: Place) -> Any:
     return as_by_hand(place, optax.chain(optax.sgd(0.1), optax.ema(0.9)))
 
@@ -212,7 +227,7 @@ def moments_in_host_memory(place: Place) -> Any:
 def per_layer(place: Place, optimizer: Any) -> Any:
     """By `rm.per_layer`, and by hand on a tree that holds every layer's arrays by themselves."""
     state, _ = train(place, rm.per_layer(optimizer), 2)
-    return state.model, unstacked_by_hand(optimizer, 2)
+    return moved(state), unstacked_by_hand(optimizer, 2)
 
 
 def unstacked_by_hand(optimizer: Any, steps: int) -> Any:
@@ -230,19 +245,19 @@ def unstacked_by_hand(optimizer: Any, steps: int) -> Any:
         grad = jax.jit(jax.grad(lambda parts, number=number: ONE.loss(restack(parts), number)))(parts)
         updates, state = jax.jit(optimizer.update)(grad, state, parts)
         parts = optax.apply_updates(parts, updates)
-    return restack(parts)
+    return difference(restack(parts), ONE.model())
 
 
-@composition(1e-6)
+@composition(1e-3)
 def adafactor_layer_by_layer(place: Place) -> Any:
     return per_layer(place, optax.adafactor(1e-2, min_dim_size_to_factor=16))
 
 
-@composition(1e-6)
+@composition(1e-3)
 def lamb_layer_by_layer(place: Place) -> Any:
     return per_layer(place, optax.lamb(1e-2, eps=1e-3))
 
 
-@composition(1e-6)
+@composition(1e-3)
 def muon_layer_by_layer(place: Place) -> Any:
     return per_layer(place, optax.contrib.muon(1e-2))

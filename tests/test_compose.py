@@ -18,6 +18,7 @@ from rm.data.comparisons import flatten
 from rm.devices.program_cache import remove_damaged
 from rm.training.offload import keep_on_host
 from rm.training.rounding import keep_moments
+from rm.training.step import Sums
 
 from .conftest import shared
 
@@ -55,13 +56,17 @@ def test_the_table_of_compositions_reports_what_is_far(monkeypatch):
     cases = {
         "far": compositions.Composition(lambda place: (np.ones(2), np.full(2, 2.0)), 0.1, None, None),
         "not refused": compositions.Composition(lambda place: (np.ones(2), np.ones(2)), 0.1, "never", "never"),
-        "not finite": compositions.Composition(lambda place: (np.full(2, np.nan), np.ones(2)), 0.1, None, None),
+        "not finite": compositions.Composition(
+            lambda place: ([1.0, np.full(2, np.nan)], [1.0, np.ones(2)]), 0.1, None, None
+        ),
+        "of another shape": compositions.Composition(lambda place: (1.0, np.ones(2)), 0.1, None, None),
     }
     monkeypatch.setattr(compose, "COMPOSITIONS", cases)
     assert [compose.run(name, False) for name in cases] == [
         ("5e-01 BEYOND 1e-01", False),
         ("0e+00 BEYOND 1e-01", False),
         ("nan BEYOND 1e-01", False),
+        ("inf BEYOND 1e-01", False),
     ]
 
 
@@ -139,15 +144,71 @@ def test_adafactor_scales_every_layer_by_its_own_size():
     np.testing.assert_allclose(sizes, 1e-2 * own, rtol=1e-4)  # the first update: the rate times the root mean square
 
 
+def test_layers_that_are_not_stacked_are_told_from_those_that_are():
+    """Rows of a matrix would be taken for layers."""
+    factored = optax.adafactor(1e-2, min_dim_size_to_factor=8)
+    listed = {"blocks": [{"weight": jnp.ones((8, 16))}, {"weight": jnp.ones((16, 8))}]}
+    alone, wrapped = factored.init(listed), rm.per_layer(factored).init(listed)
+    assert jax.tree.map(jnp.shape, wrapped.rest) == jax.tree.map(jnp.shape, alone)
+    with pytest.raises(rm.ConfigError, match=r"expected one number of layers .* below 'blocks', found 3, 5; name"):
+        rm.per_layer(factored).init({"blocks": {"a": jnp.ones((3, 8)), "b": jnp.ones((5, 8))}})
+
+
+def test_adafactor_with_schedule_and_decay_equals_that_of_every_layer_also_where_updates_are_skipped():
+    """Counts of schedules have a layer axis in the wrapped state; a skipped update must count in each."""
+    rate = rm.learning_rate_schedule("linear", peak=1e-2, steps=6)
+    rule = optax.adafactor(rate, weight_decay_rate=0.1, min_dim_size_to_factor=8)
+    noise = np.random.default_rng(0).normal(size=(5, 2, 16, 16)).astype(np.float32)
+    stacked, listed = {"blocks": {"w": noise[0]}}, [{"w": layer} for layer in noise[0]]
+    states = [
+        rm.init_state(jax.tree.map(jnp.array, tree), optimizer)
+        for tree, optimizer in ((stacked, rm.per_layer(rule)), (listed, rule))
+    ]
+    for number, gradient in enumerate(noise[1:]):
+        loss = {"loss": jnp.float32(np.nan if number == 1 else 1.0)}
+        trees = {"blocks": {"w": jnp.array(gradient)}}, [{"w": jnp.array(layer)} for layer in gradient]
+        states = [
+            rm.apply_gradients(state, Sums(tree, loss, jnp.array(1)), optimizer)[0]
+            for state, tree, optimizer in zip(states, trees, (rm.per_layer(rule), rule), strict=True)
+        ]
+    one, other = (state.model for state in states)
+    np.testing.assert_allclose(one["blocks"]["w"], np.stack([layer["w"] for layer in other]), rtol=1e-5, atol=1e-7)
+    assert not np.allclose(one["blocks"]["w"], noise[0], atol=1e-3)
+
+
 @pytest.mark.parametrize("wrap", [keep_moments, keep_on_host, rm.per_layer])
 def test_wrappers_pass_the_loss_on(wrap):
     """A schedule that watches the loss would fail where moments are bfloat16 or on the host."""
     plateau = optax.contrib.reduce_on_plateau(patience=1, factor=0.5, atol=10.0)
-    optimizer, params = wrap(optax.chain(optax.sgd(1.0), plateau)), {"w": jnp.ones(2)}
+    optimizer = wrap(optax.chain(optax.sgd(1.0), plateau))
+    params = {"blocks": {"w": jnp.ones((2, 2))}, "w": jnp.ones(2)}
     state = optimizer.init(params)
     for _ in range(2):
-        updates, state = optimizer.update({"w": jnp.ones(2)}, state, params, value=jnp.float32(1.0))
-    np.testing.assert_array_equal(updates["w"], np.full(2, -0.5), "the loss has not fallen once: half the rate")
+        updates, state = optimizer.update(params, state, params, value=jnp.float32(1.0))
+    for leaf in jax.tree.leaves(updates):  # the loss has not fallen once: half the rate
+        np.testing.assert_array_equal(leaf, np.full(leaf.shape, -0.5))
+
+
+@pytest.mark.long
+def test_a_restored_state_with_moments_on_the_host_goes_on_in_a_loop(tmp_path):
+    """In a process that has compiled nothing: the type of restored moments would say that they lie on the device."""
+    script = (
+        "import sys, jax, jax.numpy as jnp, optax, rm\n"
+        "from rm.saving.checkpoints import abstract\nfrom rm.training.offload import keep_on_host\n"
+        "rule = keep_on_host(optax.adam(0.1))\nstate = rm.init_state({'w': jnp.ones(3)}, rule)\n"
+        "with rm.Checkpoints(sys.argv[1]) as checkpoints:\n"
+        "    checkpoints.save(0, state, {})\n    checkpoints.wait()\n"
+        "    _, state, _ = checkpoints.restore_newest(abstract(state), print)\n"
+        "def body(state, _):\n"
+        "    _, opt_state = rule.update(state.model, state.opt_state, state.model)\n"
+        "    return rm.TrainState(state.step, state.model, opt_state), None\n"
+        "state, _ = jax.jit(lambda state: jax.lax.scan(body, state, None, length=2))(state)\n"
+        "print(state.opt_state.leaves[0][0].mu['w'].sharding.memory_kind)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "saved")], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines()[-1:] == ["pinned_host"], done.stderr
 
 
 # Compiled programs on disk
@@ -162,13 +223,25 @@ def cache_directory(tmp_path):
 
 
 def test_what_jax_calls_damaged_is_removed_and_said(cache_directory, caplog):
-    for name in ("jit_step-0a-cache", "jit_step-0b-cache", "jit_step_more-0a-cache"):
+    for name in ("jit_step-0a-cache", "jit_step-0b-cache", "jit_step_more-0a-cache", "jit_a.b-0a-cache"):
         (cache_directory / name).touch()
+    damaged = "Error reading persistent compilation cache entry for '{}': ZstdError: short"
     with caplog.at_level(logging.WARNING, "rm"):
-        assert remove_damaged("Error reading persistent compilation cache entry for 'jit_step': ZstdError: short")
+        assert remove_damaged(damaged.format("jit_step"))
+        assert remove_damaged(damaged.format("jit_a.b"))
+        assert not remove_damaged(damaged.format("jit_gone")), "the warning of JAX stands"
         assert not remove_damaged("Error writing persistent compilation cache entry for 'jit_step': OSError: full")
     assert [path.name for path in cache_directory.iterdir()] == ["jit_step_more-0a-cache"]
-    assert caplog.messages == ["jit_step: its compiled program on disk is damaged; it is compiled and written again"]
+    said = "its compiled program on disk is damaged; it is compiled and written again"
+    assert caplog.messages == [f"jit_step: {said}", f"jit_a.b: {said}"]
+
+
+def test_a_damaged_program_that_cannot_be_removed_ends_nothing(cache_directory, caplog):
+    """A compilation would fail where JAX alone only warns: in a cache that is shared and read-only."""
+    (cache_directory / "jit_step-0a-cache").mkdir()  # which `unlink` refuses
+    with caplog.at_level(logging.WARNING, "rm"):
+        assert not remove_damaged("Error reading persistent compilation cache entry for 'jit_step': ZstdError: short")
+    assert "cannot be removed" in caplog.text
 
 
 @pytest.mark.long

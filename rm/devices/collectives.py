@@ -29,7 +29,7 @@ def gather_over(x: Array, axis: str, dim: int) -> Array:
 
 
 def exchange_over(x: Array, axis: str, split: int, join: int) -> Array:
-    """Sends each device along a mesh axis its part of dimension `split`, and concatenates along `join` what comes."""
+    """Splits `x` along `split`, sends each device along a mesh axis its part, and concatenates along `join`."""
     return lax.all_to_all(x, axis, split_axis=split, concat_axis=join, tiled=True) if shards(axis) > 1 else x
 
 

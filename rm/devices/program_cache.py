@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '(\w+)'")
+_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([\w.-]+)'")
 
 
 def keep_compiled(directory: str | Path | None = None) -> None:
@@ -20,7 +20,8 @@ def keep_compiled(directory: str | Path | None = None) -> None:
 
     **Arguments:** `directory`, by default `rm/compiled` in the user's cache folder (`XDG_CACHE_HOME` moves it). A
     directory already set in JAX (`JAX_COMPILATION_CACHE_DIR`) stays in use, and a cache that was turned off
-    (`JAX_ENABLE_COMPILATION_CACHE=false`) stays off. A damaged program is compiled again and replaced, which is logged.
+    (`JAX_ENABLE_COMPILATION_CACHE=false`) stays off. A damaged program is compiled again and replaced, which is logged,
+    unless warnings are turned off.
 
     Example: `rm.keep_compiled()`.
     """
@@ -45,13 +46,21 @@ def _replace_damaged() -> None:
 
 
 def remove_damaged(warning: str) -> bool:
-    """Removes the programs that a warning of JAX calls damaged, which it names by function; false if it names none."""
+    """Removes all cached programs of the function that a warning of JAX names, for it does not say which is damaged.
+
+    **Returns:** whether any was removed; else the warning stands.
+    """
     found = _DAMAGED.match(warning)
-    if found is None:
+    directory = Path(jax.config.values["jax_compilation_cache_dir"] or "")
+    programs = list(directory.glob(f"{glob.escape(found[1])}-*-cache")) if found else []
+    try:
+        for path in programs:
+            path.unlink(missing_ok=True)
+    except OSError as error:  # a cache that others keep
+        logging.getLogger("rm").warning(f"{error.filename}: damaged or of a damaged one's name, and cannot be removed")
         return False
-    for path in Path(jax.config.values["jax_compilation_cache_dir"]).glob(f"{glob.escape(found[1])}-*-cache"):
-        path.unlink(missing_ok=True)
-    logging.getLogger("rm").warning(
-        f"{found[1]}: its compiled program on disk is damaged; it is compiled and written again"
-    )
-    return True
+    if programs and found:
+        logging.getLogger("rm").warning(
+            f"{found[1]}: its compiled program on disk is damaged; it is compiled and written again"
+        )
+    return bool(programs)

@@ -69,7 +69,7 @@ def refuses(name: str, inputs: Inputs) -> str | None:
     if name == "xla":
         return None
     if derivatives == "any":
-        return "has first derivatives in reverse mode only"
+        return "has gradients only, and derivatives='any' asks for more"
     if name == "block":
         return None
     if platform() not in _PLATFORMS[name]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..shapes import checked
 from .attention import Marks, sees
-from .derivatives import once
+from .derivatives import first_only
 from .layers import precision
 
 _BLOCK = 64
@@ -138,4 +138,4 @@ def _backward(saved, d_out: Array):
     return *(g.astype(q.dtype) for g in (d_q.mT, d_k, d_v)), None
 
 
-_attention.defvjp(_forward, once(_backward))
+_attention.defvjp(_forward, first_only(_backward))

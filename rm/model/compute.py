@@ -23,8 +23,9 @@ class Compute:
     `"none"` nothing; `attention`, the implementation: `"xla"` is plain attention, `"block"` skips blocks that no query
     sees, `"splash"` and `"cudnn"` are kernels for TPUs and GPUs, `"auto"` is the platform's own where that is exact,
     else `"xla"`, and logs the reason; `mesh`, the devices that compute together (`make_mesh`), each with a shard of
-    the model (`partition_specs`) and of the rows; `derivatives`, those that the forward pass has: `"first"`, gradients
-    in reverse mode, the fastest; `"any"`, forward mode (`jax.jvp`) and higher derivatives too, by plain attention.
+    the model (`partition_specs`) and of the rows; `derivatives`, which ones can be taken: `"first"`, gradients in
+    reverse mode, the fastest; `"any"`, also forward mode (`jax.jvp`) and higher derivatives, with plain attention and,
+    in bfloat16, gradients of weights that are rounded to bfloat16.
 
     **Raises:** `ConfigError` for an unknown `remat`, `attention` or `derivatives`.
 

@@ -1,4 +1,4 @@
-"""Which derivatives a forward pass has: hand-written backward passes are fast, and have the first in reverse mode."""
+"""Derivatives of the forward pass: hand-written backward passes, fast, give gradients; JAX's own give all."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _ADVICE = "rm.Compute(derivatives='any') has forward mode (jax.jvp) and higher d
 
 @contextmanager
 def providing(derivatives: Derivatives) -> Iterator[None]:
-    """Makes `plain` choose by `derivatives` inside the block, and says in one line that forward mode is not there.
+    """Inside the block `choose_backward` follows `derivatives`, and JAX's error about forward mode is one of ours.
 
     **Raises:** `ConfigError` where JAX differentiates in forward mode through a hand-written backward pass.
     """
@@ -32,13 +32,15 @@ def providing(derivatives: Derivatives) -> Iterator[None]:
         _ANY.reset(token)
 
 
-def plain(function: Callable, fast: Callable) -> Callable:
-    """The function as JAX differentiates it, where any derivative is asked for; else `fast`, with its own backward."""
-    return function if _ANY.get() else fast
+def choose_backward(plain: Callable, fast: Callable) -> Callable:
+    """`plain`, which JAX differentiates, for any derivatives; else `fast`, whose backward pass is hand-written."""
+    return plain if _ANY.get() else fast
 
 
-def once(backward: Callable) -> Callable:
-    """A backward pass that JAX shall not differentiate again, which it says in one line.
+def first_only(backward: Callable) -> Callable:
+    """Wraps a backward pass so that differentiating it raises an error of one line.
+
+    Second derivatives through it would be wrong where it reads bits (`transposed`), and fail where it loops.
 
     **Raises:** `ConfigError` when it is differentiated.
     """

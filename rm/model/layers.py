@@ -11,7 +11,7 @@ from ..devices.collectives import exchange_over, gather_over, gather_weight, sca
 from ..devices.platform import platform
 from ..shapes import checked
 from .config import LlamaConfig
-from .derivatives import plain
+from .derivatives import choose_backward, first_only
 
 PRODUCT = "product"  # the name of linear layers' outputs in remat policies
 
@@ -39,7 +39,7 @@ def linear(x: Float[Array, "*B I"], layer: Linear, *, partial: bool = False) -> 
 
     With `partial`, the input features are sharded along `tensor`, and the devices' products are summed.
     """
-    y = plain(_multiply, _product)(x.reshape(-1, x.shape[-1]), layer.weight)
+    y = choose_backward(_multiply, _product)(x.reshape(-1, x.shape[-1]), layer.weight)
     y = checkpoint_name(sum_over(y, "tensor") if partial else y, PRODUCT)
     if layer.bias is not None:
         y = (y.astype(jnp.float32) + along_last(layer.bias, 2).astype(jnp.float32)).astype(x.dtype)
@@ -84,7 +84,7 @@ def transposed(x: Float[Array, "*B M N"]) -> Float[Array, "*B N M"]:
     return lax.bitcast_convert_type(jnp.concatenate([half.mT for half in halves], axis=-1), x.dtype)
 
 
-_product.defvjp(_product_forward, _product_backward)
+_product.defvjp(_product_forward, first_only(_product_backward))
 
 
 @checked
@@ -93,17 +93,14 @@ def embed(table: Float[Array, "V _"], tokens: Int[Array, "R N"], dtype) -> Float
 
     Every device looks up its columns for the rows of all, so that activations are exchanged, not the larger table.
     """
-    take = plain(_take_in_float32, _take)
+    take = choose_backward(_take_in_float32, _take)
     x = take(table, gather_over(tokens, "fsdp", dim=0), jnp.zeros((), dtype))
     return gather_over(exchange_over(x, "fsdp", split=0, join=2), "tensor", dim=2)
 
 
 @jax.custom_vjp
 def _take(table: Float[Array, "V I"], tokens: Int[Array, "B N"], like: Float[Array, ""]) -> Float[Array, "B N I"]:
-    """Rows of the table in the type of `like`; gradients of equal tokens are summed in float32.
-
-    Sums in bfloat16 stop growing at 256 equal terms.
-    """
+    """Rows of the table in the type of `like`; a device sums the gradients of equal tokens in float32."""
     return table[tokens].astype(like.dtype)
 
 
@@ -117,11 +114,12 @@ def _take_forward(table: Array, tokens: Array, like: Array):
 
 def _take_backward(saved: tuple[Array, Array], d_x: Array) -> tuple[Array, None, None]:
     table, tokens = saved
+    # in bfloat16 a sum of equal terms stops growing at 256
     sums = jnp.zeros(table.shape, jnp.float32).at[tokens].add(d_x.astype(jnp.float32))
     return sums.astype(table.dtype), None, None
 
 
-_take.defvjp(_take_forward, _take_backward)
+_take.defvjp(_take_forward, first_only(_take_backward))
 
 
 @checked
@@ -135,7 +133,7 @@ def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> 
 @checked
 def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> Float[Array, "*B D"]:
     """`(silu(x G) ⊙ x U) D` (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
-    return linear(plain(_gate, _gated)(linear(x, gate), linear(x, up)), down, partial=True)
+    return linear(choose_backward(_gate, _gated)(linear(x, gate), linear(x, up)), down, partial=True)
 
 
 def _gate(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
@@ -158,7 +156,7 @@ def _gated_backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Ar
     return d_gate.astype(saved[0].dtype), (d_out * gate * sigmoid).astype(saved[1].dtype)
 
 
-_gated.defvjp(_gated_forward, _gated_backward)
+_gated.defvjp(_gated_forward, first_only(_gated_backward))
 
 
 @checked

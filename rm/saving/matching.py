@@ -11,6 +11,7 @@ from jax.sharding import SingleDeviceSharding
 
 from ..errors import CheckpointError
 from ..files.checksum import is_key, key_data, named_leaves
+from ..training.offload import HOST
 
 
 class Mismatch(CheckpointError):
@@ -88,6 +89,8 @@ def take(arrays: Mapping[str, Any], sources: Mapping[str, str], like: Any) -> An
         array = arrays[sources[name]] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
         if times[sources[name]] > 1:
             array = jax.device_put(array, as_stored(leaf).sharding, may_alias=False)
+        if as_stored(leaf).sharding.memory_kind == HOST:
+            array = jax.device_put(array, jax.memory.Space.Host)  # the type says so too, which loops need
         if is_key(leaf):
             array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.zeros((), leaf.dtype)))
         leaves.append(array)

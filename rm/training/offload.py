@@ -12,6 +12,7 @@ from jaxtyping import Array
 from ..devices.platform import platform
 from ..errors import ConfigError
 from .skipping import choose
+from .transformation import Optimizer, as_transformation
 
 HOST = "pinned_host"  # JAX's name for host memory that devices can access directly
 
@@ -22,21 +23,23 @@ class OnHost(NamedTuple):
     leaves: tuple[optax.OptState, ...]
 
 
-def keep_on_host(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def keep_on_host(optimizer: Optimizer) -> optax.GradientTransformation:
     """Wraps an optimizer whose state `init_state` puts on the host; the device holds that of two leaves at most.
 
-    The optimizer must treat every leaf by itself. Optax's do, except clipping by global norm, which must come before.
-    `optax.MultiSteps` belongs inside: around this, it would select among the states of all leaves at once.
+    The optimizer must treat every leaf by itself. Rules that look at all leaves together give other numbers inside:
+    clipping by global norm, which must come before; `momo`, `polyak_sgd`, `prodigy`, `apply_if_finite`. Of what an
+    optimizer may ask for, it gets the loss (`value`). `optax.MultiSteps` belongs inside: around this, it would select
+    among the states of all leaves at once.
 
     >>> state = keep_on_host(optax.adam(1e-3)).init({"w": jax.numpy.zeros(3), "b": jax.numpy.zeros(2)})
     >>> [leaf_state[0].mu for leaf_state in state.leaves]  # dictionaries are sorted by name
     [{'b': Array([0., 0.], dtype=float32), 'w': None}, {'b': None, 'w': Array([0., 0., 0.], dtype=float32)}]
     """
-    inner = optax.with_extra_args_support(optimizer)
+    inner = as_transformation(optimizer)
 
     def init(params: optax.Params) -> OnHost:
         states = [inner.init(leaf) for leaf in _split(params)]
-        # a loop whose carry is the state needs a type that says where it lies, which an output's sharding does not give
+        # `lax.scan` needs the memory space in the array's type, which `out_shardings` of `jax.jit` does not set
         return OnHost(tuple(_move(state, jax.memory.Space.Host) for state in states))
 
     def update_leaf(on_host: optax.OptState, gradient: Any, param: Any, value: Any) -> tuple[Any, optax.OptState]:

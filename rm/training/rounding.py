@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, BFloat16, Float, Float32, Int, PRNGKeyArray
 
 from ..shapes import checked
+from .transformation import Optimizer, as_transformation
 
 
 class Rounded(NamedTuple):
@@ -59,7 +60,7 @@ def add_updates(model: Any, updates: Any, step: Int[Array, ""]) -> Any:
     return round_tree(jax.tree.map(add, model, updates), model, step)
 
 
-def keep_moments(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def keep_moments(optimizer: Optimizer) -> optax.GradientTransformation:
     """Wraps an optimizer to store its moments in bfloat16, in half the memory; it still computes in float32.
 
     >>> state = keep_moments(optax.adam(1e-3)).init(jnp.zeros(3))
@@ -67,7 +68,7 @@ def keep_moments(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     dtype(bfloat16)
     """
 
-    inner = optax.with_extra_args_support(optimizer)
+    inner = as_transformation(optimizer)
 
     def is_moment(leaf: Array) -> bool:
         return leaf.ndim > 0 and leaf.dtype == jnp.float32
