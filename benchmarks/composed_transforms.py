@@ -161,7 +161,7 @@ def second_derivatives_of_products_in_bfloat16(place: Place) -> Any:
     return jax.grad(lambda model: inner(jax.grad(loss)(model), ones(model)))(place.model())
 
 
-@composition(0.1)
+@composition(0.2)
 def a_hessian_product_in_bfloat16(place: Place) -> Any:
     loss = partial(place.loss, dtype="bfloat16", **ANY)
     product = jax.jit(lambda model, direction: jax.jvp(jax.grad(loss), (model,), (direction,))[1])
