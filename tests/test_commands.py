@@ -40,7 +40,6 @@ FIELDS = [
 ]
 
 
-@pytest.mark.gate
 def test_the_next_run_finds_what_the_one_before_compiled(tmp_path, llama_directory, pairs_file):
     """In the user's cache folder, where JAX was given no other."""
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
@@ -193,7 +192,7 @@ def hinge(model, batch, compute=rm.Compute()):
     return loss, r, {"inside": (loss > 0).astype(loss.dtype)}
 
 
-@pytest.mark.parametrize("mesh", [None, pytest.param("data=8", marks=pytest.mark.gate)])
+@pytest.mark.parametrize("mesh", [None, "data=8"])
 def test_an_objective_of_ones_own_has_the_whole_command_around_it(
     tmp_path, llama_directory, pairs_file, monkeypatch, mesh
 ):

@@ -98,7 +98,6 @@ def cut_and_resumed(command: list[str], output: Path, *flags: str, **environment
     return output
 
 
-@pytest.mark.gate
 def test_event_files_equal_the_metrics_also_of_a_resumed_run(command, tmp_path, untracked):
     """TensorBoard would show the steps between checkpoint and end twice, or others than metrics.jsonl."""
     needs("tensorboardX")
