@@ -45,7 +45,7 @@ def test_a_composition_equals_its_reference_or_is_refused(name, on_mesh):
 
 def test_a_model_is_shown_by_treescope():
     """In a notebook it would be pages of numbers."""
-    treescope = pytest.importorskip("treescope")
+    treescope = pytest.importorskip("treescope", reason="needs `treescope` (extra `dev`)")
     shown = treescope.render_to_text(compositions.ONE.model())
     assert len(shown.splitlines()) < 60
     assert "float32(64, 16)" in shown
@@ -107,7 +107,7 @@ def test_the_gradient_of_a_token_that_occurs_often_is_not_lost(sizes):
 
 @pytest.mark.long
 def test_the_gradient_of_the_embedding_on_real_text():
-    """hh-rlhf, where one token in twenty is a line break."""
+    """Real texts repeat their tokens as no random ones do."""
     path = shared("models/stories260K")
     model, tokenizer = rm.match_tokenizer(
         rm.load_reward_model(path, key=jax.random.key(0), dtype=jnp.bfloat16), rm.load_tokenizer(path)

@@ -267,7 +267,9 @@ def test_a_model_that_refuses_all_of_xstest_has_the_safety_score_of_rewardbench(
 
 def test_findings_of_an_older_evaluation_are_refused_in_one_line():
     old = {"n": 40, "interval": [0.4, 0.6], "ties": 0, "accuracy": 0.5}
-    with pytest.raises(DataError, match=r"without p_value, prompts: they are of rm 0\.1; evaluate the model again"):
+    with pytest.raises(
+        DataError, match=r"without p_value, prompts: they are of an older version; evaluate the model again"
+    ):
         findings(old)
 
 

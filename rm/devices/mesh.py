@@ -128,7 +128,7 @@ def own_rows(rows: int, mesh: Mesh) -> slice:
 def check_rows(rows: int, mesh: Mesh) -> None:
     """Checks that the mesh divides the rows of a batch."""
     parts = row_shards(mesh)
-    if not isinstance(rows, numbers.Integral):  # jaxlib 0.10.2 crashes on such programs of a mesh
+    if not isinstance(rows, numbers.Integral):  # which jaxlib 0.10.2 does not support on a mesh
         raise ConfigError(f"a mesh divides a known number of rows, found {rows}; export with a number, or without mesh")
     if rows % parts:
         raise ConfigError(f"{rows} rows do not divide over data·fsdp = {parts}; plan_batches(…, rows={parts})")

@@ -39,7 +39,7 @@ def findings(statistics: Mapping[str, Any], *, models: int = 1) -> list[str]:
     missing = {"p_value", "prompts", "ties"} - statistics.keys()
     if missing:
         raise DataError(
-            f"statistics without {', '.join(sorted(missing))}: they are of rm 0.1; evaluate the model again"
+            f"statistics without {', '.join(sorted(missing))}: they are of an older version; evaluate the model again"
         )
     n, level = statistics["n"], FALSE_ALARMS / _CLAIMS / models
     low, high = statistics["interval"]
