@@ -111,17 +111,24 @@ def reference(config: rm.LlamaConfig, K: int) -> tuple[rm.RewardModel, jax.Array
     return model, weights, *one_by_one(model, sequences, weights)
 
 
-@pytest.mark.parametrize("K", [2, *(pytest.param(K, marks=pytest.mark.long) for K in (1, 5))])
+FORMS = {
+    "regions": (CONFIG, True, "regions"),
+    "whole": (CONFIG, True, "whole"),
+    "unshared": (CONFIG, False, "regions"),
+    "dynamic-regions": (DYNAMIC, True, "regions"),
+    "dynamic-whole": (DYNAMIC, True, "whole"),
+}
+GATE = [("whole", 2)]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("config", "share_prefix", "layout"),
+    ("K", "config", "share_prefix", "layout"),
     [
-        pytest.param(CONFIG, True, "regions", marks=pytest.mark.long),
-        (CONFIG, True, "whole"),
-        pytest.param(CONFIG, False, "regions", marks=pytest.mark.long),
-        pytest.param(DYNAMIC, True, "regions", marks=pytest.mark.long),
-        pytest.param(DYNAMIC, True, "whole", marks=pytest.mark.long),
+        pytest.param(K, *form, id=f"{name}-{K}", marks=[pytest.mark.gate] * ((name, K) in GATE))
+        for name, form in FORMS.items()
+        for K in (1, 2, 5)
     ],
-    ids=["regions", "whole", "unshared", "dynamic-regions", "dynamic-whole"],
 )
 def test_packed_rewards_and_gradients_equal_one_by_one(K, config, share_prefix, layout):
     sequences = odd_comparisons(K)
