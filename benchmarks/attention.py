@@ -1,5 +1,6 @@
-"""Time of attention in blocks against the plain form, on packed rows: `python benchmarks/attention.py`."""
+"""Time of attention in blocks against the plain form, on packed rows: `python benchmarks/attention.py [--quick]`."""
 
+import argparse
 import statistics
 import time
 from functools import partial
@@ -23,6 +24,9 @@ def milliseconds(function, *args) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one round, to check the script")
+    count = 1 if parser.parse_args().quick else ROUNDS
     cut = zip(REGIONS, PACKED, strict=True)
     row = np.concatenate([np.pad(np.repeat([1, 2, 3, 4], cuts), (0, n - sum(cuts))) for n, cuts in cut])
     segments, parts = jnp.asarray(row)[None], jnp.asarray(np.repeat(range(len(REGIONS)), REGIONS))[None]
@@ -47,7 +51,7 @@ def main() -> None:
         for name, wrap in (("forward", jax.jit), ("gradient", lambda f: jax.jit(jax.grad(f, argnums=(0, 1, 2))))):
             run = {form: wrap(partial(total, form=form)) for form in forms}
             [milliseconds(function, q, k, v) for function in run.values()]  # compiles
-            rounds = [[milliseconds(run[form], q, k, v) for form in forms] for _ in range(ROUNDS)]
+            rounds = [[milliseconds(run[form], q, k, v) for form in forms] for _ in range(count)]
             xla, block = (statistics.median(column) for column in zip(*rounds, strict=True))
             ratios = [a / b for a, b in rounds]
             spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})"

@@ -35,6 +35,8 @@ SYSTEMS = {
     "trl-grouped-float32": "TRL length-grouped, float32",
     "trl-grouped-bfloat16": "TRL length-grouped, bfloat16",
     "easydel-float32": "EasyDeL, float32",
+    "rm-lora-float32": "rm with LoRA, float32",
+    "trl-lora-float32": "TRL with LoRA of peft, float32",
 }
 RATIOS = (
     ("rm-float32", "trl-float32"),
@@ -42,9 +44,11 @@ RATIOS = (
     ("rm-float32", "trl-grouped-float32"),
     ("rm-bfloat16", "trl-grouped-bfloat16"),
     ("rm-float32", "easydel-float32"),
+    ("rm-lora-float32", "rm-float32"),
+    ("rm-lora-float32", "trl-lora-float32"),
 )
 REQUIREMENTS = {
-    "trl": ("torch==2.13.0", "transformers>=5.20,<6", "trl>=1.15,<2", "accelerate>=1.10,<2"),
+    "trl": ("torch==2.13.0", "transformers>=5.20,<6", "trl>=1.15,<2", "accelerate>=1.10,<2", "peft>=0.18,<1"),
     "easydel": ("torch==2.13.0", "pillow", "easydel==0.3.0"),
 }
 COLUMNS = {
@@ -195,11 +199,11 @@ def spread(values: list[float], form: str) -> str:
     return f"{median(values, form)} ({min(values):{form}}–{max(values):{form}})"
 
 
-def ratios(runs: list[dict], ours: str, theirs: str) -> list[float]:
-    """Pairs a second of one system over those of another, for each round that both have."""
-    speed = {(run["system"], run["round"]): run["pairs_per_second"] for run in runs if "error" not in run}
-    rounds = sorted(number for system, number in speed if system == ours and (theirs, number) in speed)
-    return [speed[ours, number] / speed[theirs, number] for number in rounds]
+def ratios(runs: list[dict], ours: str, theirs: str, figure: str = "pairs_per_second") -> list[float]:
+    """A figure of one system over that of another, for each round that both have."""
+    values = {(run["system"], run["round"]): run[figure] for run in runs if "error" not in run}
+    rounds = sorted(number for system, number in values if system == ours and (theirs, number) in values)
+    return [values[ours, number] / values[theirs, number] for number in rounds]
 
 
 def case_tables(runs: list[dict]) -> str:
@@ -212,12 +216,14 @@ def case_tables(runs: list[dict]) -> str:
         lines.append(f"| {SYSTEMS[system]} | {len(good)} | " + " | ".join(medians) + " |")
     compared = {(ours, theirs): ratios(runs, ours, theirs) for ours, theirs in RATIOS}
     rows = [
-        f"| {SYSTEMS[ours]} / {SYSTEMS[theirs]} | {len(values)} | {spread(values, '.1f')} |"
+        f"| {SYSTEMS[ours]} / {SYSTEMS[theirs]} | {len(values)} | {spread(values, '.2f')} "
+        f"| {spread(ratios(runs, ours, theirs, 'peak_gib'), '.2f')} |"
         for (ours, theirs), values in compared.items()
         if values
     ]
     if rows:
-        lines += ["", "| pairs/s as a ratio | rounds | median (min–max) |", "|---|---:|---:|", *rows]
+        titles = "| ratio | rounds | pairs/s: median (min–max) | peak memory: median (min–max) |"
+        lines += ["", titles, "|---|---:|---:|---:|", *rows]
     return "\n".join(lines)
 
 

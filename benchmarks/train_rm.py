@@ -2,6 +2,7 @@
 
 import importlib.metadata
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from measure import Steps, parse_arguments
@@ -23,9 +24,13 @@ def main() -> None:
         r = rm.rewards(model, batch, rm.Compute(dtype=dtype, remat="none"))
         return rm.pairwise_loss(r[..., 0], r[..., 1]), r
 
+    if args.variant == "lora":
+        model = rm.add_lora(model, 16, 32, key=jax.random.key(0))
+    trained, frozen = eqx.partition(model, rm.trainable(model))
     optimizer = rm.adamw(1e-5)
-    state, advance = rm.init_state(model, optimizer), rm.jit_update(objective, optimizer)
-    del model
+    state = rm.init_state(trained, optimizer)
+    advance = rm.jit_update(rm.with_frozen(objective, frozen), optimizer)
+    del model, trained
     steps = Steps(args)
     for timed in (False, True):  # every shape is compiled in the first pass
         for number in numbers:

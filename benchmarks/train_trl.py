@@ -35,6 +35,15 @@ def grouped(rows: datasets.Dataset, batch_size: int, updates: int, seed: int) ->
     return rows.select(np.random.default_rng(seed).permutation(picked).ravel())
 
 
+def adapters():
+    """Adapters of all matrices of the blocks; the head trains as well."""
+    import peft  # pyright: ignore[reportMissingImports]
+
+    return peft.LoraConfig(
+        task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"]
+    )
+
+
 def main() -> None:
     args = parse_arguments()
     rows = datasets.load_dataset("json", data_files=str(args.workload / "pairs.jsonl"), split="train")
@@ -68,7 +77,12 @@ def main() -> None:
 
     model.register_forward_pre_hook(count, with_kwargs=True)
     trainer = Trainer(
-        model=model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[Timer(steps)]
+        model=model,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[Timer(steps)],
+        peft_config=adapters() if args.variant == "lora" else None,
     )
     trainer.train()
     steps.report({name: __import__(name).__version__ for name in ("trl", "transformers", "torch")})

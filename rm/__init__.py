@@ -11,17 +11,21 @@ from .model import (
     PreferenceBatch,
     RewardModel,
     Rope,
+    add_lora,
+    freeze_layers,
     hidden_states,
     init_reward_model,
     load_reward_model,
+    merge_lora,
     partition_specs,
     place_batch,
     place_model,
     rewards,
+    trainable,
 )
 from .packing import BatchPlan, plan_batches, prefetch
 from .planning import Plan, plan
-from .saving import Calibration, Checkpoints, load_calibration, normalize, save_reward_model
+from .saving import Calibration, Checkpoints, load_calibration, normalize, save_adapter, save_reward_model
 from .text import Tokenizer, load_tokenizer, match_tokenizer
 from .training import (
     TrainState,
@@ -37,6 +41,7 @@ from .training import (
     per_layer,
     preference_metrics,
     update,
+    with_frozen,
 )
 from .version import __version__
 
@@ -63,12 +68,14 @@ __all__ = [
     "__version__",
     "accumulate",
     "adamw",
+    "add_lora",
     "apply_gradients",
     "centering_penalty",
     "comparison_rewards",
     "connect",
     "evaluate",
     "findings",
+    "freeze_layers",
     "hidden_states",
     "init_reward_model",
     "init_state",
@@ -82,6 +89,7 @@ __all__ = [
     "make_mesh",
     "make_optimizer",
     "match_tokenizer",
+    "merge_lora",
     "mix",
     "normalize",
     "pairwise_loss",
@@ -96,9 +104,12 @@ __all__ = [
     "prefetch",
     "push_reward_model",
     "rewards",
+    "save_adapter",
     "save_reward_model",
     "score",
     "statistics",
     "tokenize_comparisons",
+    "trainable",
     "update",
+    "with_frozen",
 ]

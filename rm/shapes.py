@@ -10,6 +10,7 @@
 | M      | queries of an attention product               | Q      | query heads per key/value head      |
 | J      | keys of an attention product                  | E      | head size                           |
 | I, O   | in and out features of a linear layer         | H      | query heads, H = G·Q                |
+| P      | rank of a low-rank adapter                    |        |                                     |
 """
 
 from beartype import beartype

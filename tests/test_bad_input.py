@@ -172,6 +172,24 @@ def shards(change: Callable[[dict, dict, dict], object]) -> Damage:
     return damage
 
 
+A, B = (f"base_model.model.{Q1}".replace("weight", f"lora_{factor}.weight") for factor in "AB")
+FACTORS = {A: np.ones((2, 128), np.float32), B: np.ones((128, 2), np.float32)}
+
+
+def adapter(changes: dict[str, object], tensors: dict[str, np.ndarray] = FACTORS) -> Damage:
+    """An adapter in peft's form in place of the model, whose base is the model."""
+
+    def damage(place: Path) -> None:
+        (place / "llama").rename(place / "base")
+        (place / "llama").mkdir()
+        config = {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": str(place / "base"), "r": 2}
+        (place / "llama/adapter_config.json").write_text(json.dumps(config | changes))
+        if tensors:
+            save_file(tensors, place / "llama/adapter_model.safetensors")
+
+    return damage
+
+
 def renamed(change: Callable[[str], str]) -> Damage:
     """Gives the tensors of the model other names."""
 
@@ -261,6 +279,26 @@ MODEL = {
         "LoRA",
         "merge",
     ),
+    "adapter, no base": (
+        adapter({"base_model_name_or_path": "/nowhere/base"}),
+        "/nowhere/base",
+        "base_model_name_or_path",
+    ),
+    "adapter of itself": (adapter({"base_model_name_or_path": "../llama"}), "is an adapter too", "merge that one"),
+    "adapter, base not named": (adapter({"base_model_name_or_path": None}), "base_model_name_or_path"),
+    "adapter, no weights": (adapter({}, {}), "adapter_model.safetensors", "no such file"),
+    "adapter of another kind": (adapter({"peft_type": "IA3"}), "LORA", "'IA3'"),
+    "adapter, DoRA": (adapter({"use_dora": True}), "DoRA is not computed", "merge"),
+    "adapter with biases": (adapter({"bias": "lora_only"}), "bias 'lora_only' is not computed"),
+    "adapter, odd pattern": (adapter({"alpha_pattern": {"q|k": 2}}), "the pattern 'q|k'", "names of modules"),
+    "adapter, half": (adapter({}, {A: FACTORS[A]}), "only one of", A, B),
+    "adapter, other sizes": (adapter({}, FACTORS | {B: np.ones((64, 2), np.float32)}), B, "[64, 2]", "[128, 2]"),
+    "adapter, unknown key": (adapter({}, FACTORS | {"base_model.model.extra": np.ones(2, np.float32)}), "model.extra"),
+    "adapter of the head": (
+        adapter({}, {"base_model.model.score.lora_A.weight": np.ones((2, 128), np.float32)}),
+        "the score head itself has an adapter",
+        "SEQ_CLS",
+    ),
     "head of another form": (tensors({"v_head.summary.weight": one}), "'v_head.summary.weight'", "score.weight"),
     "no config": (remove("llama/config.json"), "config.json", "no such file"),
     "config not JSON": (write("llama/config.json", b'{\n "a" 1}'), "config.json", "line 2"),
@@ -317,6 +355,11 @@ def test_model(place, refused, damage, fragments):
     damage(place)
     for argv in (TRAIN, SCORE):
         refused(argv, *fragments)
+
+
+def test_an_adapter_of_a_causal_model(place, refused):
+    both(tensors({"score.weight": none}), adapter({"task_type": "CAUSAL_LM"}))(place)
+    refused(SCORE, "llama: no tensor 'score.weight'", "train it")
 
 
 def data(*rows: object) -> Damage:

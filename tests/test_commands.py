@@ -359,7 +359,6 @@ def test_names_of_evaluation_sets(dataset, taken, name):
     assert dataset_name(dataset, taken) == name
 
 
-@pytest.mark.gate
 def test_demo_learns_what_needs_prompt_and_response(tmp_path):
     """The documented first command, in a process of its own."""
     command = [sys.executable, "-m", "rm", "demo", "--output", str(tmp_path / "demo")]

@@ -30,7 +30,6 @@ pytestmark = pytest.mark.optax
 SHORT = ("a loss of my own", "jvp of the fast forward")  # of every kind of cell
 GATE = (
     "momo",
-    "muon layer by layer",
     "the hessian of the head",
     "a hessian product forward over reverse",
     "updates in lax scan",

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ..data.encode import RowOptions
 from ..devices.mesh import make_mesh, parse_mesh
 from ..errors import ConfigError
+from ..model.adapters import TARGETS, Part, Target, Training, check_lora
 from ..model.attention_choice import Attention
 from ..model.compute import Compute, Remat
 from ..training.optimizers import Dtype, OptimizerName
@@ -127,6 +128,40 @@ class StateOptions:
     """Type of the parameters; bfloat16 parameters are rounded stochastically at every update."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    """The part of the model that trains."""
+
+    train: Part = "model"
+    """model, or head: the score head alone."""
+    freeze_layers: int = 0
+    """Number of the first layers that do not train, nor does the embedding then."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters (LoRA), which train with the head in place of the model; 0 for none."""
+    lora_alpha: float | None = None
+    """Adapters are scaled by this over the rank; by default twice the rank."""
+    lora_targets: tuple[Target, ...] = TARGETS
+    """Matrices that get an adapter."""
+    rslora: bool = False
+    """Scale adapters by --lora-alpha over the square root of the rank."""
+
+    def part(self) -> Training:
+        """The options as the library takes them.
+
+        **Raises:** `ConfigError` for options that contradict each other.
+        """
+        if self.train == "head" and (self.freeze_layers or self.lora_rank):
+            raise ConfigError("--train head trains the head alone: leave out --freeze-layers and --lora-rank")
+        if self.freeze_layers < 0 or self.lora_rank < 0:
+            raise ConfigError("--freeze-layers and --lora-rank must not be negative")
+        if self.lora_rank:
+            check_lora(self.lora_rank, self.lora_targets)
+        elif self.lora_alpha is not None or self.rslora or self.lora_targets != TARGETS:
+            raise ConfigError("--lora-alpha, --lora-targets and --rslora need --lora-rank")
+        names = names_of(PartOptions) - {"train"}
+        return Training(part=self.train, **{name: getattr(self, name) for name in names})
+
+
 def choose_mesh(sizes: str | None) -> Mesh | None:
     """The mesh of `--mesh`; without it a single process takes a single device, and several spread out over `fsdp`.
 
@@ -171,6 +206,29 @@ def parse_duration(name: str, duration: str) -> int:
     if not 0 < seconds < 10**9:
         raise ConfigError(f"{name}: expected a duration such as 90s, 10m or 3h50m, found {duration!r}")
     return seconds
+
+
+def parse_head_std(text: str | None, hidden_size: int) -> float | None:
+    """The standard deviation of `--head-std`; `instructgpt` is `1/√(D + 1)`.
+
+    **Raises:** `ConfigError`.
+
+    **Source:** Stiennon et al. 2020, arXiv 2009.01325, appendix B.1; InstructGPT and Tulu 3 do the same.
+
+    >>> parse_head_std("instructgpt", 99), parse_head_std("0.01", 99)
+    (0.1, 0.01)
+    """
+    if text is None:
+        return None
+    if text == "instructgpt":
+        return (hidden_size + 1) ** -0.5
+    try:
+        std = float(text)
+    except ValueError:
+        std = math.nan
+    if not 0 <= std < math.inf:
+        raise ConfigError(f"--head-std: expected a number that is not negative, or instructgpt, found {text!r}")
+    return std
 
 
 def check_positive(arguments: Any, *names: str) -> None:

@@ -9,11 +9,11 @@ from ..devices.mesh import parse_mesh
 from ..files.output import check_file
 from ..planning.plans import Plan, plan
 from ..training.optimizers import Dtype
-from .options import StateOptions, UpdateOptions
+from .options import PartOptions, StateOptions, UpdateOptions, names_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanArguments(UpdateOptions, StateOptions):
+class PlanArguments(PartOptions, UpdateOptions, StateOptions):
     """Say what an update needs on devices that need not be here; exits with 1 where it does not fit."""
 
     model: str
@@ -38,7 +38,9 @@ def plan_command(args: PlanArguments) -> int:
     """Prints the plan; 1 where the update does not fit."""
     if args.json:
         check_file(args.json)
-    given: dict[str, Any] = {name: value for name, value in vars(args).items() if name != "json"}
+    ours = {"json"} | names_of(PartOptions)
+    given: dict[str, Any] = {name: value for name, value in vars(args).items() if name not in ours}
+    given["part"] = args.part()
     given["mesh"] = None if args.mesh is None else parse_mesh(args.mesh)
     found = plan(**given)
     print("\n".join(describe(found)))

@@ -1,11 +1,13 @@
 """Reads what commands are given: preferences to comparisons and the plan of the batches, and the model of `--model`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -16,15 +18,16 @@ from ..data.sources import Source, expand, load_comparisons, parse_source
 from ..data.tokenize import tokenize_comparisons
 from ..errors import ConfigError, DataError
 from ..files.hub import read_json
+from ..model.adapters import Training, merge_lora, split_model
 from ..model.config import LlamaConfig
 from ..model.llama import RewardModel, init_reward_model
-from ..model.loading import load_config, load_reward_model
+from ..model.loading import load_config, load_reward_model, open_reward_model
 from ..packing.batches import BatchPlan, plan_batches
 from ..saving.checkpoints import Checkpoints
 from ..text.pad_token import match_config, match_tokenizer
 from ..text.tokenizer import Tokenizer, load_tokenizer
 from .options import ReadingOptions, ReadOptions, names_of
-from .run_directory import dataset_name
+from .run_directory import check_same_weights, dataset_name
 
 _SHUFFLE_BUFFER = 10_000  # rows that a stream is shuffled within
 
@@ -107,14 +110,22 @@ def load(name: str, mesh: Mesh | None = None) -> tuple[RewardModel, Tokenizer]:
 
 def _load_checkpoint(path: Path, mesh: Mesh | None) -> tuple[RewardModel, Tokenizer]:
     """The model of a run after an update, as `run.json` describes it; the optimizer's state is not read."""
-    args = read_json(path.parent.parent / "run.json")["arguments"]
+    record = read_json(path.parent.parent / "run.json")
+    args = record["arguments"]
     source, today = parse_source(args["model"]), args["chat_template_date"]
     tokenizer = _read_tokenizer(source, args["chat_template"], date.fromisoformat(today) if today else None)
     config, tokenizer = match_config(load_config(source.path, revision=source.revision), tokenizer)
+    part = Training(**record.get("part", {}))
     init = partial(init_reward_model, config, dtype=jnp.dtype(args["parameters"]))
-    like = jax.eval_shape(lambda key: init(key=key), jax.random.key(0))
+    like, frozen = jax.eval_shape(lambda key: split_model(init(key=key), part, key=key), jax.random.key(0))
+    if not part.whole:
+        files = open_reward_model(source.path, dtype=jnp.dtype(args["parameters"]), revision=source.revision)
+        check_same_weights(path.parent.parent, files.fingerprint())
+        base = replace(files.load(key=jax.random.key(0), mesh=mesh), config=config)
+        like, frozen = split_model(base, part, key=jax.random.key(0))
     with Checkpoints(path.parent, read_only=True) as checkpoints:
-        return checkpoints.restore_model(int(path.name), like, mesh=mesh), tokenizer
+        trained = checkpoints.restore_model(int(path.name), like, mesh=mesh)
+    return merge_lora(eqx.combine(trained, frozen)), tokenizer
 
 
 def plan_updates(comparisons: TokenizedComparisons, args: ReadOptions, *, rows: int = 1) -> BatchPlan:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data.sources import is_file_name, parse_source
 from ..devices.processes import leads
-from ..errors import ConfigError, DataError, OutputError
+from ..errors import ConfigError, DataError, OutputError, WeightsError
 from ..files.hub import read_json
 from ..files.output import check_writable, read_owner, replace_file, writing
 from ..saving.checkpoints import check_name
@@ -114,6 +114,17 @@ def check_same_data(output: Path, training: str) -> None:
         raise DataError(f"{output}: {found}; put the data back as it was, or begin a new run")
 
 
+def check_same_weights(output: Path, fingerprint: str) -> None:
+    """Refuses to go on with another base than that of the run, whose checkpoints hold only what trains.
+
+    **Raises:** `WeightsError`.
+    """
+    before = recorded(output).get("weights_xxh3", fingerprint)
+    if before != fingerprint:
+        found = f"--model has weights of hash {fingerprint}, the run began with {before}"
+        raise WeightsError(f"{output}: {found}; put the weights back as they were, or begin a new run")
+
+
 def check_length(output: Path, steps: int, *, streaming: bool = False) -> None:
     """Refuses to resume with fewer updates than the run has; more are fine.
 
@@ -134,10 +145,13 @@ def set_model_aside(output: Path) -> Path:
     **Raises:** `OutputError`.
     """
     model = output / "model"
-    aside = output / f"model-{recorded(output).get('steps')}"
+    steps = recorded(output).get("steps")
+    aside = output / f"model-{steps}"
     if leads():
         with writing(aside):
             model.rename(aside)
+            if (output / "adapter").is_dir():
+                (output / "adapter").rename(output / f"adapter-{steps}")
     return aside
 
 
@@ -210,6 +224,7 @@ def provenance(
         "steps": record.get("best_step", record["steps"]),
         **({"lengthened": record["lengthened"]} if "lengthened" in record else {}),
         "parameters": record["model"]["parameters"],
+        "trained": record["model"]["trained"],
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
         "evaluation": record["evaluation"],
         **({"reward": record["reward"]} if "reward" in record else {}),

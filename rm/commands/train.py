@@ -1,7 +1,7 @@
 """`python -m rm train`: from a Llama directory and preference data to a reward model, told from top to bottom.
 
-The arguments; then `train`, which prepares (reads and checks everything while nothing is written yet), runs the loop
-with its log, evaluations and checkpoints, and finishes with the export.
+`train` prepares (reads and checks everything while nothing is written yet), runs the loop with its log, evaluations and
+checkpoints, and finishes with the export.
 """
 
 import contextlib
@@ -11,10 +11,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from signal import SIGTERM
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,8 +29,9 @@ from ..devices.processes import connect, ending_together, leads
 from ..devices.signals import stop_on_signals
 from ..errors import ConfigError, OutputError, RmError, first_line
 from ..evaluation.scoring import METRICS, evaluate
-from ..files.hub import check_push, is_repository, push_reward_model
+from ..files.hub import check_push, push_reward_model
 from ..files.output import locked, read_owner
+from ..model.adapters import split_model
 from ..model.attention_choice import Inputs, choose_attention
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
@@ -38,38 +39,32 @@ from ..model.llama import RewardModel
 from ..model.loading import ModelFiles, load_config, open_reward_model
 from ..model.sharding import check_mesh
 from ..packing.batches import BatchPlan, prefetch
+from ..saving.adapter import save_adapter
 from ..saving.checkpoints import Checkpoints, abstract
 from ..saving.export import save_reward_model
 from ..text.pad_token import match_config, match_tokenizer
 from ..text.tokenizer import Tokenizer
-from ..training.objectives import Objective, pairwise_objective
-from ..training.optimizers import Schedule, learning_rate_schedule, make_optimizer
+from ..training.objectives import Objective, pairwise_objective, with_frozen
+from ..training.optimizers import learning_rate_schedule, make_optimizer
 from ..training.step import TrainState, init_state, jit_update
 from .log import TrainingLog
 from .options import (
-    PrecisionOptions,
     ReadingOptions,
-    ReadOptions,
     SourceOptions,
-    StateOptions,
-    UpdateOptions,
-    check_finite,
-    check_not_negative,
-    check_positive,
-    choose_mesh,
     flag,
     names_of,
     parse_duration,
+    parse_head_std,
 )
 from .progress import Reporter, print_once, warn
 from .read import describe_plan, plan_updates, read_comparisons, read_tokenizer
 from .run_directory import (
-    Resume,
     check_length,
     check_output,
     check_same_arguments,
     check_same_data,
     check_same_objective,
+    check_same_weights,
     check_shared,
     dataset_name,
     pool_rewards,
@@ -82,137 +77,7 @@ from .run_directory import (
     write_record,
 )
 from .trackers import PACKAGES, Track, check_installed, guarded, open_trackers
-
-# The arguments.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingOptions(StateOptions, PrecisionOptions):
-    """The objective and the optimizer."""
-
-    epochs: float = 1.0
-    """Passes over the data."""
-    learning_rate: float = 5e-6
-    """Peak learning rate."""
-    learning_rate_end: float = 0.0
-    """Learning rate that the schedule ends at."""
-    schedule: Schedule = "linear"
-    """Decay of the learning rate after the warm-up."""
-    warmup_ratio: float = 0.0
-    """Share of the updates over which the learning rate rises from 0."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of matrices; norms and biases do not decay."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this global norm; 0 turns clipping off."""
-    skip_spikes: float | None = None
-    """Skip updates whose gradient has more than this many times the median norm of the 50 before."""
-    center_rewards_coefficient: float = 0.1
-    """Weight of the centering penalty, which holds rewards around 0."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The output of a run, and when it evaluates and saves."""
-
-    output: Path
-    """Directory of the run; metrics.jsonl, run.json, checkpoints/ and model/ appear in it."""
-    resume: Resume = "never"
-    """auto goes on from the newest whole checkpoint in --output, or begins where there is none; required refuses to
-    begin. Give the same arguments as before; --max-steps and --epochs may be larger, also when the run is finished, and
-    what does not decide what is computed may change, such as --mesh, --offload and the flags of evaluations."""
-    eval_dataset: tuple[str, ...] = ()
-    """Data sets to evaluate on, each like --dataset, one by one."""
-    eval_split: str | None = None
-    """Split to evaluate on: of every --eval-dataset (default: train), or of --dataset where there is none."""
-    log_every: int = 10
-    """Updates between lines of metrics.jsonl."""
-    eval_every: int | None = None
-    """Updates between evaluations; the last update is always evaluated where there is something to evaluate on."""
-    eval_on_start: bool = False
-    """Evaluate before the first update as well."""
-    save_every: int | None = None
-    """Updates between checkpoints; there is always one at the end, and where SIGTERM or SIGINT stops the run."""
-    keep: int = 3
-    """Number of the newest checkpoints to keep."""
-    keep_best: str | None = None
-    """Metric of the evaluations, such as eval_pairs_accuracy, whose best checkpoint stays as well (of a loss, the
-    lowest); updates that are both evaluated and saved count."""
-    load_best: bool = False
-    """Export the model of the best evaluation by --keep-best, not the last; every evaluated update is saved."""
-    save_final_only: bool = False
-    """Save checkpoints only where a signal or --time-limit stops the run; in the end, the model alone."""
-    time_limit: str | None = None
-    """Time, such as 3h50m, after which the run saves and ends, as by SIGTERM; less than what a cluster allows."""
-    max_skipped: int = 10
-    """Updates in a row that may be skipped, because their loss or gradient is not finite; then the run stops."""
-    wandb: str | None = None
-    """Project of Weights & Biases to send metrics to as well; WANDB_MODE=offline only writes them to --output."""
-    tensorboard: bool = False
-    """Write the metrics as TensorBoard's event files, too, in --output/tensorboard."""
-    trackio: str | None = None
-    """Project of trackio to write the metrics to as well: on this machine, or to the Space in TRACKIO_SPACE_ID."""
-    quiet: bool = False
-    """Say nothing but warnings and errors."""
-    push_to: str | None = None
-    """Repository of the hub, org/name, that the reward model is uploaded to in the end; a new one is private."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProcessOptions:
-    """Several processes of one run."""
-
-    distributed: bool = False
-    """Join the other processes of the run; they are found on SLURM, Open MPI, GKE and TPU pods."""
-    coordinator: str | None = None
-    """Address of process 0, HOST:PORT, where --distributed cannot find it."""
-    num_processes: int | None = None
-    """Number of processes, with --coordinator."""
-    process_id: int | None = None
-    """Number of this process, counted from 0, with --coordinator."""
-    join_timeout: str = "10m"
-    """The longest wait for the other processes, such as 90s or 10m."""
-
-
-# groups that may change when a run is resumed: they do not decide what it computes
-_MAY_CHANGE = names_of(ReadingOptions, UpdateOptions, RunOptions, ProcessOptions)
-_MAY_GROW = {"epochs", "max_steps"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions, ReadOptions):
-    """Train a reward model on preference pairs."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(self, "epochs", "learning_rate", "log_every", "eval_every", "save_every", "keep")
-        check_positive(self, "max_skipped", "skip_spikes")
-        check_finite(self)
-        check_not_negative(self, "max_grad_norm", "weight_decay", "learning_rate_end")
-        given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(self, name) is not None]
-        if given and (not self.distributed or len(given) < 3):
-            raise ConfigError("--coordinator, --num-processes and --process-id go together, with --distributed")
-        parse_duration("--join-timeout", self.join_timeout)
-        if self.push_to is not None and not is_repository(self.push_to):
-            raise ConfigError(f"--push-to: expected org/name, found {self.push_to!r}")
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
-        if self.eval_on_start and not (self.eval_dataset or self.eval_split):
-            raise ConfigError("--eval-on-start needs something to evaluate on: --eval-dataset or --eval-split")
-        if self.load_best and self.keep_best is None:
-            raise ConfigError("--load-best needs --keep-best, the metric that says which evaluation is the best")
-        if self.save_final_only and (self.save_every or self.keep_best):
-            raise ConfigError("--save-final-only saves no checkpoints: leave out --save-every and --keep-best")
-        if self.time_limit is not None:
-            parse_duration("--time-limit", self.time_limit)
-
-    def compute(self) -> Compute:
-        """The options of `rm.rewards`, for an objective of your own as for the usual one."""
-        return Compute(dtype=self.dtype, remat=self.remat, attention=self.attention, mesh=choose_mesh(self.mesh))
-
-    def decisive(self) -> dict[str, Any]:
-        """The arguments that decide what the run computes; when it is resumed, they stay or, as its length, grow."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _MAY_CHANGE}
-
+from .train_arguments import MAY_GROW, TrainArguments
 
 # The command.
 
@@ -237,9 +102,10 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
         found = prepare_together(partial(find, args, objective), partial(facts, args, objective))
         prepared = prepare_together(partial(prepare, args, objective, found), lambda p: {"data (a hash)": p.hashes})
         model, _ = match_tokenizer(prepared.model, found.tokenizer)  # all processes may compute it together
+        trained, frozen = split_model(model, args.part(), key=jax.random.key(args.seed))
         prepare_together(partial(hold, args, stack))
         prepare_together(partial(check_shared, args.output, from_first(read_owner(args.output))))
-        return run(args, prepared._replace(model=model), track, end=end)
+        return run(args, prepared._replace(model=trained, frozen=frozen), track, end=end)
 
 
 @contextlib.contextmanager
@@ -253,7 +119,7 @@ def explaining_memory(args: TrainArguments) -> Iterator[None]:
         device = jax.devices()[0].device_kind
         raise RmError(
             f"out of memory on {device} ({first_line(error)}); lower --max-length, "
-            f"use --remat full, --moments bfloat16, --offload or more devices (--mesh); what fits says: "
+            f"use --remat full, --moments bfloat16, --offload, --lora-rank or more devices (--mesh); what fits says: "
             f"python -m rm plan --model {args.model} --topology NAME"
         ) from None
 
@@ -273,6 +139,12 @@ class Prepared(NamedTuple):
     steps: int  # updates in all
     objective: Objective | None  # one of the caller's own
     mesh: Mesh | None
+    weights: str  # a fingerprint of the files that --model names
+    frozen: Any = None  # once `model` is only the part that trains, the other
+
+    def whole(self, trained: RewardModel) -> RewardModel:
+        """The model with a trained part."""
+        return eqx.combine(trained, self.frozen)
 
     @property
     def hashes(self) -> list[str]:
@@ -299,6 +171,11 @@ def find(args: TrainArguments, objective: Objective | None = None) -> Found:
         check_same_run(args, objective)
     source = parse_source(args.model)
     files = open_reward_model(source.path, dtype=jnp.dtype(args.parameters), revision=source.revision)
+    if args.freeze_layers >= files.config.num_hidden_layers:
+        most = files.config.num_hidden_layers - 1
+        raise ConfigError(
+            f"--freeze-layers must be at most {most}, all layers but the last, found {args.freeze_layers}"
+        )
     return Found(files, read_tokenizer(args))
 
 
@@ -315,7 +192,7 @@ def facts(args: TrainArguments, objective: Objective | None, found: Found) -> di
         "objective": _name_of(objective),
     }
     text = repr((sorted(found.tokenizer.files.items()), found.tokenizer.chat_template))
-    weights, tokenizer = found.files.tensors.fingerprint(), hashlib.sha256(text.encode()).hexdigest()
+    weights, tokenizer = found.files.fingerprint(), hashlib.sha256(text.encode()).hexdigest()
     hashes = {"model weights (a hash)": weights, "tokenizer (a hash)": tokenizer}
     return arguments | packages | here | config | hashes
 
@@ -335,13 +212,17 @@ def prepare(args: TrainArguments, objective: Objective | None, found: Found) -> 
     if args.resume != "never":
         check_length(args.output, steps, streaming=args.streaming)
         check_same_data(args.output, comparisons.fingerprint)
-    model = found.files.load(key=jax.random.key(args.seed), mesh=compute.mesh)
-    return Prepared(model, tokenizer, comparisons, held_out, tables, plan, steps, objective, compute.mesh)
+    if args.resume != "never" and not args.part().whole:
+        check_same_weights(args.output, found.files.fingerprint())
+    std = parse_head_std(args.head_std, config.hidden_size)
+    model = found.files.load(key=jax.random.key(args.seed), head_std=std, mesh=compute.mesh)
+    weights = found.files.fingerprint()
+    return Prepared(model, tokenizer, comparisons, held_out, tables, plan, steps, objective, compute.mesh, weights)
 
 
 def check_same_run(args: TrainArguments, objective: Objective | None) -> None:
     """Refuses to resume with another objective, or with other arguments that decide what the run computes."""
-    check_same_arguments(args.output, {n: value for n, value in args.decisive().items() if n not in _MAY_GROW})
+    check_same_arguments(args.output, {n: value for n, value in args.decisive().items() if n not in MAY_GROW})
     check_same_objective(args.output, _name_of(objective))
 
 
@@ -428,6 +309,8 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None, *,
     schedule, optimizer = training_optimizer(args, steps)
 
     objective = prepared.objective or pairwise_objective(args.center_rewards_coefficient, args.compute())
+    if not args.part().whole:
+        objective = with_frozen(objective, prepared.frozen)
     state, advance = init_state(prepared.model, optimizer), jit_update(objective, optimizer)
     evaluation, stopped = {}, False
     with contextlib.ExitStack() as stack:
@@ -440,7 +323,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None, *,
         log.resume(start, notes)
         if args.eval_on_start and not start:
             with log.paused():
-                log.write(0, evaluate_all(state.model, prepared, args))
+                log.write(0, evaluate_all(prepared.whole(state.model), prepared, args))
         step, vote = start, ballot()
         ahead = stack.enter_context(contextlib.closing(prefetch(plan, start, steps, mesh=prepared.mesh)))
         for step, batches in enumerate(ahead, start + 1):
@@ -454,7 +337,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None, *,
             if evaluating or saving:
                 with log.paused():
                     if evaluating:
-                        evaluation = evaluate_all(state.model, prepared, args)
+                        evaluation = evaluate_all(prepared.whole(state.model), prepared, args)
                         log.write(step, evaluation)
                     if saving:
                         checkpoints.save(step, state, log.notes, evaluation if evaluating else {})
@@ -470,7 +353,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None, *,
 
 def describe_run(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
     """The first version of run.json."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(prepared.model))
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(x)) for x in (prepared.model, prepared.frozen))
     return {
         "arguments": dataclasses.asdict(args),
         "objective": _name_of(prepared.objective),
@@ -478,8 +361,10 @@ def describe_run(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
         "versions": versions(),
         "data": prepared.tables,
         "data_sha256": prepared.hashes,
+        "weights_xxh3": prepared.weights,
+        "part": dataclasses.asdict(args.part()),
         "model": dataclasses.asdict(prepared.model.config)
-        | {"parameters": parameters, "pad_token": prepared.tokenizer.pad_token},
+        | {"parameters": trained + frozen, "trained": trained, "pad_token": prepared.tokenizer.pad_token},
         "row_shapes": [dataclasses.asdict(shape) for shape in prepared.plan.shapes],
         "steps": prepared.steps,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -550,6 +435,8 @@ def opened_log(
                 f"objective {record['objective']}: --center-rewards-coefficient has no effect, --dtype, --remat and "
                 "--attention only where it uses args.compute()"
             )
+        if (trained := record["model"]["trained"]) < (count := record["model"]["parameters"]):
+            report.print(f"{trained:,} of {count:,} parameters train")
         if start:
             report.print(f"goes on after update {start}")
         used, devices = 1 if prepared.mesh is None else prepared.mesh.size, jax.device_count()
@@ -637,6 +524,7 @@ def finish(
         if best < steps:
             print_once(f"the best {args.keep_best} is that of update {best}, whose model is exported", quiet=args.quiet)
             record["best_step"], evaluation = best, {}
+    model = prepared.whole(model)
     if held_out and not evaluation:  # of another update, or the run had ended, but not been exported
         evaluation = evaluate_all(model, prepared, args)
     record |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "evaluation": evaluation}
@@ -660,9 +548,13 @@ def load_best(args: TrainArguments, model: RewardModel, steps: int, mesh: Mesh |
 
 def export(args: TrainArguments, model: RewardModel, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
     """Writes the reward model, and uploads it where --push-to asks."""
-    where = args.output / "model"
+    where, adapter = args.output / "model", args.output / "adapter"
     decisive = {name: value for name, value in args.decisive().items() if name not in names_of(SourceOptions)}
     facts = provenance(record, tokenizer, hyperparameters=decisive, repository=args.push_to)
+    if args.lora_rank:
+        base = parse_source(args.model)
+        save_adapter(adapter, model, tokenizer, base=base.path, revision=base.revision)
+        print_once(f"the adapter is in {adapter}, in the form of peft", quiet=args.quiet)
     save_reward_model(where, model, tokenizer, provenance=facts)
     print_once(f"the reward model is in {where}", quiet=args.quiet)
     if args.push_to and leads():

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ConfigError, RmError, first_line
 
 RECORD = "rm.json"  # what an exported directory says of itself
+ADAPTER = "adapter_config.json"  # of an adapter in peft's form
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _LOG_IN = "log in with `hf auth login`, with a token that may write"
@@ -109,6 +110,27 @@ def read_record(directory: Path) -> dict[str, Any]:
     """What `rm.json` says of an exported directory, of any other nothing."""
     path = own_file(directory / RECORD)
     return read_json(path) if path.exists() else {}
+
+
+def adapter_base(directory: Path) -> tuple[str, str | None] | None:
+    """The base of the adapter in a directory, and its revision; `None` where there is no adapter.
+
+    A relative path is one from here, or from the directory.
+
+    **Raises:** `ConfigError` where the adapter does not name its base.
+    """
+    source = own_file(directory / ADAPTER)
+    if not source.is_file():
+        return None
+    config = read_json(source)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base or not isinstance(revision, str | None):
+        raise ConfigError(f"{source}: base_model_name_or_path must name the base, found {base!r}; write it there")
+    if not Path(base).is_dir() and (directory / base).is_dir():
+        base = str(directory / base)
+    if not Path(base).is_dir() and not _HUB_ID.fullmatch(base):
+        raise ConfigError(f"{source}: no directory {base}, where the base was; correct base_model_name_or_path")
+    return base, revision
 
 
 def check_unchanged(directory: Path, names: Iterable[str]) -> None:

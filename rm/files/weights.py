@@ -45,13 +45,13 @@ class TensorFiles:
     """The tensors of a model directory by name, in one file or in shards with an index.
 
     Names are those of a model with a head: a bare backbone's get the prefix `model.`. A tensor that is read whole must
-    have the one of `checksums` (XXH3, 64 bits) where there is one.
+    have the one of `checksums` (XXH3, 64 bits) where there is one. `file` is the only file to read, where it is given.
     """
 
-    def __init__(self, directory: Path, checksums: Mapping[str, str] | None = None):
+    def __init__(self, directory: Path, checksums: Mapping[str, str] | None = None, *, file: str | None = None):
         self.directory, self._checksums = directory, checksums or {}
         self._stored: dict[str, _Stored] = {}
-        for path in _weight_files(directory):
+        for path in _weight_files(directory) if file is None else [own_file(directory / file)]:
             for stored_name, stored in _read_header(path).items():
                 name = f"model.{stored_name}" if stored_name.startswith(_BACKBONE) else stored_name
                 if name in self._stored:
@@ -64,6 +64,10 @@ class TensorFiles:
     def names(self) -> set[str]:
         """The names of all tensors."""
         return set(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._stored[name].shape
 
     def read(
         self, names: list[str], leaf: jax.ShapeDtypeStruct, parts: Sequence[Part], *, stacked: bool
@@ -215,8 +219,8 @@ def _read_header(path: Path) -> dict[str, _Stored]:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size), object_pairs_hook=_without_repetition)
     except FileNotFoundError:
-        advice = "put it there, or use the index that belongs to the shards"
-        raise WeightsError(f"{path}: no such file, but the index names it; {advice}") from None
+        advice = "put it there, or use the configuration or index that belongs to the files"
+        raise WeightsError(f"{path}: no such file; {advice}") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (SafetensorError, ValueError, RecursionError) as error:

@@ -1,5 +1,6 @@
 """The reward model: configuration, batch, forward pass, attention implementations, sharding and loading."""
 
+from .adapters import add_lora, freeze_layers, merge_lora, trainable
 from .attention_choice import Attention
 from .batch import PreferenceBatch
 from .compute import Compute, Remat
@@ -16,12 +17,16 @@ __all__ = [
     "Remat",
     "RewardModel",
     "Rope",
+    "add_lora",
+    "freeze_layers",
     "hidden_states",
     "init_reward_model",
     "load_config",
     "load_reward_model",
+    "merge_lora",
     "partition_specs",
     "place_batch",
     "place_model",
     "rewards",
+    "trainable",
 ]

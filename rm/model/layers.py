@@ -16,11 +16,20 @@ from .derivatives import choose_backward, first_only
 PRODUCT = "product"  # the name of linear layers' outputs in remat policies
 
 
+class Lora(eqx.Module):
+    """A low-rank update of a linear layer's weight: `scale · B A` (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
+
+    a: Float[Array, "*L P I"]
+    b: Float[Array, "*L O P"]
+    scale: float = eqx.field(static=True)
+
+
 class Linear(eqx.Module):
     """The parameters of a linear layer; stacked layers carry a leading axis."""
 
     weight: Float[Array, "*L O I"]
     bias: Float[Array, "*L O"] | None = None
+    lora: Lora | None = None
 
 
 def precision(dtype) -> lax.Precision | None:
@@ -37,9 +46,14 @@ def along_last(vector: Float[Array, "D"], ndim: int) -> Float[Array, "... D"]:
 def linear(x: Float[Array, "*B I"], layer: Linear, *, partial: bool = False) -> Float[Array, "*B O"]:
     """`x Wᵀ + b` in the type of `x`, accumulated in float32; the gradient of `W` is never rounded to that type.
 
-    With `partial`, the input features are sharded along `tensor`, and the devices' products are summed.
+    With an adapter, `W + scale · B A` stands in place of `W`. With `partial`, the input features are sharded along
+    `tensor`, and the devices' products are summed.
     """
-    y = choose_backward(_multiply, _product)(x.reshape(-1, x.shape[-1]), layer.weight)
+    multiply, rows = choose_backward(_multiply, _product), x.reshape(-1, x.shape[-1])
+    y = multiply(rows, layer.weight)
+    if layer.lora is not None:
+        low = multiply(multiply(rows, layer.lora.a), layer.lora.b)
+        y = (y.astype(jnp.float32) + layer.lora.scale * low.astype(jnp.float32)).astype(x.dtype)
     y = checkpoint_name(sum_over(y, "tensor") if partial else y, PRODUCT)
     if layer.bias is not None:
         y = (y.astype(jnp.float32) + along_last(layer.bias, 2).astype(jnp.float32)).astype(x.dtype)

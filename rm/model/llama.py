@@ -59,6 +59,7 @@ class RewardModel(eqx.Module):
     norm: Float[Array, "D"]
     score: Float[Array, "1 D"]
     config: LlamaConfig = eqx.field(static=True)
+    first_blocks: Block | None = None  # those before `blocks` that do not train, see `freeze_layers`
 
 
 def init_reward_model(
@@ -217,11 +218,11 @@ def _forward(
     last_block = _remat(partial(apply_last_block, config=config), compute.remat)
 
     x = embed(model.embed_tokens, tokens, compute.dtype)
-    if model.blocks is not None:
-        # Unrolling spares XLA on CPUs the copies in and out of the stacks, but it would undo the rematerialisation and
-        # keep the gathered weights of all layers.
-        unroll = platform() == "cpu" and compute.remat == "none" and shards("fsdp") == 1
-        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, model.blocks, unroll=unroll)
+    # Unrolling spares XLA on CPUs the copies in and out of the stacks, but it would undo the rematerialisation and
+    # keep the gathered weights of all layers.
+    unroll = platform() == "cpu" and compute.remat == "none" and shards("fsdp") == 1
+    for blocks in filter(None, (model.first_blocks, model.blocks)):
+        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, blocks, unroll=unroll)
     x = last_block(x, model.last_block, row)
     return rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)
 

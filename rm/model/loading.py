@@ -13,15 +13,16 @@ from jaxtyping import PRNGKeyArray
 
 from ..devices.mesh import shardings, standard_mesh
 from ..errors import ConfigError, WeightsError
-from ..files.hub import RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
-from ..files.weights import INDEX, TensorFiles
+from ..files.hub import ADAPTER, RECORD, check_unchanged, own_file, read_json, read_record, resolve_directory
+from ..files.weights import INDEX, Part, TensorFiles
 from .config import LlamaConfig
 from .llama import RewardModel, init_reward_model, init_score_head
+from .peft_files import WEIGHTS, Adapter, open_adapter
 from .sharding import check_mesh, partition_specs
 from .tensor_names import check_names, leaf_name, tensor_names
 
 _THREADS = 4  # for reading weights
-_PATTERNS = ("config.json", RECORD, "model.safetensors", "model-*-of-*.safetensors", INDEX)
+_PATTERNS = ("config.json", RECORD, "model.safetensors", "model-*-of-*.safetensors", INDEX, ADAPTER, WEIGHTS)
 
 
 def load_reward_model(
@@ -35,7 +36,8 @@ def load_reward_model(
 ) -> RewardModel:
     """Loads the reward model of a directory or a hub repository with safetensors weights.
 
-    A `LlamaForSequenceClassification` has a head, and its `pad_token_id` is the pooling rule. No other architecture has
+    A directory of `peft` (`adapter_config.json`, LoRA) is loaded with its base, and merged. A
+    `LlamaForSequenceClassification` has a head, and its `pad_token_id` is the pooling rule. No other architecture has
     a pooling rule yet (`match_tokenizer` sets it), not even one with a head: OpenRLHF's `RewardModel` pads with the
     token at which it reads the reward. A causal LM gets a head drawn from `N(0, head_std²)`.
 
@@ -57,6 +59,12 @@ class ModelFiles(NamedTuple):
     tensors: TensorFiles
     config: LlamaConfig
     stored: RewardModel  # the shapes and types of what the files hold: without a head, or with one
+    adapter: Adapter | None = None  # low-rank updates to add to the weights
+
+    def fingerprint(self) -> str:
+        """A hash of the tensors; see `TensorFiles.fingerprint`."""
+        files = [self.tensors, *([self.adapter.tensors] if self.adapter else [])]
+        return "-".join(each.fingerprint() for each in files)
 
     def load(
         self, *, key: PRNGKeyArray | None = None, head_std: float | None = None, mesh: Mesh | None = None
@@ -64,7 +72,8 @@ class ModelFiles(NamedTuple):
         """The model; no process waits for another. See `load_reward_model`."""
         if key is None and self.stored.score is None:
             advice = "so this is no reward model yet; train it, or give a key to draw a head"
-            raise WeightsError(f"{self.tensors.directory}: no tensor 'score.weight', {advice}")
+            directory = (self.adapter or self.tensors).directory
+            raise WeightsError(f"{directory}: no tensor 'score.weight', {advice}")
         leaves, structure = jax.tree_util.tree_flatten_with_path(self.stored)
         placement: list[Sharding | None] = [None] * len(leaves)
         mesh = mesh and standard_mesh(mesh)
@@ -83,12 +92,28 @@ class ModelFiles(NamedTuple):
 
     def _read(self, named: tuple[Any, jax.ShapeDtypeStruct], sharding: Sharding | None) -> jax.Array:
         name, leaf = leaf_name(named[0]), named[1]
-        names, stacked = tensor_names(name, self.config), name.startswith("blocks.")
         if sharding is None:
             whole = tuple((0, size) for size in leaf.shape)
-            (array,) = self.tensors.read(names, leaf, [whole], stacked=stacked).values()
-            return jax.device_put(array)  # on a CPU without a copy
-        return _read_parts(self.tensors, names, leaf, sharding, stacked=stacked)
+            return jax.device_put(self._read_parts(name, leaf, [whole])[whole])  # on a CPU without a copy
+        where = sharding.addressable_devices_indices_map(leaf.shape)
+        parts = {
+            device: tuple(part.indices(size)[:2] for part, size in zip(index or (), leaf.shape, strict=True))
+            for device, index in where.items()
+        }
+        arrays = self._read_parts(name, leaf, list(dict.fromkeys(parts.values())))  # each once
+        on_devices = [jax.device_put(arrays[part], device) for device, part in parts.items()]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, on_devices)
+
+    def _read_parts(self, leaf_name: str, leaf: jax.ShapeDtypeStruct, parts: list[Part]) -> dict[Part, np.ndarray]:
+        names, stacked = tensor_names(leaf_name, self.config), leaf_name.startswith("blocks.")
+        if self.adapter is None:
+            return self.tensors.read(names, leaf, parts, stacked=stacked)
+        if names[0] in self.adapter.replaced:
+            return self.adapter.tensors.read([self.adapter.replaced[names[0]]], leaf, parts, stacked=False)
+        arrays = self.tensors.read(names, leaf, parts, stacked=stacked)
+        for part, array in arrays.items():
+            self.adapter.add_to(array, names, part, stacked=stacked)
+        return arrays
 
 
 def open_reward_model(path_or_hub_id: str | Path, *, dtype=jnp.float32, revision: str | None = None) -> ModelFiles:
@@ -97,6 +122,16 @@ def open_reward_model(path_or_hub_id: str | Path, *, dtype=jnp.float32, revision
     **Raises:** what `load_reward_model` raises, but for values of tensors and for a missing `key`.
     """
     directory = resolve_directory(path_or_hub_id, _PATTERNS, revision=revision)
+    adapter = open_adapter(directory)
+    if adapter is None:
+        return _open_whole(directory, dtype)
+    base = resolve_directory(adapter.base, _PATTERNS, revision=adapter.revision)
+    if (base / ADAPTER).is_file():
+        raise ConfigError(f"{directory}: the base {adapter.base} is an adapter too; merge that one first")
+    return _with_adapter(_open_whole(base, dtype), adapter)
+
+
+def _open_whole(directory: Path, dtype: Any) -> ModelFiles:
     config, classifier = _read_config(directory / "config.json")
     recorded = read_record(directory).get("tensors")
     files = TensorFiles(directory, recorded if isinstance(recorded, dict) else None)
@@ -115,18 +150,30 @@ def open_reward_model(path_or_hub_id: str | Path, *, dtype=jnp.float32, revision
     return ModelFiles(files, config, stored)
 
 
-def _read_parts(
-    files: TensorFiles, names: list[str], leaf: jax.ShapeDtypeStruct, sharding: Sharding, *, stacked: bool
-) -> jax.Array:
-    """Reads a sharded leaf: the shards of this process's devices only, each once."""
-    where = sharding.addressable_devices_indices_map(leaf.shape)
-    parts = {
-        device: tuple(part.indices(size)[:2] for part, size in zip(index or (), leaf.shape, strict=True))
-        for device, index in where.items()
+def _with_adapter(base: ModelFiles, adapter: Adapter) -> ModelFiles:
+    """The files of a base with an adapter, whose head and resized embedding stand in place of the base's.
+
+    **Raises:** `WeightsError`, naming the tensor, for one that does not fit the base.
+    """
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(base.stored)}
+    linear = {
+        name: leaf.shape[-2:]
+        for leaf_name, leaf in leaves.items()
+        if leaf_name.endswith("_proj.weight")
+        for name in tensor_names(leaf_name, base.config)
     }
-    arrays = files.read(names, leaf, list(dict.fromkeys(parts.values())), stacked=stacked)
-    on_devices = [jax.device_put(arrays[part], device) for device, part in parts.items()]
-    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, on_devices)
+    adapter.check(linear)
+    config, stored = base.config, base.stored
+    embedding, head = (adapter.replaced.get(name) for name in ("model.embed_tokens.weight", "score.weight"))
+    if embedding:
+        config = replace(config, vocab_size=adapter.tensors.shape(embedding)[0])
+        shape = (config.vocab_size, config.hidden_size)
+        adapter.tensors.check(embedding, shape)
+        stored = replace(stored, embed_tokens=jax.ShapeDtypeStruct(shape, stored.embed_tokens.dtype))
+    if head:
+        adapter.tensors.check(head, (1, config.hidden_size))
+        stored = replace(stored, score=jax.ShapeDtypeStruct((1, config.hidden_size), jnp.float32))
+    return ModelFiles(base.tensors, config, replace(stored, config=config), adapter)
 
 
 def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> LlamaConfig:
@@ -134,7 +181,9 @@ def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> L
 
     **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels.
     """
-    directory = resolve_directory(path_or_hub_id, ("config.json", RECORD), revision=revision)
+    directory = resolve_directory(path_or_hub_id, ("config.json", RECORD, ADAPTER, WEIGHTS), revision=revision)
+    if (directory / ADAPTER).is_file():
+        return open_reward_model(directory).config
     return _read_config(directory / "config.json")[0]
 
 

@@ -17,6 +17,8 @@ _TENSOR = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 0),
     **dict.fromkeys(("o_proj", "down_proj"), 1),
 }
+STACKS = ("first_blocks.", "blocks.")  # how the names of leaves begin that stack the arrays of several layers
+_LORA = {".lora.a": 1, ".lora.b": 0}  # the dimension of the weight that a factor of an adapter has, too
 
 
 def partition_specs(model: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -28,6 +30,7 @@ def partition_specs(model: Any, mesh: Mesh | AbstractMesh) -> Any:
     | `q k v gate up`, weights   | `[O, I]` | O over `tensor`, then O (I if O does not divide) over `fsdp`  |
     | `o down`, weights          | `[O, I]` | I over `tensor`, then O (I if O does not divide) over `fsdp`  |
     | `q k v gate up`, biases    | `[O]`    | O over `tensor`                                               |
+    | `lora.a`, `lora.b`         | `[P, I]`, `[O, P]` | I and O as in their weight, P over `fsdp` if it divides |
     | norms, `o down` biases, head | small  | replicated                                                    |
 
     The layer axis is never split. All leaves are replicated along `data` and `context`.
@@ -39,7 +42,7 @@ def partition_specs(model: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 def _leaf_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
-    layers, size = (None,) * name.startswith("blocks."), dict(mesh.shape)
+    layers, size = (None,) * name.startswith(STACKS), dict(mesh.shape)
     dims = list(shape[len(layers) :])
     if name == "embed_tokens":
         _divide(name, dims, 1, size["tensor"] * size["fsdp"], "tensor·fsdp")
@@ -48,8 +51,9 @@ def _leaf_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -
     if part is None or (name.endswith("bias") and _TENSOR[part] == 1):
         return P()
     split: list[tuple[str, ...]] = [()] * len(dims)
-    split[_TENSOR[part]] = ("tensor",)
-    dims[_TENSOR[part]] = _divide(name, dims, _TENSOR[part], size["tensor"], "tensor")
+    if _LORA.get(name[-7:], _TENSOR[part]) == _TENSOR[part]:  # the other factor does not have the split features
+        split[_TENSOR[part]] = ("tensor",)
+        dims[_TENSOR[part]] = _divide(name, dims, _TENSOR[part], size["tensor"], "tensor")
     if len(dims) == 2:
         dim = 1 if dims[0] % size["fsdp"] and dims[1] % size["fsdp"] == 0 else 0
         _divide(name, dims, dim, size["fsdp"], "fsdp")

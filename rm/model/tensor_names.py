@@ -25,8 +25,10 @@ _WRAPPERS = {
 _WRAPPER = re.compile(r"(?<![\w])(?:" + "|".join(map(re.escape, _WRAPPERS)) + ")")
 
 
-def tensor_names(leaf: str, config: LlamaConfig) -> list[str]:
+def tensor_names(leaf: str, config: LlamaConfig, *, first: int = 0) -> list[str]:
     """The names of the Hugging Face tensors that make up a leaf of `RewardModel`: one, or one per stacked layer.
+
+    **Arguments:** `first`, the number of layers in `first_blocks`.
 
     >>> config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=3,
     ...                      num_attention_heads=2)
@@ -36,7 +38,8 @@ def tensor_names(leaf: str, config: LlamaConfig) -> list[str]:
     ['model.layers.2.input_layernorm.weight']
     """
     head, _, rest = leaf.partition(".")
-    layers = {"blocks": range(config.num_hidden_layers - 1), "last_block": [config.num_hidden_layers - 1]}
+    last = config.num_hidden_layers - 1
+    layers = {"first_blocks": range(first), "blocks": range(first, last), "last_block": [last]}
     if head not in layers:
         return [_TOP[leaf]]
     name, _, kind = rest.partition(".")

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from fnmatch import fnmatchcase
-from functools import partial
 from importlib.metadata import distributions, requires
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +23,13 @@ from jax.sharding import PartitionSpec as P
 from ..devices.mesh import ROWS, make_mesh, shardings
 from ..devices.platform import compiling_for
 from ..errors import ConfigError, RmError
+from ..model.adapters import Training
 from ..model.batch import PreferenceBatch
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.llama import rewards
 from ..training.losses import pairwise_loss
+from ..training.objectives import with_frozen
 from ..training.offload import place_on_host
 from ..training.optimizers import make_optimizer
 from ..training.step import TrainState, update
@@ -166,11 +167,14 @@ def lower_update(case: Case, devices: list[Any]) -> Any:
         r = rewards(model, batch, compute)
         return pairwise_loss(r[..., 0], r[..., 1]), r
 
+    def step(state: TrainState, frozen: Any, batches: list[PreferenceBatch]):
+        return update(state, batches, with_frozen(objective, frozen), optimizer)
+
     over_rows = shardings(P(ROWS), mesh)
     batch = jax.tree.map(lambda leaf: placed(leaf, over_rows), _batch(case))
-    step = partial(update, objective=objective, optimizer=optimizer)
+    frozen = jax.tree.map(placed, shapes.frozen, shardings(shapes.frozen_specs, mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(placement, None))
-    return jitted.lower(jax.tree.map(placed, state, placement), [batch])
+    return jitted.lower(jax.tree.map(placed, state, placement), frozen, [batch])
 
 
 def _batch(case: Case) -> PreferenceBatch:
@@ -193,7 +197,8 @@ def main() -> None:
     sys.path.insert(0, sys.argv[1])
     request = json.load(sys.stdin)
     topology = parse_topology(request.pop("topology"))
-    case = Case(**{**request, "config": LlamaConfig.from_hf(request["config"])})
+    config, part = LlamaConfig.from_hf(request["config"]), Training(**request["part"])
+    case = Case(**{**request, "config": config, "part": part})
     with compiling_for(topology.chip.platform):
         lowered = lower_update(case, find_devices(topology))
     text = lowered.as_text()

@@ -12,13 +12,14 @@ from jax.sharding import PartitionSpec as P
 
 from ..devices.mesh import AXES
 from ..errors import ConfigError
+from ..model.adapters import Training, split_model
 from ..model.attention_choice import Attention
 from ..model.compute import Remat
 from ..model.config import LlamaConfig
 from ..model.llama import RewardModel, init_reward_model
 from ..model.sharding import check_mesh, context_order, partition_specs, state_specs
 from ..training.optimizers import Dtype, OptimizerName, make_optimizer
-from .flops import Work, count_work, update_flops
+from .flops import Work, count_work, forward_flops, update_flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Case:
     parameters: Dtype = "float32"
     attention: Attention = "auto"
     offload: bool = False  # whether the optimizer's state stays in host memory
+    part: Training = dataclasses.field(default_factory=Training)
 
     @property
     def regions(self) -> tuple[int, int, int]:
@@ -51,9 +53,11 @@ class Case:
 class Kept(NamedTuple):
     """The shapes and partition specs of the model state, which lives from update to update."""
 
-    model: RewardModel
+    model: RewardModel  # the part that trains
+    frozen: RewardModel  # the other part
     moments: Any
     specs: Any
+    frozen_specs: Any
     moment_specs: Any
 
 
@@ -83,13 +87,14 @@ def kept(case: Case) -> Kept:
     optimizer = make_optimizer(case.optimizer, 1e-5, moments=case.moments, offload=case.offload)
     dtype = jnp.dtype(case.parameters)
 
-    def init() -> tuple[RewardModel, Any]:
+    def init() -> tuple[RewardModel, RewardModel, Any]:
         model = init_reward_model(case.config, key=jax.random.key(0), dtype=dtype)
-        return model, optimizer.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model))  # pyright: ignore
+        model, frozen = split_model(model, case.part, key=jax.random.key(0))
+        return model, frozen, optimizer.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model))  # pyright: ignore
 
-    model, moments = jax.eval_shape(init)
+    model, frozen, moments = jax.eval_shape(init)
     specs = partition_specs(model, mesh)
-    return Kept(model, moments, specs, state_specs(moments, model, specs))
+    return Kept(model, frozen, moments, specs, partition_specs(frozen, mesh), state_specs(moments, model, specs))
 
 
 def bytes_of(tree: Any, specs: Any, sizes: dict[str, int], itemsize: int | None = None) -> int:
@@ -113,14 +118,15 @@ def communication(case: Case) -> dict[str, int]:
     config, size, shapes = case.config, abstract_mesh(case.mesh).shape, kept(case)
     itemsize, recomputes = jnp.dtype(case.dtype).itemsize, case.remat == "full"
     share = {axis: (size[axis] - 1) / size[axis] for axis in AXES}
-    matrices = sum(x.size for x in jax.tree.leaves((shapes.model.blocks, shapes.model.last_block))) // size["tensor"]
+    trained, frozen = (_block_parameters(part) // size["tensor"] for part in (shapes.model, shapes.frozen))
     tokens = case.rows * case.max_length // (size["data"] * size["fsdp"] * size["context"])
     gradients = bytes_of(shapes.model, shapes.specs, case.mesh, itemsize=4)
     heads = 2 * config.num_key_value_heads * config.head_dim // size["tensor"]
     layers, passes = config.num_hidden_layers, 2 + recomputes
     sent = {
         "data": 2 * share["data"] * gradients,
-        "fsdp": share["fsdp"] * (matrices * (passes * itemsize + 4) + 2 * tokens * config.hidden_size * itemsize),
+        "fsdp": share["fsdp"]
+        * ((trained + frozen) * passes * itemsize + 4 * trained + 2 * tokens * config.hidden_size * itemsize),
         "context": share["context"] * layers * passes * tokens * size["context"] * heads * itemsize
         + 2 * share["context"] * gradients,
         "tensor": 2 * share["tensor"] * layers * (4 + recomputes) * tokens * config.hidden_size * itemsize,
@@ -128,6 +134,20 @@ def communication(case: Case) -> dict[str, int]:
     return {axis: int(sent[axis]) for axis in AXES if size[axis] > 1}
 
 
+def _block_parameters(model: RewardModel) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves((model.first_blocks, model.blocks, model.last_block)))
+
+
 def operations(case: Case) -> int:
-    """The floating-point operations of all devices in one update, with the recomputation of `remat`."""
-    return update_flops(case.config, case.work, remat=case.remat).total
+    """The floating-point operations of all devices in one update, with the recomputation of `remat`.
+
+    Frozen layers have a forward pass alone, and layers with adapters no gradient of their weights; the products with
+    the adapters themselves are left out.
+    """
+    forward = forward_flops(case.config, case.work)
+    update = update_flops(case.config, case.work, remat=case.remat).total
+    if case.part.part == "head":
+        return forward.total
+    backward = update - forward.total - forward.products * bool(case.part.lora_rank)
+    layers = case.config.num_hidden_layers
+    return forward.total + backward * (layers - case.part.freeze_layers) // layers

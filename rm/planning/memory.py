@@ -27,7 +27,8 @@ def estimate(case: Case) -> Cost:
     """The memory of one device: the model state exactly, the rest by formula, for the platform that is compiled for."""
     shapes = kept(case)
     return Cost(
-        parameters=bytes_of(shapes.model, shapes.specs, case.mesh),
+        parameters=bytes_of(shapes.model, shapes.specs, case.mesh)
+        + bytes_of(shapes.frozen, shapes.frozen_specs, case.mesh),
         optimizer=0 if case.offload else optimizer_bytes(case),
         gradients=bytes_of(shapes.model, shapes.specs, case.mesh, itemsize=4),
         activations=max(activation_bytes(case), optimizer_temporary(case)),

@@ -80,7 +80,7 @@ def plan(
     `config.json` is read; `topology`, such as `v5p:2x2x2`, `h100:8` or `cpu:8`; `mesh`, the size of each axis, such as
     `{"fsdp": 8}`, by default all devices along `fsdp`; `batch_size`, rows of `max_length` tokens in one update;
     `options`, the other fields of `rm.planning.estimates.Case`: `max_length`, `dtype`, `remat`, `optimizer`, `moments`,
-    `parameters`, `attention`, `offload`.
+    `parameters`, `attention`, `offload`, `part`.
 
     **Raises:** `ConfigError` if the topology does not exist, or if the mesh does not fit the devices, or does not
     divide the heads, weights or rows.

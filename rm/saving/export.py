@@ -14,7 +14,10 @@ from ..errors import WeightsError
 from ..files.hub import RECORD, sha256_of
 from ..files.output import new_directory
 from ..files.weights import write_json, write_tensors
+from ..model.adapters import frozen_layers, merged_weight
+from ..model.layers import Linear
 from ..model.llama import RewardModel
+from ..model.sharding import STACKS
 from ..model.tensor_names import leaf_name, tensor_names
 from ..text.pad_token import match_tokenizer
 from ..text.portable import portable_files, with_date
@@ -76,27 +79,46 @@ def _texts(tokenizer: Tokenizer) -> Texts:
     )
 
 
+def _named_leaves(model: RewardModel) -> dict[str, Any]:
+    """The leaves by name; in place of a weight stands its layer, with the adapter if there is one."""
+    found: dict[str, Any] = {}
+    for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, Linear)):
+        name = leaf_name(path)
+        if not isinstance(node, Linear):
+            found[name] = node
+            continue
+        found[f"{name}.weight"] = node
+        found |= {} if node.bias is None else {f"{name}.bias": node.bias}
+    return found
+
+
 def write_model(
     directory: Path | None, model: RewardModel, *, dtype=None, max_shard_bytes: int, head: bool = True
 ) -> dict[str, str]:
     """Writes the tensors of a model under their Hugging Face names, with the score head only if `head`.
 
-    Returns their checksums. Without a directory, the process only helps to gather the tensors for the one that writes.
+    Adapters are merged into their weights, one tensor at a time. Returns the checksums. Without a directory, the
+    process only helps to gather the tensors for the one that writes.
     """
-    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
-    where = {name: (leaf, i) for leaf in leaves for i, name in enumerate(tensor_names(leaf, model.config))}
+    leaves, first = _named_leaves(model), frozen_layers(model)
+    named = {leaf: tensor_names(leaf, model.config, first=first) for leaf in leaves}
+    where = {name: (leaf, i) for leaf, names in named.items() for i, name in enumerate(names)}
     if not head:
         del where["score.weight"]
 
+    def whole(leaf: str) -> jax.Array:
+        return leaves[leaf].weight if isinstance(leaves[leaf], Linear) else leaves[leaf]
+
     def disk_dtype(leaf: str) -> np.dtype:
-        return jnp.dtype(leaves[leaf].dtype if dtype is None or leaf == "score" else dtype)
+        return jnp.dtype(whole(leaf).dtype if dtype is None or leaf == "score" else dtype)
 
     def shape(leaf: str) -> tuple[int, ...]:
-        return leaves[leaf].shape[leaf.startswith("blocks.") :]
+        return whole(leaf).shape[leaf.startswith(STACKS) :]
 
     def read(name: str) -> np.ndarray:
         leaf, layer = where[name]
-        part = leaves[leaf][layer] if leaf.startswith("blocks.") else leaves[leaf]
+        part = jax.tree.map(lambda x: x[layer], leaves[leaf]) if leaf.startswith(STACKS) else leaves[leaf]
+        part = merged_weight(part) if isinstance(part, Linear) else part
         with np.errstate(over="ignore"):  # an overflow is refused below
             values = fetch(part).astype(disk_dtype(leaf))
         if not np.isfinite(values).all():

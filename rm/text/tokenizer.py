@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from ..errors import TokenizerError, warn_once
-from ..files.hub import RECORD, check_unchanged, own_file, read_record, resolve_directory
+from ..files.hub import ADAPTER, RECORD, adapter_base, check_unchanged, own_file, read_record, resolve_directory
 from .chat import render_chat
 from .messages import Message, render_parts, with_reasoning
 from .special_tokens import contradiction, set_special_tokens
@@ -149,12 +149,17 @@ def load_tokenizer(
     `additional_chat_templates`, `chat_template.jinja` or `tokenizer_config.json`, each as `transformers` 5.24 reads
     them. BOS and EOS are added as `tokenizer.json` says; `add_bos_token` is ignored.
 
+    A directory of `peft` without a tokenizer has that of its base.
+
     **Arguments:** `chat_template`, a file with a template that replaces all others, in exports too; `today`, the date
     that templates see, by default the one in the directory's `rm.json`, else 2024-07-26.
 
     **Raises:** `TokenizerError` where a file is missing or unreadable, `RmError` where the hub has no such repository.
     """
-    directory = resolve_directory(path_or_hub_id, (*FILES, TEMPLATES, RECORD), revision=revision)
+    patterns = (*FILES, TEMPLATES, RECORD, ADAPTER)
+    directory = resolve_directory(path_or_hub_id, patterns, revision=revision)
+    if not (directory / "tokenizer.json").exists() and (base := adapter_base(directory)):
+        directory = resolve_directory(base[0], patterns, revision=base[1])
     names = (*FILES, *sorted(path.relative_to(directory).as_posix() for path in directory.glob(TEMPLATES)))
     files = {name: content for name in names if (content := _read(own_file(directory / name, directory))) is not None}
     check_unchanged(directory, files)

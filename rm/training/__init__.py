@@ -3,7 +3,7 @@
 from .layerwise import per_layer
 from .losses import centering_penalty, pairwise_loss
 from .metrics import preference_metrics
-from .objectives import Objective, pairwise_objective
+from .objectives import Objective, pairwise_objective, with_frozen
 from .optimizers import adamw, learning_rate_schedule, make_optimizer
 from .step import TrainState, accumulate, apply_gradients, init_state, jit_update, update
 
@@ -23,4 +23,5 @@ __all__ = [
     "per_layer",
     "preference_metrics",
     "update",
+    "with_frozen",
 ]

@@ -1,9 +1,12 @@
 """Objectives: functions of a model and a batch that return the loss and the rewards of every comparison."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+import equinox as eqx
+import jax
 from jaxtyping import Array, Float
 
 from ..model.batch import PreferenceBatch
@@ -41,6 +44,33 @@ def pairwise_objective(center_rewards_coefficient: float = 0.0, compute: Compute
         return loss + center_rewards_coefficient * centering_penalty(r[..., 0], r[..., 1]), r
 
     return objective
+
+
+def with_frozen(objective: Objective, frozen: Any) -> Objective:
+    """An objective of the part of a model that trains: `objective(combine(trained, frozen), batch)`.
+
+    The frozen arrays are leaves of the result, so that `jit_update` passes them to the compiled update, and gradients
+    and the optimizer's state exist for `trained` alone. In `jax.jit(partial(update, …))` they would be constants.
+
+    **Arguments:** `frozen`, the other part of `equinox.partition(model, rm.trainable(model))`.
+
+    >>> import equinox as eqx, jax.numpy as jnp
+    >>> trained, frozen = eqx.partition({"base": jnp.ones(2), "head": jnp.zeros(2)}, {"base": False, "head": True})
+    >>> objective = with_frozen(lambda model, batch: model["base"] + model["head"] + batch, frozen)
+    >>> objective(trained, 1.0)
+    Array([2., 2.], dtype=float32)
+    """
+    return jax.tree_util.Partial(_WithFrozen(objective), frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithFrozen:
+    """The objective of a trained part; equal for equal objectives, so that JAX compiles once."""
+
+    objective: Objective
+
+    def __call__(self, frozen: Any, trained: Any, batch: PreferenceBatch) -> Any:
+        return self.objective(eqx.combine(trained, frozen), batch)
 
 
 def check_objective(

@@ -137,8 +137,14 @@ ACCUMULATED = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 
 
 @pytest.mark.parametrize(
     ("changes", "flags"),
-    [({}, {}), (OTHER | ACCUMULATED, {NAMES.get(name, name): value for name, value in OTHER.items()})],
-    ids=["as the page shows", "other values, accumulated"],
+    [
+        pytest.param({}, {}, id="as the page shows", marks=pytest.mark.long),
+        pytest.param(
+            OTHER | ACCUMULATED,
+            {NAMES.get(name, name): value for name, value in OTHER.items()},
+            id="other values, accumulated",
+        ),
+    ],
 )
 def test_the_same_run_is_the_same(changes, flags, tmp_path, llama_directory, monkeypatch):
     """The page's script and its command, as they stand and with the same changes to both: every update agrees."""

@@ -66,7 +66,7 @@ CONFIGS = {
     "pad is eos": {"pad_token_id": 2},
     "no pad": {"pad_token_id": None},
 }
-GATE = ("gqa", "both biases, mqa", "llama 3.2", "dynamic, stretched", "smollm", "no pad")  # between them, every switch
+GATE = ("both biases, mqa", "llama 3.2", "dynamic, stretched", "no pad")  # between them, every switch
 
 
 def randomise(model) -> None:

@@ -43,6 +43,11 @@ def make_rows(kind: str, *, margin: bool) -> list[dict]:
 
 def train_with_trl(directory, rows, output) -> tuple[list[dict], torch.nn.Module]:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    return train_trl(model, directory, rows, output)
+
+
+def train_trl(model, directory, rows, output) -> tuple[list[dict], torch.nn.Module]:
+    """TRL's log and the trained model, from a model that may have adapters."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     config = trl.RewardConfig(
         output_dir=str(output),
