@@ -117,7 +117,7 @@ def adapter_base(directory: Path) -> tuple[str, str | None] | None:
 
     A relative path is one from here, or from the directory.
 
-    **Raises:** `ConfigError` where the adapter does not name its base.
+    **Raises:** `ConfigError` where the adapter does not name its base, or the base is an adapter.
     """
     source = own_file(directory / ADAPTER)
     if not source.is_file():
@@ -130,6 +130,8 @@ def adapter_base(directory: Path) -> tuple[str, str | None] | None:
         base = str(directory / base)
     if not Path(base).is_dir() and not _HUB_ID.fullmatch(base):
         raise ConfigError(f"{source}: no directory {base}, where the base was; correct base_model_name_or_path")
+    if (Path(base) / ADAPTER).is_file():
+        raise ConfigError(f"{source}: the base {base} is an adapter too; merge that one first")
     return base, revision
 
 

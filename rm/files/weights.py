@@ -84,15 +84,15 @@ class TensorFiles:
             self._read_into(layers, [part[stacked:] for part in out], name)
         return out
 
-    def check(self, name: str, expected: tuple[int, ...]) -> None:
-        """Refuses a tensor of another shape or of an unknown type.
+    def check(self, name: str, expected: tuple[int, ...], by: str = "config.json") -> None:
+        """Refuses a tensor of another shape or of an unknown type; `by` is what it must fit.
 
         **Raises:** `WeightsError`, naming the tensor.
         """
         path, kind, shape, *_ = self._stored[name]
         if shape != expected:
-            found = f"tensor {name!r} has shape {list(shape)}, expected {list(expected)} by config.json"
-            raise WeightsError(f"{path}: {found}; use the config.json that belongs to the weights")
+            found = f"tensor {name!r} has shape {list(shape)}, expected {list(expected)} by {by}"
+            raise WeightsError(f"{path}: {found}; use the {by} that belongs to the weights")
         if kind not in _DTYPES:
             found = f"tensor {name!r} is {kind}, expected {' or '.join(_DTYPES)}"
             raise WeightsError(f"{path}: {found}; use the weights before quantization, or save them as one of these")

@@ -126,8 +126,6 @@ def open_reward_model(path_or_hub_id: str | Path, *, dtype=jnp.float32, revision
     if adapter is None:
         return _open_whole(directory, dtype)
     base = resolve_directory(adapter.base, _PATTERNS, revision=adapter.revision)
-    if (base / ADAPTER).is_file():
-        raise ConfigError(f"{directory}: the base {adapter.base} is an adapter too; merge that one first")
     return _with_adapter(_open_whole(base, dtype), adapter)
 
 
@@ -168,10 +166,10 @@ def _with_adapter(base: ModelFiles, adapter: Adapter) -> ModelFiles:
     if embedding:
         config = replace(config, vocab_size=adapter.tensors.shape(embedding)[0])
         shape = (config.vocab_size, config.hidden_size)
-        adapter.tensors.check(embedding, shape)
+        adapter.tensors.check(embedding, shape, by="base")
         stored = replace(stored, embed_tokens=jax.ShapeDtypeStruct(shape, stored.embed_tokens.dtype))
     if head:
-        adapter.tensors.check(head, (1, config.hidden_size))
+        adapter.tensors.check(head, (1, config.hidden_size), by="base")
         stored = replace(stored, score=jax.ShapeDtypeStruct((1, config.hidden_size), jnp.float32))
     return ModelFiles(base.tensors, config, replace(stored, config=config), adapter)
 

@@ -62,8 +62,8 @@ class Adapter(NamedTuple):
                 raise WeightsError(f"{self._file}: only one of {a!r} and {b!r} is there; save the adapter again")
             if a in names:
                 rank = self.tensors.shape(a)[0]
-                self.tensors.check(a, (rank, columns))
-                self.tensors.check(b, (rows, rank))
+                self.tensors.check(a, (rank, columns), by="base")
+                self.tensors.check(b, (rows, rank), by="base")
         extra = sorted(names - known)
         if any(f"{PREFIX}score.lora_" in name for name in extra):
             advice = "and its random base is not in the file; train with task_type SEQ_CLS, which saves the head"
