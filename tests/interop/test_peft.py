@@ -86,7 +86,8 @@ def test_a_directory_of_peft_gives_the_scores_that_peft_gives(base, tmp_path, ki
 
 def test_a_head_in_bfloat16_and_added_tokens_are_read(base, tmp_path):
     """With a base in bfloat16 `peft` stores the head in it too; resized embeddings stand in the file whole."""
-    model = classifier(base, dtype=torch.bfloat16)
+    rm.save_reward_model(tmp_path / "base", rm.load_reward_model(base), rm.load_tokenizer(base), dtype=jnp.bfloat16)
+    model = classifier(tmp_path / "base", dtype=torch.bfloat16)
     model.resize_token_embeddings(model.config.vocab_size + 3)
     model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=LINEAR))
     randomise(model)
