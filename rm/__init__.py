@@ -1,4 +1,4 @@
-"""Reward models in JAX: a Llama backbone with a scalar head, trained and used by composing pure functions."""
+"""Reward models in JAX: Llama, Mistral or Qwen with a scalar head, trained and used by composing pure functions."""
 
 from .data import TokenizedComparisons, load_comparisons, mix, tokenize_comparisons
 from .devices import connect, keep_compiled, make_mesh

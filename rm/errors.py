@@ -33,7 +33,7 @@ class RmError(Exception):
 
 
 class ConfigError(RmError):
-    """A `config.json` that does not describe a Llama reward model, or options that contradict each other."""
+    """A `config.json` that does not describe a supported reward model, or options that contradict each other."""
 
 
 class WeightsError(RmError):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rm
-from rm.model.layers import inverse_frequencies, rotary_table
+from rm.model.rotary import inverse_frequencies, rotary_table
 
 COMMON = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "model_type": "llama", "use_cache": True}
 SCALING = {

@@ -15,7 +15,7 @@ import pytest
 import rm
 from rm.__main__ import main
 from rm.commands.plan import describe
-from rm.model.config import PRESETS
+from rm.model.presets import PRESETS
 from rm.planning.advice import largest_batch
 from rm.planning.chips import parse_topology
 from rm.planning.compiled import lower_update, peak_bytes
@@ -43,6 +43,11 @@ NOWHERE = Path("nowhere")  # no compilers there
         ("llama-8b", 8_030_261_248 - 128256 * 4096),
         ("llama-70b", 70_553_706_496 - 128256 * 8192),
         ("llama-405b", 405_853_388_800 - 128256 * 16384),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-4b", 4_022_468_096),
+        ("qwen3-8b", 8_190_735_360 - 151936 * 4096),
+        ("qwen2.5-7b", 7_615_616_512 - 152064 * 3584),
+        ("mistral-7b", 7_241_732_096 - 32000 * 4096),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(name, published):

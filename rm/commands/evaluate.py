@@ -63,7 +63,7 @@ class EvaluateArguments(ForwardOptions, ScoredOptions):
     """Evaluate one reward model, or compare several, on preference data: statistics, every score, and a page."""
 
     model: tuple[str, ...]
-    """Exported reward models (RUN/model), any LlamaForSequenceClassification, hub ids, or RUN/checkpoints/STEP."""
+    """Exported reward models (RUN/model), any sequence classifier of one label, hub ids, or RUN/checkpoints/STEP."""
     output: Path
     """Directory for evaluation.json, report.html and scores.jsonl."""
     sections: str | None = None

@@ -24,7 +24,7 @@ class SourceOptions:
     """The model and the data sets to read."""
 
     model: str
-    """Llama weights: a directory with config.json, safetensors and tokenizer.json, or a hub id, org/name[@revision]."""
+    """Llama, Mistral or Qwen: a directory of config.json, safetensors and tokenizer.json, or org/name[@revision]."""
     dataset: tuple[str, ...]
     """Preferences: files, patterns, saved directories, hub ids (org/name[:config][@revision]); mixed: A=0.7 B=0.3."""
     chat_template: Path | None = None

@@ -17,7 +17,8 @@ class PlanArguments(PartOptions, UpdateOptions, StateOptions):
     """Say what an update needs on devices that need not be here; exits with 1 where it does not fit."""
 
     model: str
-    """llama-1b, llama-3b, llama-8b, llama-70b or llama-405b; or a config.json, a directory or a hub id that has one."""
+    """llama-1b, -3b, -8b, -70b or -405b, qwen3-0.6b, -4b or -8b, qwen2.5-7b or mistral-7b; or a config.json, a
+    directory or a hub id that has one."""
     topology: str
     """Devices, such as v5e:4x4, v5p:2x2x2, v6e:8x8, h100:8, h200:1 or cpu:8."""
     mesh: str | None = None

@@ -34,7 +34,7 @@ class ScoreArguments(ForwardOptions):
     """Add a reward to every row of a JSON-lines file."""
 
     model: str
-    """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, a hub id, or
+    """Reward model: a directory that train exported (RUN/model), any sequence classifier of one label, a hub id, or
     RUN/checkpoints/STEP."""
     input: Path
     """JSON lines (.jsonl, also .gz) with text (tokenized as given), prompt and response, or messages."""

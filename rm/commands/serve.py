@@ -25,7 +25,7 @@ class ServeArguments(ForwardOptions):
     """Give rewards over HTTP, to OpenRLHF (POST /get_reward) and others (POST /score)."""
 
     model: str
-    """Reward model: a directory that train exported (RUN/model), any LlamaForSequenceClassification, a hub id, or
+    """Reward model: a directory that train exported (RUN/model), any sequence classifier of one label, a hub id, or
     RUN/checkpoints/STEP."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all of this machine's."""

@@ -1,4 +1,4 @@
-"""`python -m rm train`: from a Llama directory and preference data to a reward model, told from top to bottom.
+"""`python -m rm train`: from a model directory and preference data to a reward model, told from top to bottom.
 
 `train` prepares (reads and checks everything while nothing is written yet), runs the loop with its log, evaluations and
 checkpoints, and finishes with the export.
@@ -241,8 +241,9 @@ def check_keep_best(metric: str, held_out: Mapping[str, Any], objective: Objecti
 def check_attention(compute: Compute, plan: BatchPlan, config: LlamaConfig) -> None:
     """Refuses an attention implementation that is not exact for the rows of the plan."""
     context = 1 if compute.mesh is None else compute.mesh.shape["context"]
+    form = config.head_dim, compute.dtype, context, config.sliding_window
     for shape in plan.shapes:
-        choose_attention(compute.attention, Inputs(shape.regions, shape.slots, config.head_dim, compute.dtype, context))
+        choose_attention(compute.attention, Inputs(shape.regions, shape.slots, *form))
 
 
 def is_over(args: TrainArguments, objective: Objective | None) -> bool:

@@ -117,14 +117,14 @@ def flatten(
 ) -> TokenizedComparisons:
     """Builds comparisons from K token sequences each, with their longest common prefix stored once.
 
-    At least one token of each sequence stays outside the prefix. No prefix is shared where `dynamic` rotary scaling
-    applies to a sequence: its length then changes the rotation of every token, even in the prompt.
+    At least one token of each sequence stays outside the prefix. No prefix is shared where a sequence is
+    longer than `config.fixed_rope_length`: its length then changes the rotation of every token, even in the prompt.
     """
     pieces, lengths, ends, keys = [], [], [], []
     for number, sides in enumerate(sequences):
         arrays = [np.asarray(side, np.int32) for side in sides]
-        stretched = config.rope.type == "dynamic" and max(map(len, arrays)) > config.max_position_embeddings
-        prefix = common_prefix(arrays) if share_prefix and not stretched else 0
+        same_rope = max(map(len, arrays)) <= config.fixed_rope_length
+        prefix = common_prefix(arrays) if share_prefix and same_rope else 0
         pieces += [arrays[0][:prefix], *(side[prefix:] for side in arrays)]
         lengths.append([prefix, *(len(side) - prefix for side in arrays)])
         ends.append([reward_index(side, config.pad_token_id) for side in arrays])

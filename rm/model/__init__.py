@@ -4,9 +4,10 @@ from .adapters import add_lora, freeze_layers, merge_lora, trainable
 from .attention_choice import Attention
 from .batch import PreferenceBatch
 from .compute import Compute, Remat
-from .config import LlamaConfig, Rope
+from .config import LlamaConfig
 from .llama import RewardModel, hidden_states, init_reward_model, rewards
 from .loading import load_config, load_reward_model
+from .rope import Rope
 from .sharding import partition_specs, place_batch, place_model
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Attention with shared prefixes: the reference implementation, which runs on every platform.
 
-A query sees a key if both belong to the same segment, the key does not come later in the row, and the key belongs to
-the prefix or to the query's own part.
+A query sees a key if both belong to the same segment, the key belongs to the prefix or to the query's own part, and it
+does not come later in the sequence; with a sliding window, nor `window` or more tokens earlier.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,27 @@ from .layers import precision
 
 
 class Marks(NamedTuple):
-    """The segment, part and place of tokens, which determine the keys that a query sees."""
+    """The segment, part and position of tokens, which determine the keys that a query sees."""
 
     segments: Int[Array, "R N"]
     parts: Int[Array, "R N"]
-    places: Int[Array, "R N"]  # indices in the row
+    positions: Int[Array, "R N"]  # in the sequence: a response continues from the end of its prefix
+
+
+Marked = Sequence[Array] | Array  # segments, parts and positions of any shape
 
 
 @checked
-def visible(queries: Marks, keys: Marks) -> Bool[Array, "R M J"]:
+def visible(queries: Marks, keys: Marks, window: int | None = None) -> Bool[Array, "R M J"]:
     """The mask of the keys that each query sees."""
-    return sees([mark[..., None] for mark in queries], [mark[:, None] for mark in keys])
+    return sees([mark[..., None] for mark in queries], [mark[:, None] for mark in keys], window)
 
 
-def sees(query: Sequence[Array] | Array, key: Sequence[Array] | Array) -> Bool[Array, "..."]:
-    """The visibility rule, from the segments, parts and places of queries and keys, which broadcast."""
-    (segment, part, place), (k_segment, k_part, k_place) = query, key
-    return (segment == k_segment) & ((k_part == 0) | (part == k_part)) & (place >= k_place)
+def sees(query: Marked, key: Marked, window: Array | int | None) -> Bool[Array, "..."]:
+    """The visibility rule, from the segments, parts and positions of queries and keys, which broadcast."""
+    (segment, part, position), (k_segment, k_part, k_position) = query, key
+    seen = (segment == k_segment) & ((k_part == 0) | (part == k_part)) & (position >= k_position)
+    return seen if window is None else seen & (position - k_position < window)
 
 
 @checked
@@ -58,6 +62,7 @@ def shared_prefix_attention(
     queries: Marks,
     keys: Marks,
     regions: tuple[int, ...],
+    window: int | None = None,
 ) -> Float[Array, "R N G Q E"]:
     """Attention of every token, region by region, so that several regions avoid an `N × N` score matrix.
 
@@ -68,7 +73,7 @@ def shared_prefix_attention(
     for number, (start, stop) in enumerate(pairwise(starts)):
         region = slice(start, stop)
         select = partial(_with_prefix, length=q.shape[1], region=region, prefix=slice(0, regions[0] if number else 0))
-        mask = visible(Marks(*(mark[:, region] for mark in queries)), Marks(*map(select, keys)))
+        mask = visible(Marks(*(mark[:, region] for mark in queries)), Marks(*map(select, keys)), window)
         outputs.append(attend(q[:, region], select(k), select(v), mask))
     return jnp.concatenate(outputs, axis=1)
 

@@ -23,7 +23,14 @@ class Inputs(NamedTuple):
     head_dim: int
     dtype: Any
     context: int = 1  # devices that a row is sharded over
+    window: int | None = None
     derivatives: Derivatives = "first"
+
+    @property
+    def shorter_window(self) -> int | None:
+        """The sliding window; `None` if it hides nothing, because the rows hold no longer sequences."""
+        longest = self.context * (self.regions[0] + max(self.regions[1:], default=0))
+        return self.window if self.window is not None and self.window < longest else None
 
 
 def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
@@ -58,14 +65,15 @@ def refuses(name: str, inputs: Inputs) -> str | None:
 
     `xla` and `block` are always exact. A kernel needs one region for each part of a segment, because it cannot keep two
     parts in the same region from seeing each other. It needs as many keys as queries, which rows sharded along
-    `context` do not have. It rounds float32 products. `cudnn` also needs rows of one segment.
+    `context` do not have. It has no sliding windows, and rounds float32 products. `cudnn` also needs rows of one
+    segment.
 
     >>> from rm.devices.platform import compiling_for
     >>> with compiling_for("tpu"):
     ...     [refuses("splash", Inputs(regions, 4, 128, jnp.bfloat16)) for regions in ((64, 32, 32), (64,))]
     [None, 'takes rows of several regions, found (64,)']
     """
-    regions, slots, head_dim, dtype, context, derivatives = inputs
+    regions, slots, head_dim, dtype, context, window, derivatives = inputs
     if name == "xla":
         return None
     if derivatives == "any":
@@ -78,6 +86,8 @@ def refuses(name: str, inputs: Inputs) -> str | None:
         return f"takes whole rows, found context={context}"
     if len(regions) < 2:
         return f"takes rows of several regions, found {regions}"
+    if inputs.shorter_window is not None:
+        return f"has no sliding window, and sequences in these rows may be longer than the model's of {window}"
     if name == "cudnn" and slots > 1:
         return f"takes one comparison a row, found room for {slots}"
     heads_fit = name == "splash" or (head_dim % 8 == 0 and head_dim <= 128)  # cuDNN takes 256 on some GPUs only

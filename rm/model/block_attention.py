@@ -24,26 +24,30 @@ _LEAST = -1e20  # below any visible score, and so far above hidden scores that t
 class Blocks(NamedTuple):
     """The visible pairs of blocks, found once for all layers: `B` blocks of `C` tokens, `n` in a row."""
 
-    marks: Int[Array, "3 B C"]  # segment, part and place of every query
+    marks: Int[Array, "3 B C"]  # segment, part and position of every query
     key_marks: Int[Array, "3 J C"]  # and of every key
     keys: Int[Array, "B n"]  # for each block of queries, the row's blocks of keys, the visible ones first
     counts: Int[Array, "B"]  # number of visible blocks of keys
+    window: Int[Array, ""] | None  # the sliding window
 
 
 @checked
-def find_blocks(queries: Marks, keys: Marks) -> Blocks:
+def find_blocks(queries: Marks, keys: Marks, window: int | None = None) -> Blocks:
     """Finds the visible pairs of blocks."""
     marks, key_marks = (jnp.stack([_cut(mark) for mark in tokens]) for tokens in (queries, keys))
     R, B = queries.segments.shape[0], marks.shape[1]
     of_row = jnp.arange(key_marks.shape[1]).reshape(R, 1, -1)
     row = jnp.broadcast_to(of_row, (R, B // R, of_row.shape[-1])).reshape(B, -1)  # the blocks of each block's row
 
+    width = None if window is None else jnp.asarray(window, marks.dtype)
+
     def sees(i: Array) -> Bool[Array, "n"]:
-        return jax.lax.map(lambda j: _visible(marks[:, i], key_marks[:, j]).any(), row[i])  # a loop bounds the memory
+        # a loop bounds the memory
+        return jax.lax.map(lambda j: _visible(marks[:, i], key_marks[:, j], width).any(), row[i])
 
     needed = jax.lax.map(sees, jnp.arange(B))
     order = jnp.argsort(~needed, axis=1, stable=True)
-    return Blocks(marks, key_marks, jnp.take_along_axis(row, order, axis=1), needed.sum(1))
+    return Blocks(marks, key_marks, jnp.take_along_axis(row, order, axis=1), needed.sum(1), width)
 
 
 @checked
@@ -64,10 +68,10 @@ def _cut(x: Array) -> Array:
     return x.reshape(-1, _BLOCK, *x.shape[2:])
 
 
-def _visible(queries: Int[Array, "3 *B M"], keys: Int[Array, "3 *B C"]) -> Bool[Array, "*B C M"]:
+def _visible(queries: Int[Array, "3 *B M"], keys: Int[Array, "3 *B C"], window: Array | None) -> Bool[Array, "*B C M"]:
     """The mask of the keys that each query sees, from the marks of both; padding sees nothing."""
     queries = queries[..., None, :]
-    return sees(queries, keys[..., None]) & (queries[0] > 0)
+    return sees(queries, keys[..., None], window) & (queries[0] > 0)
 
 
 def _scores(q: Float[Array, "G M E"], k: Float[Array, "G C E"], visible: Bool[Array, "C M"]) -> Float[Array, "G C M"]:
@@ -96,7 +100,7 @@ def _forward(q: Array, k: Array, v: Array, blocks: Blocks):
         def keys(t: Array, carry):
             peak, total, out = carry
             j = blocks.keys[i, t]
-            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.key_marks[:, j]))
+            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.key_marks[:, j], blocks.window))
             new_peak = jnp.maximum(peak, scores.max(1))
             weights, shrink = jnp.exp(scores - new_peak[:, None]), jnp.exp(peak - new_peak)
             out = out * shrink[:, None] + _dot(transposed[j], weights.astype(q.dtype), (1, 0))
@@ -123,7 +127,7 @@ def _backward(saved, d_out: Array):
         def keys(t: Array, carry):
             d_q, d_k, d_v = carry
             j = blocks.keys[i, t]
-            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.key_marks[:, j]))
+            scores = _scores(q[i], k[j], _visible(marks[:, i], blocks.key_marks[:, j], blocks.window))
             weights = jnp.exp(scores - log_total[i, :, None])
             d_scores = weights * (_dot(v[j], d_out[i], (1, 1)) - inner[i, :, None]) * q.shape[-1] ** -0.5
             weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)

@@ -1,4 +1,4 @@
-"""The parts of a Llama block as pure functions; parameters keep their on-disk orientation `[out, in]`."""
+"""The parts of a block as pure functions; parameters keep their on-disk orientation `[out, in]`."""
 
 import equinox as eqx
 import jax
@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int
 from ..devices.collectives import exchange_over, gather_over, gather_weight, scatter_gradient, sum_over
 from ..devices.platform import platform
 from ..shapes import checked
-from .config import LlamaConfig
 from .derivatives import choose_backward, first_only
 
 PRODUCT = "product"  # the name of linear layers' outputs in remat policies
@@ -171,52 +170,3 @@ def _gated_backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Ar
 
 
 _gated.defvjp(_gated_forward, first_only(_gated_backward))
-
-
-@checked
-def inverse_frequencies(config: LlamaConfig, lengths: Int[Array, "R N"]) -> Float[Array, "#R #N half"]:
-    """Rotary frequencies `θ^(-2i/E)`, with the scaling of the configuration.
-
-    Only `dynamic` (NTK scaling) uses `lengths`, the lengths of the whole sequences in tokens. `linear` divides every
-    frequency by `factor`; `llama3` divides the low ones, keeps the high ones and interpolates between.
-    """
-    rope, size = config.rope, config.head_dim
-    exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
-    theta = jnp.full((1, 1, 1), rope.theta, jnp.float32)
-    if rope.type == "dynamic":
-        limit = config.max_position_embeddings
-        stretched = rope.factor * jnp.maximum(lengths, limit).astype(jnp.float32) / limit - (rope.factor - 1)
-        theta = theta * stretched[..., None] ** (size / (size - 2))
-    frequencies = 1.0 / theta ** along_last(exponents, theta.ndim)
-    if rope.type == "linear":
-        return frequencies / rope.factor
-    if rope.type == "llama3":
-        turns = float(rope.original_max_position_embeddings) * frequencies / (2 * jnp.pi)
-        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        keep = jnp.clip(keep, 0.0, 1.0)
-        return frequencies * (keep + (1 - keep) / rope.factor)
-    return frequencies
-
-
-@checked
-def rotary_table(
-    config: LlamaConfig, positions: Int[Array, "R N"], lengths: Int[Array, "R N"] | None = None
-) -> tuple[Float[Array, "R N half"], Float[Array, "R N half"]]:
-    """The cosine and sine of every token's rotation, float32; only the `dynamic` type needs `lengths`."""
-    frequencies = inverse_frequencies(config, positions if lengths is None else lengths)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    if platform() != "cpu":
-        return jnp.cos(angles), jnp.sin(angles)
-    # XLA keeps the result of a loop; without the loop it recomputes cosines and sines in every layer
-    cos, sin = lax.map(lambda i: lax.cond(i == 0, jnp.cos, jnp.sin, angles), jnp.arange(2))
-    return cos, sin
-
-
-@checked
-def rotate(
-    x: Float[Array, "R N *heads E"], table: tuple[Float[Array, "R N half"], Float[Array, "R N half"]]
-) -> Float[Array, "R N *heads E"]:
-    """Rotates the halves `(i, i + E/2)`, Hugging Face's order (Su et al. 2021, arXiv 2104.09864, eq. 34)."""
-    cos, sin = (jnp.expand_dims(part, tuple(range(2, x.ndim - 1))) for part in table)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

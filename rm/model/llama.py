@@ -1,5 +1,6 @@
 """The reward model: parameters, initialisation and the forward pass over a `PreferenceBatch`, as pure functions."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ from .compute import Compute, Remat
 from .config import LlamaConfig
 from .cudnn_attention import cudnn_attention
 from .derivatives import providing
-from .layers import PRODUCT, Linear, embed, linear, rms_norm, rotary_table, rotate, swiglu
+from .layers import PRODUCT, Linear, embed, linear, rms_norm, swiglu
+from .rotary import rotary_table, rotate
 from .sharding import check_mesh, context_order, partition_specs
 from .splash_attention import splash_attention
 
@@ -45,10 +47,12 @@ class Block(eqx.Module):
     gate_proj: Linear
     up_proj: Linear
     down_proj: Linear
+    q_norm: Float[Array, "*L E"] | None = None  # of every head's queries, before the rotary embedding
+    k_norm: Float[Array, "*L E"] | None = None
 
 
 class RewardModel(eqx.Module):
-    """A Llama backbone with a scalar head; every leaf is an array, the configuration is static.
+    """A backbone of `LlamaConfig` with a scalar head; every leaf is an array, the configuration is static.
 
     The last block is not in the stack because most of it is computed at the reward positions only.
     """
@@ -104,6 +108,7 @@ def _init_block(config: LlamaConfig, key: PRNGKeyArray, dtype) -> Block:
     hidden, ffn, std = config.hidden_size, config.intermediate_size, config.initializer_range
     query = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
+    biases = config.attention_bias or config.family.qkv_bias
 
     def layer(rows: int, columns: int, bias: bool) -> Linear:
         weight = draw_normal(next(keys), (rows, columns), std, dtype)
@@ -111,14 +116,16 @@ def _init_block(config: LlamaConfig, key: PRNGKeyArray, dtype) -> Block:
 
     return Block(
         input_layernorm=jnp.ones(hidden, dtype),
-        q_proj=layer(query, hidden, config.attention_bias),
-        k_proj=layer(kv, hidden, config.attention_bias),
-        v_proj=layer(kv, hidden, config.attention_bias),
+        q_proj=layer(query, hidden, biases),
+        k_proj=layer(kv, hidden, biases),
+        v_proj=layer(kv, hidden, biases),
         o_proj=layer(hidden, query, config.attention_bias),
         post_attention_layernorm=jnp.ones(hidden, dtype),
         gate_proj=layer(ffn, hidden, config.mlp_bias),
         up_proj=layer(ffn, hidden, config.mlp_bias),
         down_proj=layer(hidden, ffn, config.mlp_bias),
+        q_norm=jnp.ones(config.head_dim, dtype) if config.family.qk_norm else None,
+        k_norm=jnp.ones(config.head_dim, dtype) if config.family.qk_norm else None,
     )
 
 
@@ -178,9 +185,9 @@ def _hidden_states(model: RewardModel, batch: PreferenceBatch, compute: Compute)
     R, S, K = batch.ends.shape
     forward = partial(_forward, slots=S, compute=compute)
     tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
-    lengths = _sequence_lengths(segments, parts, positions) if model.config.rope.type == "dynamic" else positions
-    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=positions.dtype), tokens.shape)
-    per_token, ends = (tokens, segments, parts, places, positions, lengths), jnp.asarray(batch.ends).reshape(R, S * K)
+    by_length = model.config.fixed_rope_length < math.inf
+    lengths = _sequence_lengths(segments, parts, positions) if by_length else positions
+    per_token, ends = (tokens, segments, parts, positions, lengths), jnp.asarray(batch.ends).reshape(R, S * K)
     if compute.mesh is None:
         return forward(model, per_token, ends, batch.regions)
     return _on_mesh(forward, compute.mesh, model, per_token, ends, batch.regions)
@@ -207,15 +214,17 @@ def _forward(
     model: RewardModel, per_token: tuple, ends: Array, regions: tuple[int, ...], *, slots: int, compute: Compute
 ) -> Float[Array, "R M D"]:
     """The last hidden state at `ends` after the final norm, from a device's shards of the model and the tokens."""
-    config, (tokens, segments, parts, places, positions, lengths) = model.config, per_token
-    queries = Marks(segments, parts, places)
+    config, (tokens, segments, parts, positions, lengths) = model.config, per_token
+    queries = Marks(segments, parts, positions)
     keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
-    table = rotary_table(config, positions, lengths if config.rope.type == "dynamic" else None)
-    inputs = Inputs(regions, slots, config.head_dim, compute.dtype, shards("context"), compute.derivatives)
-    attention = choose_attention(compute.attention, inputs)
-    row = Row(table, queries, keys, ends, find_blocks(queries, keys) if attention == "block" else None)
-    block = _remat(partial(apply_block, config=config, regions=regions, attention=attention), compute.remat)
-    last_block = _remat(partial(apply_last_block, config=config), compute.remat)
+    table = rotary_table(config, positions, lengths)
+    form = shards("context"), config.sliding_window, compute.derivatives
+    inputs = Inputs(regions, slots, config.head_dim, compute.dtype, *form)
+    attention, window = choose_attention(compute.attention, inputs), inputs.shorter_window
+    row = Row(table, queries, keys, ends, find_blocks(queries, keys, window) if attention == "block" else None)
+    block = partial(apply_block, config=config, regions=regions, attention=attention, window=window)
+    block = _remat(block, compute.remat)
+    last_block = _remat(partial(apply_last_block, config=config, window=window), compute.remat)
 
     x = embed(model.embed_tokens, tokens, compute.dtype)
     # Unrolling spares XLA on CPUs the copies in and out of the stacks, but it would undo the rematerialisation and
@@ -240,6 +249,7 @@ def apply_block(
     config: LlamaConfig,
     regions: tuple[int, ...],
     attention: Attention,
+    window: int | None = None,
 ) -> Float[Array, "R N D"]:
     """Applies one transformer block to every token."""
     h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
@@ -249,14 +259,16 @@ def apply_block(
         out = block_attention(q, k, v, row.blocks)
     else:
         kernels = {"splash": splash_attention, "cudnn": cudnn_attention}
-        implementation = kernels.get(attention, shared_prefix_attention)
+        implementation = kernels.get(attention, partial(shared_prefix_attention, window=window))
         out = implementation(q, k, v, row.queries, row.keys, regions)
     return _finish_block(x, out, layer, config)
 
 
 @checked
 @jax.named_scope("last_block")
-def apply_last_block(x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig) -> Float[Array, "R M D"]:
+def apply_last_block(
+    x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig, window: int | None = None
+) -> Float[Array, "R M D"]:
     """Applies the last block: keys and values for every token, the rest at the reward positions only (exact)."""
     h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
     k, v = _keys_values(h, layer, row.table, config)
@@ -266,20 +278,25 @@ def apply_last_block(x: Float[Array, "R N D"], layer: Block, row: Row, config: L
 
     cos, sin = row.table
     q = _queries(at_ends(h), layer, (at_ends(cos), at_ends(sin)), config)
-    out = attend(q, k, v, visible(Marks(*map(at_ends, row.queries)), row.keys))
+    out = attend(q, k, v, visible(Marks(*map(at_ends, row.queries)), row.keys, window))
     return _finish_block(at_ends(x), out, layer, config)
 
 
 def _queries(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> Float[Array, "R M G Q E"]:
     groups, heads = config.num_key_value_heads, config.num_attention_heads
     q = linear(h, layer.q_proj).reshape(*h.shape[:2], groups // shards("tensor"), heads // groups, config.head_dim)
-    return rotate(q, table)
+    return rotate(_norm_heads(q, layer.q_norm, config), table)
 
 
 def _keys_values(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> tuple[Array, Array]:
     heads = (*h.shape[:2], config.num_key_value_heads // shards("tensor"), config.head_dim)
-    k, v = rotate(linear(h, layer.k_proj).reshape(heads), table), linear(h, layer.v_proj).reshape(heads)
+    k, v = linear(h, layer.k_proj).reshape(heads), linear(h, layer.v_proj).reshape(heads)
+    k = rotate(_norm_heads(k, layer.k_norm, config), table)
     return gather_over(k, "context", dim=1), gather_over(v, "context", dim=1)
+
+
+def _norm_heads(x: Array, weight: Array | None, config: LlamaConfig) -> Array:
+    return x if weight is None else rms_norm(x, weight, config.rms_norm_eps)
 
 
 def _finish_block(x: Array, attention: Array, layer: Block, config: LlamaConfig) -> Array:

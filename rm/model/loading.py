@@ -36,8 +36,8 @@ def load_reward_model(
 ) -> RewardModel:
     """Loads the reward model of a directory or a hub repository with safetensors weights.
 
-    A directory of `peft` (`adapter_config.json`, LoRA) is loaded with its base, and merged. A
-    `LlamaForSequenceClassification` has a head, and its `pad_token_id` is the pooling rule. No other architecture has
+    A directory of `peft` (`adapter_config.json`, LoRA) is loaded with its base, and merged. A sequence classifier has a
+    head, and its `pad_token_id` is the pooling rule. No other architecture has
     a pooling rule yet (`match_tokenizer` sets it), not even one with a head: OpenRLHF's `RewardModel` pads with the
     token at which it reads the reward. A causal LM gets a head drawn from `N(0, head_std²)`.
 
@@ -45,7 +45,7 @@ def load_reward_model(
     the random head of a causal LM; `head_std`, `initializer_range` if `None`; `revision`, a branch, tag or commit of a
     hub repository; `mesh`, the devices that hold the model; each process reads the shards of its own devices only.
 
-    **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels; `WeightsError`, naming
+    **Raises:** `ConfigError` for a `config.json` that is not supported or has several labels; `WeightsError`, naming
     the tensor, for a file that cannot be read, a missing, extra, duplicate, misshapen or non-finite tensor, and for a
     causal LM without `key`.
     """
@@ -177,7 +177,7 @@ def _with_adapter(base: ModelFiles, adapter: Adapter) -> ModelFiles:
 def load_config(path_or_hub_id: str | Path, *, revision: str | None = None) -> LlamaConfig:
     """The configuration that `load_reward_model` would load, without reading weights; preparing data needs no more.
 
-    **Raises:** `ConfigError` for a `config.json` that is not a Llama's or has several labels.
+    **Raises:** `ConfigError` for a `config.json` that is not supported or has several labels.
     """
     directory = resolve_directory(path_or_hub_id, ("config.json", RECORD, ADAPTER, WEIGHTS), revision=revision)
     if (directory / ADAPTER).is_file():

@@ -61,7 +61,7 @@ def check_names(files: TensorFiles, names: list[str]) -> None:
         found = f"missing tensor {missing[0]!r}{_and_more(missing)}, which config.json asks for"
         advice = "use the config.json that belongs to the weights, and all of their shards"
         if missing == ["score.weight"]:
-            advice = "if it is a causal LM, set its architectures to LlamaForCausalLM, and training draws a head"
+            advice = "if it is a causal LM, name it so in architectures (LlamaForCausalLM), and training draws a head"
         raise WeightsError(f"{files.directory}: {found}; {advice}")
     extra = sorted(name for name in files.names - expected if not _IGNORED.fullmatch(name))
     if extra:

@@ -43,7 +43,7 @@ def pack_sequences(
     """
     lengths, longest = sequences.lengths.sum(1), int(sequences.lengths.sum(1).max())
     order, shared = _neighbours(sequences)
-    if config.rope.type == "dynamic" and longest > config.max_position_embeddings:
+    if longest > config.fixed_rope_length:
         shared[:] = 0  # the rotation of a prefix then depends on the sequence's length
     row_tokens = min([ROW_TOKENS, *lengths_of_rows[-1:]])
     capacity = row_length(max(longest, min(row_tokens, int(lengths.mean() * batch_size))), lengths_of_rows)

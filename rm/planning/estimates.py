@@ -47,7 +47,7 @@ class Case:
     @property
     def work(self) -> Work:
         """The tokens and visible pairs of the update."""
-        return count_work(np.array([self.regions] * self.rows, np.int64).reshape(-1, 3))
+        return count_work(np.array([self.regions] * self.rows, np.int64).reshape(-1, 3), self.config.sliding_window)
 
 
 class Kept(NamedTuple):

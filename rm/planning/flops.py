@@ -5,12 +5,15 @@ padding, no embedding and no head. A multiply-add counts as two operations; a ba
 (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
 """
 
+import dataclasses
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Integer
 
 from ..model.config import LlamaConfig
+from ..model.llama import init_reward_model
 
 
 class Work(NamedTuple):
@@ -34,15 +37,24 @@ class Flops(NamedTuple):
         return self.products + self.attention
 
 
-def count_work(lengths: Integer[np.ndarray, "B _"]) -> Work:
+def count_work(lengths: Integer[np.ndarray, "B _"], window: int | None = None) -> Work:
     """The work of comparisons of `lengths` `[B, 1 + K]`, prefix first, as `TokenizedComparisons` has them.
+
+    **Arguments:** `window`, the sliding window in tokens.
 
     >>> count_work(np.array([[2, 1, 3]]))  # 3 pairs in the prefix, 2 + 1 and 6 + 6 in the responses
     Work(tokens=6, pairs=18, rewards=2, reward_pairs=8)
     """
     prefix, own = lengths[:, :1].astype(np.int64), lengths[:, 1:].astype(np.int64)
-    pairs = (prefix * (prefix + 1) // 2).sum() + (own * prefix + own * (own + 1) // 2).sum()
-    return Work(int(lengths.sum()), int(pairs), own.size, int((prefix + own).sum()))
+    most = int(lengths.sum()) if window is None else window  # keys that a query sees
+
+    def pairs(length: np.ndarray) -> np.ndarray:  # of a sequence, whose queries see 1, 2, …, most, most, … keys
+        rising = np.minimum(length, most)
+        return rising * (rising + 1) // 2 + (length - rising) * most
+
+    whole = prefix + own
+    seen = pairs(prefix).sum() + (pairs(whole) - pairs(prefix)).sum()
+    return Work(int(lengths.sum()), int(seen), own.size, int(np.minimum(whole, most).sum()))
 
 
 def forward_flops(config: LlamaConfig, work: Work) -> Flops:
@@ -72,10 +84,11 @@ def update_flops(config: LlamaConfig, work: Work, *, remat: Literal["none", "dot
 
 
 def count_parameters(config: LlamaConfig) -> int:
-    """The number of parameters of a reward model without biases."""
-    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
-    embedding_and_head = (config.vocab_size + 1) * config.hidden_size
-    return config.num_hidden_layers * sum(_layer_weights(config)) + norms + embedding_and_head
+    """The number of parameters of a reward model."""
+    one = dataclasses.replace(config, num_hidden_layers=1)
+    model = jax.eval_shape(lambda: init_reward_model(one, key=jax.random.key(0)))
+    whole, block = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model, model.last_block))
+    return whole + (config.num_hidden_layers - 1) * block
 
 
 def _layer_weights(config: LlamaConfig) -> tuple[int, int]:

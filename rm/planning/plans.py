@@ -12,7 +12,8 @@ from ..devices.platform import compiling_for
 from ..errors import ConfigError, RmError
 from ..files.hub import read_json, resolve_directory
 from ..model.attention_choice import Inputs, choose_attention
-from ..model.config import PRESETS, LlamaConfig
+from ..model.config import LlamaConfig
+from ..model.presets import PRESETS
 from .advice import advise, largest_batch, more_rows
 from .chips import Chip, Topology, parse_topology
 from .compiled import Compiled, ask_compiler, default_compilers, missing_compiler
@@ -97,7 +98,8 @@ def plan(
     case = Case(config=read_config(model), mesh=sizes, rows=batch_size, **options)
     check_case(case)
     with compiling_for(where.chip.platform):  # attention and memory depend on the platform
-        inputs = Inputs(case.regions, 1, case.config.head_dim, jnp.dtype(case.dtype), sizes.get("context", 1))
+        form = jnp.dtype(case.dtype), sizes.get("context", 1), case.config.sliding_window
+        inputs = Inputs(case.regions, 1, case.config.head_dim, *form)
         case = dataclasses.replace(case, attention=choose_attention(case.attention, inputs))
         folder = compilers or default_compilers()
         cost, compiled, note = estimate(case), None, missing_compiler(where, folder) or ""

@@ -35,7 +35,7 @@ def save_reward_model(
     max_shard_bytes: int = 5_000_000_000,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a directory that `transformers`, TRL and vLLM load as `LlamaForSequenceClassification`.
+    """Writes a directory that `transformers`, TRL and vLLM load, as `LlamaForSequenceClassification` for a Llama.
 
     It holds `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files (with the pad token of
     `match_tokenizer` and the changes of `portable_files`), a model card and `rm.json`. The directory appears only when

@@ -47,7 +47,14 @@ DATED = (
 )
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": TEMPLATE}
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA3 = Rope(theta=500000.0, type="llama3", factor=8.0, original_max_position_embeddings=16)
+SCALED: dict[str, Any] = {"factor": 8.0, "original_max_position_embeddings": 16}
+FACTORS: dict[str, Any] = {"short_factor": (1.0, 1.1, 1.3, 1.7), "long_factor": (1.0, 2.0, 3.0, 5.0)}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "llama3": {"rope": Rope(theta=500000.0, type="llama3", **SCALED)},
+    "mistral": {"model_type": "mistral", "sliding_window": 6, "rope": Rope(theta=50.0, type="yarn", **SCALED)},
+    "qwen2": {"model_type": "qwen2", "sliding_window": 6},
+    "qwen3": {"model_type": "qwen3", "attention_bias": True, "rope": Rope(type="longrope", **SCALED, **FACTORS)},
+}
 
 
 def pieces(directory: Path, normalizer: Any, **config: object) -> Path:
@@ -131,7 +138,7 @@ BASES: dict[str, Callable[[Path], Path]] = {
     ),
     "no template": lambda where: pieces(where, LOWER, chat_template=...),
     "bfloat16": lambda where: pieces(where, LOWER),
-    "llama3": lambda where: pieces(where, LOWER),
+    **{name: lambda where: pieces(where, LOWER) for name in BACKBONES},
 }
 if SHARED.is_dir():
     REAL = ("models/stories260K", "tokenizers/minueza-32m-ultrachat", "tokenizers/smollm2-135m-instruct")
@@ -149,9 +156,8 @@ class Export:
 
 def make(name: str, place: Path) -> Export:
     base = rm.load_tokenizer(BASES[name](place / "base"), today=date(2025, 3, 4))
-    config = rm.LlamaConfig(
-        vocab_size=base.max_token_id + 1, num_key_value_heads=2, rope=LLAMA3 if name == "llama3" else Rope(), **SHAPE
-    )
+    shape = SHAPE | BACKBONES.get(name, {})
+    config = rm.LlamaConfig(vocab_size=base.max_token_id + 1, num_key_value_heads=2, **shape)
     if (place / "base/model.safetensors").exists():
         model = rm.load_reward_model(place / "base", key=jax.random.key(0), head_std=0.3)
     else:
@@ -233,7 +239,8 @@ def test_a_template_is_told_the_date_of_training_wherever_it_is_rendered(exports
     assert "told that today is 2025-03-04. That date is written in the" in card
 
 
-def test_llama3_scaling_is_what_was_meant(exports):
-    """Read as no scaling, it would give other rewards."""
-    one, other = (exports[name].expected["texts"] for name in ("llama3", "no class"))
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_is_what_was_meant(name, exports):
+    """Read as a plain Llama, it would give other rewards."""
+    one, other = (exports[each].expected["texts"] for each in (name, "no class"))
     assert np.abs(one - other).max() > 1e-3

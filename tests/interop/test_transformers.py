@@ -98,7 +98,7 @@ def sequences(seed: int = 0, count: int = 8) -> list[list[int]]:
 def hf_rewards(model, ids: list[list[int]]):
     """One ragged right-padded batch, or one sequence at a time where `transformers` cannot pad or would rescale."""
     pad = model.config.pad_token_id
-    if pad is None or model.config.rope_parameters["rope_type"] == "dynamic":
+    if pad is None or model.config.rope_parameters["rope_type"] in ("dynamic", "longrope"):
         rewards = []
         for s in ids:
             rotary = model.model.rotary_emb
@@ -119,9 +119,13 @@ def hf_rewards(model, ids: list[list[int]]):
     ],
 )
 def test_rewards_and_gradients_equal_those_of_transformers(changes, tmp_path):
-    theirs = make_classifier(changes)
-    save_hf(theirs, tmp_path / "model")
-    ours = rm.load_reward_model(tmp_path / "model")
+    assert_equal(make_classifier(changes), tmp_path / "model")
+
+
+def assert_equal(theirs, directory) -> None:
+    """The rewards, and the gradients of every tensor, of a model of `transformers` and of what we load of it."""
+    save_hf(theirs, directory)
+    ours = rm.load_reward_model(directory)
     ids = sequences()
     expected = hf_rewards(theirs, ids)
     np.testing.assert_allclose(score_sequences(ours, ids), expected.detach(), atol=1e-4)
