@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..devices.processes import fetch, leads
-from ..errors import WeightsError
+from ..errors import WeightsError, warn_once
 from ..files.hub import RECORD, sha256_of
 from ..files.output import new_directory
 from ..files.weights import write_json, write_tensors
@@ -20,7 +20,7 @@ from ..model.llama import RewardModel
 from ..model.sharding import STACKS
 from ..model.tensor_names import leaf_name, tensor_names
 from ..text.pad_token import match_tokenizer
-from ..text.portable import portable_files, with_date
+from ..text.portable import portable_files, splits_like_qwen2, with_date
 from ..text.tokenizer import Tokenizer
 from ..version import __version__
 from .card import Texts, model_card
@@ -50,6 +50,11 @@ def save_reward_model(
     if not leads():  # this process only helps to gather the parameters
         write_model(None, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
         return
+    if model.config.model_type == "qwen2" and not splits_like_qwen2(tokenizer):
+        found = (
+            "the AutoTokenizer of transformers 5 takes Qwen2Tokenizer for every qwen2 model, which splits other tokens"
+        )
+        warn_once(f"{path}: {found} than this tokenizer; load it there as PreTrainedTokenizerFast")
     pooling = {"reads": "the rightmost token that is not pad_token_id", "pad_token_id": model.config.pad_token_id}
     record = {"rm_version": __version__, "pooling": pooling, **(provenance or {})}
     if tokenizer.chat_template is not None:

@@ -9,6 +9,10 @@ from .tokenizer_files import dump_json, parse_json
 
 _STANDARD = {*TOKENS, "sep_token", "cls_token", "mask_token"}
 _LEFT_OUT = {"auto_map", "from_slow", "tokenizer_file", "vocab_file"}  # code and files that an export lacks
+# how Qwen 2's tokenizers split texts
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _ASKS_FOR_DATE = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 
 
@@ -52,6 +56,16 @@ def portable_config(tokenizer: Tokenizer) -> dict[str, Any]:
     if splitter.get("type") == "ByteLevel" and splitter.get("add_prefix_space") != out.get("add_prefix_space", False):
         out["add_prefix_space"] = splitter["add_prefix_space"]
     return out
+
+
+def splits_like_qwen2(tokenizer: Tokenizer) -> bool:
+    """True if texts are split as `Qwen2Tokenizer` does, by which `transformers` 5.24 replaces any `qwen2` tokenizer.
+
+    Source: `MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS` of its `AutoTokenizer`.
+    """
+    file = parse_json(tokenizer.files, "tokenizer.json")
+    first, *_ = (file.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    return (file.get("normalizer") or {}).get("type") == "NFC" and first.get("pattern") == {"Regex": _QWEN2}
 
 
 def with_date(template: str, today: date) -> str:

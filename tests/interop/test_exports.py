@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `interop`: torch, t
 transformers = pytest.importorskip("transformers", reason="needs the extra `interop`: torch, transformers, trl")
 
 import tokenizers
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 import rm
 from rm.model.config import Rope
@@ -45,15 +46,22 @@ DATED = (
     "{% set date_string = strftime_now('%d %b %Y') %}"
     "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }} " + TEMPLATE
 )
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": TEMPLATE}
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
 SCALED: dict[str, Any] = {"factor": 8.0, "original_max_position_embeddings": 16}
-FACTORS: dict[str, Any] = {"short_factor": (1.0, 1.1, 1.3, 1.7), "long_factor": (1.0, 2.0, 3.0, 5.0)}
+LONGROPE = Rope(  # for texts of more than four tokens, the long factors
+    type="longrope",
+    factor=8.0,
+    original_max_position_embeddings=4,
+    short_factor=(1.0, 1.1, 1.3, 1.7),
+    long_factor=(1.0, 2.0, 3.0, 5.0),
+)
 BACKBONES: dict[str, dict[str, Any]] = {
     "llama3": {"rope": Rope(theta=500000.0, type="llama3", **SCALED)},
-    "mistral": {"model_type": "mistral", "sliding_window": 6, "rope": Rope(theta=50.0, type="yarn", **SCALED)},
-    "qwen2": {"model_type": "qwen2", "sliding_window": 6},
-    "qwen3": {"model_type": "qwen3", "attention_bias": True, "rope": Rope(type="longrope", **SCALED, **FACTORS)},
+    "mistral": {"model_type": "mistral", "sliding_window": 2, "rope": Rope(theta=50.0, type="yarn", **SCALED)},
+    "qwen2": {"model_type": "qwen2", "sliding_window": 2},
+    "qwen3": {"model_type": "qwen3", "attention_bias": True, "rope": LONGROPE},
 }
 
 
@@ -77,6 +85,26 @@ def bytes_of_words(directory: Path, **config: object) -> Path:
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
     backend.train_from_iterator(TEXTS, trainer)
     return written(directory, backend, NAMED | {"unk_token": None} | config)
+
+
+def pieces_of_qwen(directory: Path) -> Path:
+    """A byte-level tokenizer that splits texts as Qwen 2's do."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.normalizer, pattern = PLAIN, tokenizers.Regex(PRETOKENIZE_REGEX)
+    splits = (
+        tokenizers.pre_tokenizers.Split(pattern, "isolated"),
+        tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False),
+    )
+    backend.pre_tokenizer, backend.decoder = (
+        tokenizers.pre_tokenizers.Sequence([*splits]),
+        tokenizers.decoders.ByteLevel(),
+    )
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    backend.train_from_iterator(TEXTS, trainer)
+    config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML}
+    return written(directory, backend, config | {"tokenizer_class": "Qwen2Tokenizer"})
 
 
 def written(directory: Path, backend: tokenizers.Tokenizer, config: dict[str, object]) -> Path:
@@ -139,6 +167,7 @@ BASES: dict[str, Callable[[Path], Path]] = {
     "no template": lambda where: pieces(where, LOWER, chat_template=...),
     "bfloat16": lambda where: pieces(where, LOWER),
     **{name: lambda where: pieces(where, LOWER) for name in BACKBONES},
+    "qwen2": pieces_of_qwen,
 }
 if SHARED.is_dir():
     REAL = ("models/stories260K", "tokenizers/minueza-32m-ultrachat", "tokenizers/smollm2-135m-instruct")
@@ -154,6 +183,11 @@ class Export:
     expected: dict[str, Any]
 
 
+def louder(path: tuple, leaf: jax.Array) -> jax.Array:
+    """Larger weights, so that rewards differ."""
+    return leaf if leaf.ndim == 1 or "_norm" in jax.tree_util.keystr(path) else leaf * 4
+
+
 def make(name: str, place: Path) -> Export:
     base = rm.load_tokenizer(BASES[name](place / "base"), today=date(2025, 3, 4))
     shape = SHAPE | BACKBONES.get(name, {})
@@ -162,7 +196,7 @@ def make(name: str, place: Path) -> Export:
         model = rm.load_reward_model(place / "base", key=jax.random.key(0), head_std=0.3)
     else:
         model = rm.init_reward_model(config, key=jax.random.key(0), head_std=0.3)
-        model = jax.tree.map(lambda leaf: leaf * 4 if leaf.ndim > 1 else leaf, model)  # rewards that differ
+        model = jax.tree_util.tree_map_with_path(louder, model)
     rm.save_reward_model(place / "model", model, base, dtype="bfloat16" if name == "bfloat16" else None)
     model, tokenizer = rm.load_reward_model(place / "model"), rm.load_tokenizer(place / "model")
     chats = CHATS if tokenizer.chat_template else []
@@ -242,5 +276,8 @@ def test_a_template_is_told_the_date_of_training_wherever_it_is_rendered(exports
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_backbone_is_what_was_meant(name, exports):
     """Read as a plain Llama, it would give other rewards."""
-    one, other = (exports[each].expected["texts"] for each in (name, "no class"))
-    assert np.abs(one - other).max() > 1e-3
+    export = exports[name]
+    model, tokenizer = (load(export.job["directory"]) for load in (rm.load_reward_model, rm.load_tokenizer))
+    plain = dataclasses.replace(model.config, sliding_window=None, rope=Rope(theta=model.config.rope.theta))
+    found = rm.score(dataclasses.replace(model, config=plain), tokenizer, TEXTS)
+    assert np.abs(found - export.expected["texts"]).max() > 1e-3
