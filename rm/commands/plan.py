@@ -20,7 +20,7 @@ class PlanArguments(PartOptions, UpdateOptions, StateOptions):
     """llama-1b, -3b, -8b, -70b or -405b, qwen3-0.6b, -4b or -8b, qwen2.5-7b or mistral-7b; or a config.json, a
     directory or a hub id that has one."""
     topology: str
-    """Devices, such as v5e:4x4, v5p:2x2x2, v6e:8x8, h100:8, h200:1 or cpu:8."""
+    """Devices, such as v5e:4x4, v5p:2x2x2, v6e:8x8, h100:8, h200:1, rtx4090:1 or cpu:8."""
     mesh: str | None = None
     """Mesh of the devices, such as fsdp=8 or data=2,fsdp=4; by default all along fsdp."""
     batch_size: int = 8

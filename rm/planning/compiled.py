@@ -69,6 +69,8 @@ def missing_compiler(topology: Topology, folder: Path) -> str | None:
     needed = {"tpu": ("libtpu", _libtpu()), "cuda": ("jax-cuda12-pjrt", jax.__version__)}.get(topology.chip.platform)
     if needed is None:  # CPUs bring theirs
         return None
+    if not topology.chip.compiles:
+        return f"the compiler's figures of {topology.chip.name} are not at hand"
     package, wanted = needed
     installed = next((dist.version for dist in distributions(name=package, path=[str(folder)])), None)
     if installed is not None and fnmatchcase(installed, wanted):
