@@ -19,7 +19,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     environment = AS_USERS | {"PYTHONPATH": str(ROOT)}
     if path.stem == "08_adapters":  # on a real model and real preferences
-        environment |= {"RM_MODEL": str(shared("models/stories260K")), "RM_COMPARISONS": "600", "RM_RATE": "1e-4"}
+        environment |= {"RM_MODEL": str(shared("models/stories260K")), "RM_COMPARISONS": "240", "RM_RATE": "1e-4"}
         environment |= {"RM_DATA": str(shared("data/ukp-convarg1/pairs.jsonl.gz"))}
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute(env=environment)
     return notebook
