@@ -536,3 +536,11 @@ def test_the_families_forms_of_chat_templates_render(loaded, template, expected)
     if template is MISTRALS:
         with pytest.raises(rm.TokenizerError, match="roles must alternate"):
             tokenizer.apply_chat_template(chat[1:], chat_template=template)
+
+
+@pytest.mark.parametrize(("name", "lines"), [("qwen2", 1), ("mistral", 0)])
+def test_an_export_of_which_transformers_would_make_other_tokens_says_so(loaded, tmp_path, caplog, name, lines):
+    """Its rewards there would be those of other texts."""
+    model = make(name, vocab_size=loaded[0].config.vocab_size)
+    rm.save_reward_model(tmp_path / "model", model, loaded[1])
+    assert len([line for line in caplog.messages if "takes Qwen2Tokenizer for every qwen2 model" in line]) == lines
