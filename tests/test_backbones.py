@@ -422,6 +422,7 @@ SCALED = {"rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2
             "'yarn' needs the number 'beta_fast', greater than 0; found 0",
         ),
         (QWEN3 | {"rope_scaling": LONG | {"truncate": 1}}, "'yarn' needs true or false for 'truncate'; found 1"),
+        (QWEN3 | {"rope_scaling": LONG | {"original_max_position_embeddings": 0.5}}, "of at least 1, found 0"),
         (QWEN3 | {"rope_scaling": LONG, "rope_theta": 1}, "'yarn' needs another rope_theta than 1"),
         (
             QWEN3 | {"rope_scaling": SCALED | {"short_factor": [1.0]}},

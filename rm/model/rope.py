@@ -60,8 +60,9 @@ class Rope:
     def __post_init__(self):
         if self.type == "yarn" and self.theta == 1:
             raise ConfigError("rope type 'yarn' needs another rope_theta than 1")
-        if self.type == "longrope" and self.original_max_position_embeddings < 2:
-            raise ConfigError(f"rope type 'longrope' needs {_LENGTH} of at least 2")
+        least, found = {"yarn": 1, "longrope": 2}.get(self.type, 0), self.original_max_position_embeddings
+        if found < least:
+            raise ConfigError(f"rope type {self.type!r} needs {_LENGTH} of at least {least}, found {found}")
 
     @property
     def amplitude(self) -> float:
