@@ -11,7 +11,7 @@ import optax
 from compositions import ONE, Place, by_hand, composition, difference, gradient, moved, train
 
 import rm
-from rm.model.llama import apply_head
+from rm.model.heads import apply_head
 from rm.training.offload import keep_on_host
 
 
@@ -61,7 +61,7 @@ def a_second_head_in_a_module_of_my_own(place: Place) -> Any:
 
     def both(model: TwoHeads, batch: rm.PreferenceBatch) -> Any:
         features = rm.hidden_states(model.model, batch, rm.Compute(mesh=place.mesh))
-        r = apply_head(features, model.model.score) + apply_head(features, model.second)
+        r = (apply_head(features, model.model.score) + apply_head(features, model.second))[..., 0]
         return rm.pairwise_loss(r[..., 0], r[..., 1], batch.margin), r
 
     second = np.full((1, 16), 0.25, np.float32)

@@ -20,6 +20,7 @@ from .model import (
     partition_specs,
     place_batch,
     place_model,
+    ratings,
     rewards,
     trainable,
 )
@@ -40,6 +41,7 @@ from .training import (
     pairwise_loss,
     per_layer,
     preference_metrics,
+    ratings_loss,
     update,
     with_frozen,
 )
@@ -103,6 +105,8 @@ __all__ = [
     "preference_metrics",
     "prefetch",
     "push_reward_model",
+    "ratings",
+    "ratings_loss",
     "rewards",
     "save_adapter",
     "save_reward_model",

@@ -2,7 +2,7 @@
 
 | letter | meaning                                       | letter | meaning                             |
 |--------|-----------------------------------------------|--------|-------------------------------------|
-| R      | rows of a batch                               | L      | layers (stacked)                    |
+| R      | rows of a batch                               | L      | layers (stacked); labels of a head  |
 | N      | tokens of a row: prefixes and responses        | D      | hidden size                         |
 | S      | slots: the comparisons that fit into a row    | F      | MLP size                            |
 | K      | responses of a comparison                     | V      | vocabulary                          |

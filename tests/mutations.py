@@ -172,13 +172,13 @@ def index(base: Path, rng: random.Random) -> None:
 
 def config(base: Path, rng: random.Random) -> None:
     """config.json, and the weights that it describes."""
-    read = rm.load_reward_model if rng.random() < 0.3 else rm.model.loading.load_config
+    read = rm.load_reward_model if rng.random() < 0.3 else rm.model.load_config
     _change_json(base / "single", "config.json", rng, lambda: read(base / "single"))
 
 
 def record(base: Path, rng: random.Random) -> None:
     """rm.json, with the checksums of what was exported."""
-    read = rng.choice((rm.model.loading.load_config, rm.load_tokenizer))
+    read = rng.choice((rm.model.load_config, rm.load_tokenizer))
     _change_json(base / "single", "rm.json", rng, lambda: read(base / "single"))
 
 

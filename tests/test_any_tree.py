@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import rm
-from rm.model.llama import apply_head
+from rm.model.heads import apply_head
 from rm.packing.row_shapes import RowShape
 from rm.packing.rows import pack
 from rm.training import pairwise_objective
@@ -65,7 +65,7 @@ class TwoHeads(eqx.Module):
 
 def two_heads(model, batch):
     hidden = rm.hidden_states(model.model, batch)
-    first, second = apply_head(hidden, model.model.score), apply_head(hidden, model.length)
+    first, second = apply_head(hidden, model.model.score)[..., 0], apply_head(hidden, model.length)[..., 0]
     loss, rewards = pairwise(first + second, batch)
     return loss, rewards, {"second": (second[..., 0] - second[..., 1]) ** 2}
 

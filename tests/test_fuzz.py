@@ -242,7 +242,7 @@ def test_links_within_the_directory_and_to_the_directory_are_followed(model, tmp
     (model / "config.json").rename(model / "a.json")
     (model / "config.json").symlink_to("a.json")
     (tmp_path / "link").symlink_to(model)
-    assert rm.model.loading.load_config(tmp_path / "link").hidden_size == CONFIG.hidden_size
+    assert rm.model.load_config(tmp_path / "link").hidden_size == CONFIG.hidden_size
 
 
 def test_links_of_the_hub_s_cache_lead_to_its_own_blobs_alone(model, tmp_path):
@@ -254,7 +254,7 @@ def test_links_of_the_hub_s_cache_lead_to_its_own_blobs_alone(model, tmp_path):
     link = repository / "snapshots" / "abc" / "config.json"
     link.symlink_to("../../blobs/hash")
     assert own_file(link) == link
-    assert rm.model.loading.load_config(link.parent).hidden_size == CONFIG.hidden_size
+    assert rm.model.load_config(link.parent).hidden_size == CONFIG.hidden_size
     link.unlink()
     link.symlink_to(other / "blobs" / "hash")
     with pytest.raises(rm.RmError, match="outside of its directory"):

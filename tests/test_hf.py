@@ -456,7 +456,7 @@ def test_the_pad_token_is_a_pooling_rule_of_classifiers_alone(rewrite, architect
     """One reader of the configuration would see another rule than the other, and rewards would be read elsewhere."""
     directory = rewrite(str, architectures=architectures, value_head_prefix="score", num_labels=2)
     assert (
-        rm.model.loading.load_config(directory)
+        rm.model.load_config(directory)
         == rm.load_reward_model(directory).config
         == make_model(pad_token_id=None).config
     )

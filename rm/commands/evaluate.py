@@ -26,7 +26,7 @@ from ..files.output import check_writable, locked, replace_file
 from ..files.row_files import LINE, UNREADABLE, read_lines, write_lines
 from ..model.loading import load_config
 from ..text.tokenizer import Tokenizer
-from .options import ForwardOptions, PrecisionOptions, check_positive, names_of
+from .options import ForwardOptions, HeadOptions, PrecisionOptions, check_positive, names_of
 from .read import is_checkpoint, load
 from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size
 from .run_directory import check_same_arguments, versions, write_record
@@ -41,7 +41,7 @@ _ANY_LENGTH = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoredOptions(PrecisionOptions):
+class ScoredOptions(HeadOptions, PrecisionOptions):
     """The options that decide the scores of a model."""
 
     dataset: str
@@ -122,7 +122,7 @@ def score_with(
 ) -> dict[str, Any]:
     """Has one model score the rows that it has not scored yet; the table of what was read."""
     compute = args.compute()
-    model, tokenizer = load(text, compute.mesh)
+    model, tokenizer = load(text, compute.mesh, args)
     path = parse_source(args.dataset).path
     options: Any = {"source": path, "max_length": args.max_length or _ANY_LENGTH, "invalid": args.invalid}
     read = read_as_sections_ask(args, name, rows, tokenizer)

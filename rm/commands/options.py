@@ -32,6 +32,16 @@ class SourceOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """The head of the model, where its files leave a choice."""
+
+    head: str | None = None
+    """Row of lm_head that is the head of a causal LM, such as lm_head:0 of Nemotron-70B-Reward-HF."""
+    label_weights: tuple[float, ...] = ()
+    """Weights of the labels of a head with several, whose sum is the reward."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions(RowOptions, SourceOptions):
     """The comparisons made from the rows, and their order in updates."""
 

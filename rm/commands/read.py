@@ -20,13 +20,14 @@ from ..errors import ConfigError, DataError
 from ..files.hub import read_json
 from ..model.adapters import Training, merge_lora, split_model
 from ..model.config import LlamaConfig
+from ..model.heads import abstract_head, check_one_label
 from ..model.llama import RewardModel, init_reward_model
-from ..model.loading import load_config, load_reward_model, open_reward_model
+from ..model.loading import ModelFiles, load_config, open_reward_model
 from ..packing.batches import BatchPlan, plan_batches
 from ..saving.checkpoints import Checkpoints
 from ..text.pad_token import match_config, match_tokenizer
 from ..text.tokenizer import Tokenizer, load_tokenizer
-from .options import ReadingOptions, ReadOptions, names_of
+from .options import HeadOptions, ReadingOptions, ReadOptions, names_of
 from .run_directory import check_same_weights, dataset_name
 
 _SHUFFLE_BUFFER = 10_000  # rows that a stream is shuffled within
@@ -99,30 +100,44 @@ def is_checkpoint(path: str | Path) -> bool:
     return path.name.isdigit() and path.parent.name == "checkpoints"
 
 
-def load(name: str, mesh: Mesh | None = None) -> tuple[RewardModel, Tokenizer]:
+def load(name: str, mesh: Mesh | None = None, head: HeadOptions | None = None) -> tuple[RewardModel, Tokenizer]:
     """The reward model of a directory, a hub id or a run's checkpoint, on a mesh where one is given; its tokenizer."""
+    head = head or HeadOptions()
     if is_checkpoint(name):
+        if head.head or head.label_weights:
+            raise ConfigError(f"{name}: a checkpoint has one reward head; leave out --head and --label-weights")
         return _load_checkpoint(Path(name), mesh)
     source = parse_source(name)
     tokenizer = load_tokenizer(source.path, revision=source.revision)  # first, for weights may take minutes
-    return match_tokenizer(load_reward_model(source.path, revision=source.revision, mesh=mesh), tokenizer)
+    files = open_reward_model(source.path, head=head.head, revision=source.revision)
+    check_labels(name, files, head)
+    return match_tokenizer(files.load(label_weights=head.label_weights, mesh=mesh), tokenizer)
+
+
+def check_labels(name: str, files: ModelFiles, head: HeadOptions) -> None:
+    """Refuses a head of several labels, unless they are weighed."""
+    if not head.label_weights:
+        check_one_label(files.labels, f"{name}: the head")
 
 
 def _load_checkpoint(path: Path, mesh: Mesh | None) -> tuple[RewardModel, Tokenizer]:
     """The model of a run after an update, as `run.json` describes it; the optimizer's state is not read."""
     record = read_json(path.parent.parent / "run.json")
-    args = record["arguments"]
+    args, head = record["arguments"], record["model"].get("head")  # older runs do not say
     source, today = parse_source(args["model"]), args["chat_template_date"]
     tokenizer = _read_tokenizer(source, args["chat_template"], date.fromisoformat(today) if today else None)
     config, tokenizer = match_config(load_config(source.path, revision=source.revision), tokenizer)
     part = Training(**record.get("part", {}))
     init = partial(init_reward_model, config, dtype=jnp.dtype(args["parameters"]))
-    like, frozen = jax.eval_shape(lambda key: split_model(init(key=key), part, key=key), jax.random.key(0))
+    whole = jax.eval_shape(lambda key: init(key=key), jax.random.key(0))
+    whole = replace(whole, **abstract_head(head)) if head else whole
+    like, frozen = jax.eval_shape(lambda model, key: split_model(model, part, key=key), whole, jax.random.key(0))
     if not part.whole:
-        files = open_reward_model(source.path, dtype=jnp.dtype(args["parameters"]), revision=source.revision)
+        dtype = jnp.dtype(args["parameters"])
+        files = open_reward_model(source.path, dtype=dtype, head=args.get("head"), revision=source.revision)
         check_same_weights(path.parent.parent, files.fingerprint())
-        base = replace(files.load(key=jax.random.key(0), mesh=mesh), config=config)
-        like, frozen = split_model(base, part, key=jax.random.key(0))
+        base = files.load(key=jax.random.key(0), label_weights=args.get("label_weights", ()), mesh=mesh)
+        like, frozen = split_model(replace(base, config=config), part, key=jax.random.key(0))
     with Checkpoints(path.parent, read_only=True) as checkpoints:
         trained = checkpoints.restore_model(int(path.name), like, mesh=mesh)
     return merge_lora(eqx.combine(trained, frozen)), tokenizer

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..data.comparisons import cut_off
 from ..data.inputs import encode_inputs, render_input
 from ..data.render import RowError
 from ..data.sources import parse_source
@@ -23,14 +24,14 @@ from ..files.row_files import Row, checked_rows
 from ..model.llama import RewardModel
 from ..saving.calibration import Calibration, normalize, require_calibration
 from ..text.tokenizer import Tokenizer
-from .options import ForwardOptions, check_positive
+from .options import ForwardOptions, HeadOptions, check_positive
 from .read import load
 
 _PART = 2**18  # tokens that are scored and written together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreArguments(ForwardOptions):
+class ScoreArguments(HeadOptions, ForwardOptions):
     """Add a reward to every row of a JSON-lines file."""
 
     model: str
@@ -61,7 +62,7 @@ def score(args: ScoreArguments) -> None:
         source = parse_source(args.model)
         calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
         file.agree({"--normalize": str(calibration)})
-        model, tokenizer = load(args.model, args.compute().mesh)
+        model, tokenizer = load(args.model, args.compute().mesh, args)
         file.agree({"weights": hash_of(checksums(model)), "a tokenizer": hash_of(tokenizer.files)})
         if file.notes:
             print(f"goes on after {file.notes['rows']} of {total} rows", flush=True)
@@ -131,7 +132,7 @@ def write_rewards(
     part: list[tuple[Row, np.ndarray]] = []
     size = 0
     for (_, row), ids in zip(rows, encoded, strict=True):
-        part.append((row, ids[: args.max_length]))
+        part.append((row, cut_off(ids, args.max_length, model.config)))
         size += len(part[-1][1])
         counts.update({"rows": 1, "cut": int(len(part[-1][1]) < len(ids))})
         more_follow = counts["rows"] < total

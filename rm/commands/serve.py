@@ -14,14 +14,14 @@ from ..serving.requests import Limits, Truncation
 from ..serving.scorer import Scorer
 from ..serving.server import listen, make_server, run_server
 from ..serving.traffic import make_metrics
-from .options import ForwardOptions, check_not_negative, check_positive
+from .options import ForwardOptions, HeadOptions, check_not_negative, check_positive
 from .read import load
 
 _TOKEN = "RM_SERVE_TOKEN"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeArguments(ForwardOptions):
+class ServeArguments(HeadOptions, ForwardOptions):
     """Give rewards over HTTP, to OpenRLHF (POST /get_reward) and others (POST /score)."""
 
     model: str
@@ -73,7 +73,7 @@ def serve(args: ServeArguments) -> None:
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
     with listen(args.host, args.port) as listener:  # before the model is read, which may take minutes
         compute = args.compute()
-        model, tokenizer = load(args.model, compute.mesh)
+        model, tokenizer = load(args.model, compute.mesh, args)
         scorer = Scorer(model, compute, max_batch_size=args.max_batch_size, max_length=args.max_length)
         metrics = make_metrics()
         batcher = Batcher(

@@ -35,6 +35,7 @@ from ..model.adapters import split_model
 from ..model.attention_choice import Inputs, choose_attention
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
+from ..model.heads import head_shapes, is_matrix
 from ..model.llama import RewardModel
 from ..model.loading import ModelFiles, load_config, open_reward_model
 from ..model.sharding import check_mesh
@@ -57,7 +58,7 @@ from .options import (
     parse_head_std,
 )
 from .progress import Reporter, print_once, warn
-from .read import describe_plan, plan_updates, read_comparisons, read_tokenizer
+from .read import check_labels, describe_plan, plan_updates, read_comparisons, read_tokenizer
 from .run_directory import (
     check_length,
     check_output,
@@ -170,7 +171,10 @@ def find(args: TrainArguments, objective: Objective | None = None) -> Found:
     if args.resume != "never":
         check_same_run(args, objective)
     source = parse_source(args.model)
-    files = open_reward_model(source.path, dtype=jnp.dtype(args.parameters), revision=source.revision)
+    dtype = jnp.dtype(args.parameters)
+    files = open_reward_model(source.path, dtype=dtype, head=args.head, revision=source.revision)
+    if objective is None:
+        check_labels(args.model, files, args)
     if args.freeze_layers >= files.config.num_hidden_layers:
         most = files.config.num_hidden_layers - 1
         raise ConfigError(
@@ -214,8 +218,8 @@ def prepare(args: TrainArguments, objective: Objective | None, found: Found) -> 
         check_same_data(args.output, comparisons.fingerprint)
     if args.resume != "never" and not args.part().whole:
         check_same_weights(args.output, found.files.fingerprint())
-    std = parse_head_std(args.head_std, config.hidden_size)
-    model = found.files.load(key=jax.random.key(args.seed), head_std=std, mesh=compute.mesh)
+    options = {"head_std": parse_head_std(args.head_std, config.hidden_size), "label_weights": args.label_weights}
+    model = found.files.load(key=jax.random.key(args.seed), mesh=compute.mesh, **options)
     weights = found.files.fingerprint()
     return Prepared(model, tokenizer, comparisons, held_out, tables, plan, steps, objective, compute.mesh, weights)
 
@@ -365,7 +369,8 @@ def describe_run(args: TrainArguments, prepared: Prepared) -> dict[str, Any]:
         "weights_xxh3": prepared.weights,
         "part": dataclasses.asdict(args.part()),
         "model": dataclasses.asdict(prepared.model.config)
-        | {"parameters": trained + frozen, "trained": trained, "pad_token": prepared.tokenizer.pad_token},
+        | {"parameters": trained + frozen, "trained": trained, "pad_token": prepared.tokenizer.pad_token}
+        | {"head": head_shapes(prepared.model)},
         "row_shapes": [dataclasses.asdict(shape) for shape in prepared.plan.shapes],
         "steps": prepared.steps,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -552,7 +557,9 @@ def export(args: TrainArguments, model: RewardModel, tokenizer: Tokenizer, recor
     where, adapter = args.output / "model", args.output / "adapter"
     decisive = {name: value for name, value in args.decisive().items() if name not in names_of(SourceOptions)}
     facts = provenance(record, tokenizer, hyperparameters=decisive, repository=args.push_to)
-    if args.lora_rank:
+    if args.lora_rank and not is_matrix(model):
+        print_once("no adapter: peft's form does not hold a head with a bias or a hidden layer", quiet=args.quiet)
+    elif args.lora_rank:
         base = parse_source(args.model)
         save_adapter(adapter, model, tokenizer, base=base.path, revision=base.revision)
         print_once(f"the adapter is in {adapter}, in the form of peft", quiet=args.quiet)

@@ -9,6 +9,7 @@ from ..files.hub import is_repository
 from ..model.compute import Compute
 from ..training.optimizers import Schedule
 from .options import (
+    HeadOptions,
     PartOptions,
     PrecisionOptions,
     ReadingOptions,
@@ -27,7 +28,7 @@ from .run_directory import Resume
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingOptions(PartOptions, StateOptions, PrecisionOptions):
+class TrainingOptions(HeadOptions, PartOptions, StateOptions, PrecisionOptions):
     """The objective and the optimizer."""
 
     epochs: float = 1.0

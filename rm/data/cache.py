@@ -38,7 +38,7 @@ def cache_entry(
     from datasets import config as settings
 
     digest = hashlib.sha256()
-    pooling = [config.pad_token_id, config.vocab_size, config.fixed_rope_length]
+    pooling = [config.pad_token_id, config.reward_token_id, config.vocab_size, config.fixed_rope_length]
     facts = [tokenizers.__version__, tokenizer.today, pooling, dataclasses.asdict(options)]
     digest.update(json.dumps(facts, default=str, sort_keys=True).encode())
     # another version of the code may give another result

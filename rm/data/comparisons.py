@@ -157,6 +157,25 @@ def reward_index(ids: Int32[np.ndarray, "N"], pad_token_id: int | None) -> int:
     return int(real[-1]) if len(real) else 0
 
 
+def with_reward_token(ids: Any, config: LlamaConfig) -> Any:
+    """The ids, with the token at their end at which the configuration says that rewards are read."""
+    token = config.reward_token_id
+    return ids if token is None or (len(ids) and ids[-1] == token) else [*ids, token]
+
+
+def cut_off(ids: Any, max_length: int | None, config: LlamaConfig) -> Any:
+    """The first `max_length` ids of a sequence; the last of them stays the one at which rewards are read.
+
+    >>> config = LlamaConfig(vocab_size=9, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+    ...                      num_attention_heads=1, reward_token_id=8)
+    >>> cut_off([1, 2, 3, 8], 3, config)
+    [1, 2, 8]
+    """
+    if max_length is None or len(ids) <= max_length:
+        return ids
+    return ids[:max_length] if config.reward_token_id is None else [*ids[: max_length - 1], config.reward_token_id]
+
+
 def common_prefix(arrays: Sequence[Int32[np.ndarray, "_"]]) -> int:
     """The number of leading tokens that all sequences share, at most one less than the shortest sequence has."""
     shortest = min(map(len, arrays))

@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..files.row_files import LINE
 from ..model.config import LlamaConfig
 from ..text.tokenizer import Tokenizer
-from .comparisons import TokenizedComparisons, common_prefix, flatten
+from .comparisons import TokenizedComparisons, common_prefix, flatten, with_reward_token
 from .formats import Example, Ranking, parse_row, unread
 from .left_out import count_fields
 from .render import Row, RowError
@@ -95,6 +95,8 @@ def encode_chunk(
 ) -> Chunk:
     """The comparisons of parsed rows, whose token ids are `encoded`."""
     counts, bos = parsed.counts, tokenizer.token_id(tokenizer.bos_token)
+    appended = config.reward_token_id is not None
+    options = dataclasses.replace(options, max_length=options.max_length - appended)
     pairs, margins, numbers = [], [], []
     for number, example in parsed.examples.items():
         sequences = given = encoded[number]
@@ -108,7 +110,7 @@ def encode_chunk(
             _refuse(parsed, number, error, options)
             continue
         for ranking in example.rankings:
-            sides = [sequences[k] for k in ranking.order]
+            sides = [_without_end(sequences[k], config.reward_token_id) for k in ranking.order]
             empty = any(example.empty[k] for k in ranking.order)
             kept, reason = _keep(sides, ranking, empty, bos, options)
             if reason == "identical" and not all(example.responses[k] == example.responses[0] for k in ranking.order):
@@ -118,7 +120,7 @@ def encode_chunk(
                 continue
             counts["kept", "empty_response"] += empty
             counts["kept", "truncated"] += kept is not sides
-            pairs.append(kept)
+            pairs.append([with_reward_token(ids, config) for ids in kept])
             numbers.append(number)
             margins.append(ranking.difference if options.margin_from_scores else ranking.margin)
     check_same_number([len(sides) for sides in pairs], source)
@@ -161,6 +163,11 @@ def without_double_bos(ids: Any, bos: int | None) -> Any:
     while extra + 1 < len(ids) and ids[extra] == ids[extra + 1] == bos:
         extra += 1
     return ids[extra:]
+
+
+def _without_end(ids: Ids, token: int | None) -> Ids:
+    """The ids without the token at their end, which is appended when they have been cut."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == token else ids
 
 
 def _check_ids(example: Example, sequences: Sequence[Ids], config: LlamaConfig) -> None:

@@ -11,6 +11,7 @@ from ..errors import DataError
 from ..model.config import LlamaConfig
 from ..text.pad_token import check_vocabulary
 from ..text.tokenizer import Tokenizer
+from .comparisons import with_reward_token
 from .encode import without_double_bos
 from .render import RowError, as_messages, check_text, render_messages, render_response
 
@@ -31,6 +32,8 @@ def encode_inputs(
 ) -> Iterator[Int32[np.ndarray, "_"]]:
     """Yields the token ids of the inputs of `score`, in order; the tokenizer gets a slice of the texts at a time.
 
+    Where the model reads rewards at a token of its own (`reward_token_id`), it is appended.
+
     **Arguments:** `names`, of the inputs in errors; `counts`, a counter to which `double_bos_removed` is added;
     `max_length`, beyond twice which the rest of an input is not tokenized, for who cuts it off or refuses it.
 
@@ -45,7 +48,7 @@ def encode_inputs(
                 raise DataError(f"{name}: no tokens; expected at least one")
             ids = without_double_bos(tokens, bos)
             counts["double_bos_removed"] += len(ids) < len(tokens)
-            yield np.array(ids, np.int32)
+            yield np.array(with_reward_token(ids, config), np.int32)
 
 
 def _slices(

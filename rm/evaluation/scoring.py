@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, Int64
 
-from ..data.comparisons import TokenizedComparisons, flatten
+from ..data.comparisons import TokenizedComparisons, cut_off, flatten
 from ..data.inputs import Input, encode_inputs
 from ..devices.mesh import mesh_of, row_shards
 from ..model.attention_choice import default_layout
@@ -104,7 +104,7 @@ def score_sequences(
     if not sequences:
         return np.zeros(0, np.float32)
     out, compute = np.empty(len(sequences), np.float32), _forward_only(model, compute)
-    cut = [ids[:max_length] for ids in sequences]
+    cut = [cut_off(ids, max_length, model.config) for ids in sequences]
     rows = _rows(cut, model.config, batch_size, row_shards(compute.mesh), lengths_of_rows, one_of_many)
     for batch, computed in _run(partial(_jit_rewards, model, compute=compute), rows, compute.mesh):
         out[batch.index[batch.index >= 0]] = computed[batch.index >= 0, 0]

@@ -19,11 +19,13 @@ from ..errors import WeightsError
 from .hub import own_file, read_json
 
 INDEX = "model.safetensors.index.json"
+VALUE_HEAD = "value_head"  # a file of LLaMA-Factory's beside a causal LM
 _THREADS = 4  # for reading pieces of tensors
 _DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 _PLAIN_NAME = re.compile(r"[\w.-]+\.safetensors")
 _POINTER = b"version https://git-lfs"
-_BACKBONE = ("embed_tokens.", "layers.", "norm.", "rotary_emb.")  # how the names of a bare backbone begin
+# The names of a backbone's tensors: bare, of a model with a head, of a causal LM inside another model, of Starling.
+_BACKBONE = re.compile(r"(?:|model\.|model\.model\.|transformer\.)((?:embed_tokens|layers|norm|rotary_emb)\..*)")
 _SAMPLE, _SAMPLES = 2**16, 16  # bytes of a piece of a tensor, and pieces of a large one, that its fingerprint is of
 _PIECE = 2**18  # elements that are read, converted and checked at once, while they are in the processor's cache
 
@@ -34,6 +36,7 @@ Part = tuple[tuple[int, int], ...]  # where it begins and ends in every dimensio
 class _Stored(NamedTuple):
     """Where a tensor lies."""
 
+    name: str  # in the file
     path: Path
     kind: str
     shape: tuple[int, ...]
@@ -44,16 +47,19 @@ class _Stored(NamedTuple):
 class TensorFiles:
     """The tensors of a model directory by name, in one file or in shards with an index.
 
-    Names are those of a model with a head: a bare backbone's get the prefix `model.`. A tensor that is read whole must
-    have the one of `checksums` (XXH3, 64 bits) where there is one. `file` is the only file to read, where it is given.
+    Names are those of a model with a head, whatever prefix the backbone's have in the files; errors have those of the
+    files. A tensor that is read whole must have the one of `checksums` (XXH3, 64 bits) where there is one. `file` is
+    the only file to read, where it is given.
     """
 
     def __init__(self, directory: Path, checksums: Mapping[str, str] | None = None, *, file: str | None = None):
         self.directory, self._checksums = directory, checksums or {}
         self._stored: dict[str, _Stored] = {}
         for path in _weight_files(directory) if file is None else [own_file(directory / file)]:
-            for stored_name, stored in _read_header(path).items():
-                name = f"model.{stored_name}" if stored_name.startswith(_BACKBONE) else stored_name
+            for stored in _read_header(path):
+                backbone = _BACKBONE.fullmatch(stored.name)
+                name = f"model.{backbone[1]}" if backbone else stored.name
+                name = "lm_head.weight" if name == "model.lm_head.weight" else name
                 if name in self._stored:
                     raise WeightsError(
                         f"{path}: duplicate tensor {name!r}, already in {self._stored[name].path.name}; take one out"
@@ -66,8 +72,22 @@ class TensorFiles:
         return set(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
-        return self._stored[name].shape
+        """The shape of a tensor, `()` where there is no such tensor."""
+        return self._stored[name].shape if name in self._stored else ()
+
+    def add_row(self, name: str, row: int, alias: str) -> None:
+        """Adds one row of a matrix as a tensor of its own.
+
+        **Raises:** `WeightsError` where there is no such matrix or row.
+        """
+        shape = self.shape(name)
+        if len(shape) != 2 or row >= shape[0]:
+            found = f"found {list(shape)}" if shape else "there is no such tensor"
+            raise WeightsError(f"{self.directory}: {alias}: expected {name!r} with more than {row} rows, {found}")
+        stored = self._stored[name]
+        size = stored.size // shape[0]
+        moved = {"shape": (1, shape[1]), "offset": stored.offset + row * size, "size": size}
+        self._stored[alias] = stored._replace(name=alias, **moved)
 
     def read(
         self, names: list[str], leaf: jax.ShapeDtypeStruct, parts: Sequence[Part], *, stacked: bool
@@ -89,7 +109,7 @@ class TensorFiles:
 
         **Raises:** `WeightsError`, naming the tensor.
         """
-        path, kind, shape, *_ = self._stored[name]
+        name, path, kind, shape, *_ = self._stored[name]
         if shape != expected:
             found = f"tensor {name!r} has shape {list(shape)}, expected {list(expected)} by {by}"
             raise WeightsError(f"{path}: {found}; use the {by} that belongs to the weights")
@@ -108,7 +128,7 @@ class TensorFiles:
         return xxhash.xxh3_64("".join(parts)).hexdigest()
 
     def _sample(self, name: str) -> str:
-        path, kind, shape, offset, size = self._stored[name]
+        _, path, kind, shape, offset, size = self._stored[name]
         whole = size <= _SAMPLE * _SAMPLES
         starts = [0] if whole else [(size - _SAMPLE) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
         read = xxhash.xxh3_64(f"{name} {kind} {shape}")
@@ -122,7 +142,7 @@ class TensorFiles:
         return read.hexdigest()
 
     def _read_into(self, arrays: list[np.ndarray], parts: list[Part], name: str) -> None:
-        path, kind, shape, offset, _ = self._stored[name]
+        in_file, path, kind, shape, offset, _ = self._stored[name]
         width, dtype = math.prod(shape[1:]), jnp.dtype(_DTYPES[kind])
         ranges = sorted({part[0] for part in parts})
         whole = sum(stop - start for start, stop in ranges) == shape[0]
@@ -138,7 +158,7 @@ class TensorFiles:
                         if part[0] == (start, stop)
                     ]
                     if not _fill(targets, file, dtype, (stop - start, width), read):
-                        found = f"tensor {name!r} holds NaN or infinite values (as {arrays[0].dtype})"
+                        found = f"tensor {in_file!r} holds NaN or infinite values (as {arrays[0].dtype})"
                         narrow = arrays[0].dtype == np.float16 != dtype  # what is finite on disk may overflow
                         advice = "load it as float32" if narrow else "the file is damaged or its training diverged"
                         raise WeightsError(f"{path}: {found}; {advice}")
@@ -146,7 +166,7 @@ class TensorFiles:
             raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
         if read is not None and self._checksums[name] != read.hexdigest():
             advice = "copy the file again, or take 'tensors' out of rm.json where the change is meant"
-            raise WeightsError(f"{path}: tensor {name!r} is not what was exported (see rm.json); {advice}")
+            raise WeightsError(f"{path}: tensor {in_file!r} is not what was exported (see rm.json); {advice}")
 
 
 def _fill(
@@ -186,6 +206,12 @@ def _all_finite(values: np.ndarray) -> bool:
 
 
 def _weight_files(directory: Path) -> list[Path]:
+    """The files of the model, and that of a value head beside it."""
+    value_head = own_file(directory / f"{VALUE_HEAD}.safetensors")
+    return _model_files(directory) + [value_head] * value_head.is_file()
+
+
+def _model_files(directory: Path) -> list[Path]:
     """The single file where there is one, as `transformers` does, else the shards of the index."""
     single, index = own_file(directory / "model.safetensors"), own_file(directory / INDEX)
     if single.is_file():
@@ -206,7 +232,7 @@ def _weight_files(directory: Path) -> list[Path]:
     return [own_file(directory / name) for name in sorted(set(names.values()))]
 
 
-def _read_header(path: Path) -> dict[str, _Stored]:
+def _read_header(path: Path) -> list[_Stored]:
     """The tensors of a file, after the library has found it whole: no bytes missing, none left over."""
     from safetensors import SafetensorError, safe_open
 
@@ -226,11 +252,11 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     except (SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
     header.pop("__metadata__", None)
-    return {
-        name: _Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + start, end - start)
+    return [
+        _Stored(name, path, entry["dtype"], tuple(entry["shape"]), 8 + size + start, end - start)
         for name, entry in header.items()
         for start, end in [entry["data_offsets"]]
-    }
+    ]
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

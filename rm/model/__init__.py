@@ -5,7 +5,7 @@ from .attention_choice import Attention
 from .batch import PreferenceBatch
 from .compute import Compute, Remat
 from .config import LlamaConfig
-from .llama import RewardModel, hidden_states, init_reward_model, rewards
+from .llama import RewardModel, hidden_states, init_reward_model, ratings, rewards
 from .loading import load_config, load_reward_model
 from .rope import Rope
 from .sharding import partition_specs, place_batch, place_model
@@ -28,6 +28,7 @@ __all__ = [
     "partition_specs",
     "place_batch",
     "place_model",
+    "ratings",
     "rewards",
     "trainable",
 ]

@@ -17,7 +17,8 @@ class LlamaConfig:
     `model_type` says the family: `llama`, `mistral`, `qwen2` (biases on queries, keys and values) or `qwen3` (RMS norms
     of every head's queries and keys). With `sliding_window` a token sees itself and the `sliding_window - 1` tokens
     before it. `pad_token_id` is also the pooling rule: the reward is read at the rightmost token whose id differs from
-    it, as `LlamaForSequenceClassification` does, and at the last token if it is `None`.
+    it, as `LlamaForSequenceClassification` does, and at the last token if it is `None`. `reward_token_id` is a token that
+    is appended to every sequence that does not end in it, for models whose reward is read there.
 
     **Raises:** `ConfigError` if fields contradict each other, or for a field that the family does not have.
 
@@ -46,6 +47,7 @@ class LlamaConfig:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+    reward_token_id: int | None = None
 
     def __post_init__(self):
         if self.model_type not in FAMILIES:
@@ -105,6 +107,7 @@ class LlamaConfig:
             bos_token_id=hf.get("bos_token_id"),
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
             pad_token_id=None if (pad := hf.get("pad_token_id")) == -1 else pad,  # -1 means no token
+            reward_token_id=hf.get("reward_token_id"),
         )
         _check_values(fields, source)
         fields |= {name: float(fields[name]) for name in ("rms_norm_eps", "initializer_range") if name in fields}
@@ -123,6 +126,8 @@ class LlamaConfig:
         if self.model_type.startswith("qwen"):  # windows in the layers from `max_window_layers` on
             used = self.sliding_window is not None
             fields |= {"use_sliding_window": used, "max_window_layers": 0 if used else self.num_hidden_layers}
+        if self.reward_token_id is None:
+            del fields["reward_token_id"]
         return {
             "architectures": [f"{family.name}ForSequenceClassification"],
             "num_labels": 1,

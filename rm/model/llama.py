@@ -24,6 +24,7 @@ from .compute import Compute, Remat
 from .config import LlamaConfig
 from .cudnn_attention import cudnn_attention
 from .derivatives import providing
+from .heads import apply_head, check_one_label
 from .layers import PRODUCT, Linear, embed, linear, rms_norm, swiglu
 from .rotary import rotary_table, rotate
 from .sharding import check_mesh, context_order, partition_specs
@@ -52,7 +53,7 @@ class Block(eqx.Module):
 
 
 class RewardModel(eqx.Module):
-    """A backbone of `LlamaConfig` with a scalar head; every leaf is an array, the configuration is static.
+    """A backbone of `LlamaConfig` with a head; every leaf is an array, the configuration is static.
 
     The last block is not in the stack because most of it is computed at the reward positions only.
     """
@@ -61,9 +62,11 @@ class RewardModel(eqx.Module):
     blocks: Block | None  # None if the last block is the only one
     last_block: Block
     norm: Float[Array, "D"]
-    score: Float[Array, "1 D"]
+    score: Float[Array, "L _"]  # a row for each label; a reward is one
     config: LlamaConfig = eqx.field(static=True)
     first_blocks: Block | None = None  # those before `blocks` that do not train, see `freeze_layers`
+    score_bias: Float[Array, "L"] | None = None
+    score_hidden: Linear | None = None  # a layer before `score`, with a ReLU between them
 
 
 def init_reward_model(
@@ -92,10 +95,12 @@ def init_reward_model(
     )
 
 
-def init_score_head(config: LlamaConfig, *, key: PRNGKeyArray, std: float | None = None) -> Float[Array, "1 D"]:
+def init_score_head(
+    config: LlamaConfig, *, key: PRNGKeyArray, std: float | None = None, labels: int = 1
+) -> Float[Array, "L D"]:
     """A float32 score head from `N(0, std²)`; `std` is `initializer_range` by default, as in `transformers` and TRL."""
     std = config.initializer_range if std is None else std
-    return draw_normal(key, (1, config.hidden_size), std)
+    return draw_normal(key, (labels, config.hidden_size), std)
 
 
 def draw_normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float, dtype=jnp.float32) -> Array:
@@ -143,11 +148,13 @@ class Row(NamedTuple):
 def rewards(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compute()) -> Float[Array, "R S K"]:
     """The reward of every response, `score · hidden`, float32; empty slots hold finite, meaningless values.
 
+    The head may have a bias and a hidden layer (`rm.model.heads`).
+
     **Arguments:** `batch`, comparisons packed into rows; `compute`, the data type, the rematerialisation, the
     attention implementation and the mesh.
 
-    **Raises:** `ConfigError` if the mesh does not divide the heads, the rows or the regions, or if the attention
-    implementation is not exact for these rows or not available on this platform.
+    **Raises:** `ConfigError` if the mesh does not divide the heads, the rows or the regions, if the attention
+    implementation is not exact for these rows or not available on this platform, or if the head has several labels.
 
     >>> from rm import init_reward_model
     >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -160,14 +167,18 @@ def rewards(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compu
     >>> rewards(model, batch).shape  # one row, one comparison, two responses of one token after a prefix of two
     (1, 1, 2)
     """
-    return apply_head(hidden_states(model, batch, compute), model.score)
+    check_one_label(len(model.score), "the head")
+    return ratings(model, batch, compute)[..., 0]
 
 
 @checked
-def apply_head(features: Float[Array, "*B D"], head: Float[Array, "1 D"]) -> Float[Array, "*B"]:
-    """The dot product `w · h` in float32."""
-    features, head = features.astype(jnp.float32), head.astype(jnp.float32)
-    return jnp.einsum("...d,d->...", features, head[0], precision=jax.lax.Precision.HIGHEST)
+def ratings(model: RewardModel, batch: PreferenceBatch, compute: Compute = Compute()) -> Float[Array, "R S K L"]:
+    """Every label of every response, float32; of a model with one label, its reward.
+
+    The arguments and errors are those of `rewards`.
+    """
+    features = hidden_states(model, batch, compute)
+    return apply_head(features, model.score, model.score_bias, model.score_hidden)
 
 
 @checked

@@ -1,17 +1,19 @@
 """The mapping from the leaves of `RewardModel` to Hugging Face's tensor names."""
 
 import re
+from collections.abc import Mapping
 
 import jax
 
 from ..errors import WeightsError
 from ..files.weights import TensorFiles
 from .config import LlamaConfig
+from .published import HEADS, SCORE
 
-_TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight", "score": "score.weight"}
+_TOP = {"embed_tokens": "model.embed_tokens.weight", "norm": "model.norm.weight"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
-# Other tensors in a causal LM's files: its own head, and rotary tables that old versions stored.
-_IGNORED = re.compile(r"lm_head\.weight|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# Other tensors: a causal LM's own head, rotary tables that old versions stored, the statistics of Safe RLHF's rewards.
+_IGNORED = r"lm_head\.weight|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq|normalizer\.(mean|var|count)"
 # Prefixes that wrappers of a model add to its tensor names.
 _WRAPPERS = {
     "module.": "DataParallel, DDP or DeepSpeed",
@@ -25,10 +27,11 @@ _WRAPPERS = {
 _WRAPPER = re.compile(r"(?<![\w])(?:" + "|".join(map(re.escape, _WRAPPERS)) + ")")
 
 
-def tensor_names(leaf: str, config: LlamaConfig, *, first: int = 0) -> list[str]:
+def tensor_names(leaf: str, config: LlamaConfig, head: Mapping[str, str] = SCORE, *, first: int = 0) -> list[str]:
     """The names of the Hugging Face tensors that make up a leaf of `RewardModel`: one, or one per stacked layer.
 
-    **Arguments:** `first`, the number of layers in `first_blocks`.
+    **Arguments:** `head`, the names of the head's tensors, as `find_head` gives them; `first`, the number of layers in
+    `first_blocks`.
 
     >>> config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=8, num_hidden_layers=3,
     ...                      num_attention_heads=2)
@@ -37,14 +40,16 @@ def tensor_names(leaf: str, config: LlamaConfig, *, first: int = 0) -> list[str]
     >>> tensor_names("last_block.input_layernorm", config)
     ['model.layers.2.input_layernorm.weight']
     """
-    head, _, rest = leaf.partition(".")
+    if leaf.startswith("score"):
+        return [head[leaf]]
+    stack, _, rest = leaf.partition(".")
     last = config.num_hidden_layers - 1
     layers = {"first_blocks": range(first), "blocks": range(first, last), "last_block": [last]}
-    if head not in layers:
+    if stack not in layers:
         return [_TOP[leaf]]
     name, _, kind = rest.partition(".")
     part = "" if name.endswith("layernorm") else "mlp." if name in _MLP else "self_attn."
-    return [f"model.layers.{layer}.{part}{name}.{kind or 'weight'}" for layer in layers[head]]
+    return [f"model.layers.{layer}.{part}{name}.{kind or 'weight'}" for layer in layers[stack]]
 
 
 def leaf_name(path: tuple) -> str:
@@ -63,12 +68,12 @@ def check_names(files: TensorFiles, names: list[str]) -> None:
         if missing == ["score.weight"]:
             advice = "if it is a causal LM, name it so in architectures (LlamaForCausalLM), and training draws a head"
         raise WeightsError(f"{files.directory}: {found}; {advice}")
-    extra = sorted(name for name in files.names - expected if not _IGNORED.fullmatch(name))
+    extra = sorted(name for name in files.names - expected if not re.fullmatch(_IGNORED, name))
     if extra:
         found = f"extra tensor {extra[0]!r}{_and_more(extra)} that config.json does not allow"
         advice = "use the config.json that belongs to the weights"
         if not extra[0].startswith("model."):
-            advice = "only Llamas with the linear head score.weight, without a bias, are read"
+            advice = f"heads that are read are {', '.join(HEADS)}, linear or with one hidden layer"
         raise WeightsError(f"{files.directory}: {found}; {advice}")
 
 

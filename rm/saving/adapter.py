@@ -14,6 +14,7 @@ from ..files.hub import ADAPTER
 from ..files.output import new_directory
 from ..files.weights import write_json
 from ..model.adapters import TARGETS, frozen_layers
+from ..model.heads import is_matrix
 from ..model.layers import Linear, Lora
 from ..model.llama import RewardModel
 from ..model.peft_files import PREFIX, WEIGHTS
@@ -34,10 +35,16 @@ def save_adapter(
     **Arguments:** `base`, the directory or hub id of the weights without the adapters; a directory is written down as
     an absolute path; `revision`, a branch, tag or commit of a hub repository.
 
-    **Raises:** `ConfigError` for a model without adapters; `OutputError` where `path` exists or cannot be written.
+    **Raises:** `ConfigError` for a model without adapters, and for a head that is not one matrix; `OutputError` where
+    `path` exists or cannot be written.
     """
     from safetensors.numpy import save_file
 
+    if not is_matrix(model):
+        advice = "save_reward_model writes the merged model"
+        raise ConfigError(
+            f"save_adapter: the head has a bias or a hidden layer, which peft's form does not hold; {advice}"
+        )
     model, tokenizer = match_tokenizer(model, tokenizer)
     tensors = {name: np.ascontiguousarray(fetch(array)) for name, array in _tensors(model)}  # all processes take part
     if not leads():

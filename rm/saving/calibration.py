@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import ConfigError
-from ..files.hub import RECORD, read_record, resolve_directory
+from ..files.hub import RECORD, own_file, read_json, read_record, resolve_directory
+from ..model.config_json import reward_scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,15 +21,20 @@ class Calibration:
 
 
 def load_calibration(source: str | Path, *, revision: str | None = None) -> Calibration | None:
-    """The calibration in the field `reward` of an exported model's `rm.json`; `None` if there is no such field.
+    """The calibration that a model's directory states; `None` if there is none.
+
+    It is the field `reward` of an export's `rm.json`, else `mean` and `std` (OpenRLHF), or `var` (Safe RLHF), of
+    `config.json`.
 
     **Arguments:** `source`, a directory or a hub id; `revision`, of a hub repository.
 
     **Raises:** `ConfigError` where the field is not a finite `mean` with a `std` above 0.
     """
-    reward = read_record(resolve_directory(source, (RECORD,), revision=revision)).get("reward")
+    directory = resolve_directory(source, (RECORD, "config.json"), revision=revision)
+    reward, config = read_record(directory).get("reward"), own_file(directory / "config.json")
     if reward in (None, {}):
-        return None
+        scale = reward_scale(read_json(config)) if config.is_file() else None
+        return Calibration(mean=scale[0], std=scale[1]) if scale else None
     numbers = [reward.get("mean"), reward.get("std")] if isinstance(reward, dict) else []
     finite = [float(number) for number in numbers if isinstance(number, int | float) and math.isfinite(number)]
     if len(finite) < 2 or finite[1] <= 0:
@@ -45,7 +51,8 @@ def require_calibration(source: str | Path, *, revision: str | None = None) -> C
     calibration = load_calibration(source, revision=revision)
     if calibration is None:
         advice = "train with --eval-dataset, which writes it, or leave --normalize out"
-        raise ConfigError(f"{source}: {RECORD} has no field 'reward', so rewards cannot be normalized; {advice}")
+        found = f"{RECORD} has no field 'reward' and config.json no mean and std, so rewards cannot be normalized"
+        raise ConfigError(f"{source}: {found}; {advice}")
     return calibration
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Figures = Mapping[str, float]
 
@@ -14,12 +14,15 @@ _FIGURES = ("accuracy", "margin", "loss", "mean_reward", "std_reward")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Texts:
-    """How a tokenizer builds texts; `date` is what its chat templates were told, where they ask."""
+    """How texts are built, and what reads them; `date` is what chat templates were told, where they ask."""
 
     chat: bool = False
     eos_token: str | None = None
     date: str | None = None
     date_is_written: bool = True
+    appended: str = ""  # a token after every text, at which the reward is read
+    head: Literal["linear", "bias", "hidden"] = "linear"
+    labels: int = 1
 
 
 def model_card(name: str, record: Mapping[str, Any], texts: Texts = Texts()) -> str:

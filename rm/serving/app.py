@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int32
 
+from ..data.comparisons import cut_off
 from ..data.inputs import Input, encode_inputs
 from ..errors import DataError, RmError
 from ..model.config import LlamaConfig
@@ -153,7 +154,7 @@ def encode_within(
             found = f"found {len(ids)}{' or more' if len(ids) > 2 * most else ''}"
             raise DataError(f"{name}: expected at most {most} tokens (--max-length, --truncation), {found}")
         metrics.truncated.inc(len(ids) > most)
-        sequences.append(ids[:most].copy())  # not a view, which would keep the rest
+        sequences.append(np.array(cut_off(ids, most, config), np.int32))  # no view, which would keep the rest
     return sequences
 
 

@@ -24,7 +24,7 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
     A model that states a pad token keeps it. Any other gets a pad token that no sequence ends in: the tokenizer's own,
     another one in the vocabulary, or a new one, for which the embedding gains a row if it has no spare one.
 
-    **Raises:** `TokenizerError` where the tokenizer has ids that the embedding lacks.
+    **Raises:** `TokenizerError` where the tokenizer has ids that the embedding lacks, or lacks one that `config` names.
     """
     config, tokenizer = match_config(model.config, tokenizer)
     grow = config.vocab_size - model.config.vocab_size
@@ -38,16 +38,24 @@ def match_tokenizer(model: RewardModel, tokenizer: Tokenizer) -> tuple[RewardMod
 def match_config(config: LlamaConfig, tokenizer: Tokenizer) -> tuple[LlamaConfig, Tokenizer]:
     """`match_tokenizer` for the configuration alone, which is enough to tokenize data."""
     check_vocabulary(tokenizer, config)
-    if config.pad_token_id is not None:
-        token = tokenizer.backend.id_to_token(config.pad_token_id) if config.pad_token_id >= 0 else None
-        if token is None:
-            found = f"config.json says pad_token_id {config.pad_token_id}, an id the tokenizer lacks"
-            raise TokenizerError(f"{found}; correct it or remove it there")
-        return config, set_pad_token(tokenizer, token)
-    token = choose_pad_token(tokenizer)
+    reward_token = _named(tokenizer, config, "reward_token_id")
+    pad_token = _named(tokenizer, config, "pad_token_id")
+    if pad_token is not None and pad_token != reward_token:
+        return config, set_pad_token(tokenizer, pad_token)
+    token = choose_pad_token(tokenizer, reward_token)
     tokenizer = add_pad_token(tokenizer) if token is None else set_pad_token(tokenizer, token)
     vocab_size = max(config.vocab_size, tokenizer.max_token_id + 1)
     return dataclasses.replace(config, pad_token_id=tokenizer.pad_token_id, vocab_size=vocab_size), tokenizer
+
+
+def _named(tokenizer: Tokenizer, config: LlamaConfig, name: str) -> str | None:
+    """The token whose id the configuration names, if it names one."""
+    number = getattr(config, name)
+    token = None if number is None or number < 0 else tokenizer.backend.id_to_token(number)
+    if number is not None and token is None:
+        found = f"config.json says {name} {number}, an id the tokenizer lacks"
+        raise TokenizerError(f"{found}; correct it or remove it there")
+    return token
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
@@ -59,9 +67,9 @@ def check_vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> None:
         )
 
 
-def choose_pad_token(tokenizer: Tokenizer) -> str | None:
+def choose_pad_token(tokenizer: Tokenizer, reward_token: str | None = None) -> str | None:
     """A token of the vocabulary that no sequence ends in, to be the pad token; `None` if there is none."""
-    final = {tokenizer.eos_token, tokenizer.bos_token, _last_of_chat(tokenizer)}
+    final = {tokenizer.eos_token, tokenizer.bos_token, _last_of_chat(tokenizer), reward_token}
     unknown = tokenizer.unk_token if tokenizer.eos_token else None  # without EOS, a text may end in an unknown word
     candidates = (tokenizer.pad_token, *_PAD_TOKENS, unknown)
     usable = (token for token in candidates if token not in final and tokenizer.token_id(token) is not None)

@@ -1,7 +1,7 @@
 """Losses, metrics, optimizers and the pure update."""
 
 from .layerwise import per_layer
-from .losses import centering_penalty, pairwise_loss
+from .losses import centering_penalty, pairwise_loss, ratings_loss
 from .metrics import preference_metrics
 from .objectives import Objective, pairwise_objective, with_frozen
 from .optimizers import adamw, learning_rate_schedule, make_optimizer
@@ -22,6 +22,7 @@ __all__ = [
     "pairwise_objective",
     "per_layer",
     "preference_metrics",
+    "ratings_loss",
     "update",
     "with_frozen",
 ]

@@ -50,3 +50,26 @@ def centering_penalty(
     **Source:** Eisenstein et al. 2023, arXiv 2312.09244, eq. 2.
     """
     return (jnp.asarray(chosen, jnp.float32) + jnp.asarray(rejected, jnp.float32)) ** 2
+
+
+@checked
+def ratings_loss(
+    predicted: Float[Array | ndarray, "*B L"], ratings: Float[Array | ndarray, "*B L"]
+) -> Float[Array, "*B"]:
+    """The mean squared error over the attributes that are rated, `Σₗ mₗ (pₗ - yₗ)² / Σₗ mₗ` with `mₗ = 0` for NaN.
+
+    **Arguments:** `predicted`, the labels that `rm.ratings` gives; `ratings`, the targets, NaN where there is none.
+
+    **Returns:** one float32 value per response, 0 where nothing is rated.
+
+    **Raises:** `jaxtyping.TypeCheckError` if the shapes differ.
+
+    >>> ratings_loss(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[0.0, jnp.nan, 5.0]])).tolist()
+    [2.5]
+
+    **Source:** Wang et al. 2024, arXiv 2406.08673 (HelpSteer2's attributes).
+    """
+    targets = jnp.asarray(ratings, jnp.float32)
+    given = ~jnp.isnan(targets)
+    error = jnp.where(given, jnp.asarray(predicted, jnp.float32) - jnp.where(given, targets, 0.0), 0.0)
+    return jnp.sum(error**2, axis=-1) / jnp.maximum(jnp.sum(given, axis=-1), 1).astype(jnp.float32)
