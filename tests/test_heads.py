@@ -392,9 +392,18 @@ def test_an_export_holds_the_whole_head_and_says_who_reads_it(
     assert any("hidden layer" in line for line in caplog.messages) == ("hidden" in options)
 
 
+def test_an_adapter_directory_holds_no_head_with_a_bias(published, tokenizer, tmp_path):
+    """`peft` would load it without the bias."""
+    model = rm.add_lora(rm.load_reward_model(published(head_of("score"))), 2, key=jax.random.key(0))
+    with pytest.raises(rm.ConfigError, match="a bias or a hidden layer.*save_reward_model"):
+        rm.save_adapter(tmp_path / "adapter", model, tokenizer, base=tmp_path)
+    assert not (tmp_path / "adapter").exists()
+
+
 @pytest.mark.long
 @pytest.mark.optax
-def test_a_checkpoint_of_a_run_has_the_head_of_its_model(published, pairs_file, tmp_path, capfd):
+@pytest.mark.parametrize("part", [[], ["--lora-rank", "2"], ["--train", "head"]], ids=" ".join)
+def test_a_checkpoint_of_a_run_has_the_head_of_its_model(published, pairs_file, tmp_path, part):
     from rm.__main__ import main
 
     rows = [{"prompt": "a ", "chosen": word, "rejected": "d"} for word in "abc"]
@@ -402,7 +411,8 @@ def test_a_checkpoint_of_a_run_has_the_head_of_its_model(published, pairs_file, 
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a ", "response": "b"}) + "\n")
     path, run = published(head_of("v_head.summary", hidden=5), reward_token_id=END), tmp_path / "run"
     argv = ["--model", str(path), "--dataset", str(pairs_file), "--learning-rate", "0.01", "--output", str(run)]
-    assert main(["train", *argv]) == 0
+    assert main(["train", *argv, *part]) == 0
+    assert not (run / "adapter").exists()
     found = []
     for model in (run / "model", run / "checkpoints/1"):
         output = tmp_path / f"{model.name}.jsonl"
