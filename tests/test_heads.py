@@ -395,7 +395,7 @@ def test_an_export_holds_the_whole_head_and_says_who_reads_it(
 def test_an_adapter_directory_holds_no_head_with_a_bias(published, tokenizer, tmp_path):
     """`peft` would load it without the bias."""
     model = rm.add_lora(rm.load_reward_model(published(head_of("score"))), 2, key=jax.random.key(0))
-    with pytest.raises(rm.ConfigError, match="a bias or a hidden layer.*save_reward_model"):
+    with pytest.raises(rm.ConfigError, match=r"a bias or a hidden layer.*save_reward_model"):
         rm.save_adapter(tmp_path / "adapter", model, tokenizer, base=tmp_path)
     assert not (tmp_path / "adapter").exists()
 
