@@ -17,8 +17,8 @@ class LlamaConfig:
     `model_type` says the family: `llama`, `mistral`, `qwen2` (biases on queries, keys and values) or `qwen3` (RMS norms
     of every head's queries and keys). With `sliding_window` a token sees itself and the `sliding_window - 1` tokens
     before it. `pad_token_id` is also the pooling rule: the reward is read at the rightmost token whose id differs from
-    it, as `LlamaForSequenceClassification` does, and at the last token if it is `None`. `reward_token_id` is appended to
-    every sequence that does not end in it, for models whose reward is read there.
+    it, as `LlamaForSequenceClassification` does, and at the last token if it is `None`. `reward_token_id` is appended
+    to every sequence that does not end in it, for models whose reward is read there.
 
     **Raises:** `ConfigError` if fields contradict each other, or for a field that the family does not have.
 
