@@ -27,6 +27,14 @@ CONFIG = rm.LlamaConfig(
     initializer_range=0.2,
 )
 DYNAMIC = dataclasses.replace(CONFIG, rope=rm.Rope(type="dynamic", factor=2.0), max_position_embeddings=12)
+LONGROPE = rm.Rope(
+    type="longrope",
+    factor=4.0,
+    original_max_position_embeddings=12,
+    short_factor=(1.0, 1.1, 1.3, 1.7),
+    long_factor=(1.0, 2.0, 3.0, 4.0),
+)
+QWEN3 = dataclasses.replace(CONFIG, model_type="qwen3", sliding_window=5, rope=LONGROPE)
 
 
 def odd_comparisons(K: int, seed: int = 0) -> list[list[list[int]]]:
@@ -117,8 +125,10 @@ FORMS = {
     "unshared": (CONFIG, False, "regions"),
     "dynamic-regions": (DYNAMIC, True, "regions"),
     "dynamic-whole": (DYNAMIC, True, "whole"),
+    "qwen3-regions": (QWEN3, True, "regions"),
+    "qwen3-whole": (QWEN3, True, "whole"),
 }
-GATE = [("whole", 2)]
+GATE = [("whole", 2), ("qwen3-regions", 2)]
 
 
 @pytest.mark.long
