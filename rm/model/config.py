@@ -17,8 +17,8 @@ class LlamaConfig:
     `model_type` says the family: `llama`, `mistral`, `qwen2` (biases on queries, keys and values) or `qwen3` (RMS norms
     of every head's queries and keys). With `sliding_window` a token sees itself and the `sliding_window - 1` tokens
     before it. `pad_token_id` is also the pooling rule: the reward is read at the rightmost token whose id differs from
-    it, as `LlamaForSequenceClassification` does, and at the last token if it is `None`. `reward_token_id` is appended
-    to every sequence that does not end in it, for models whose reward is read there.
+    it, as `LlamaForSequenceClassification` does, and at the last token if it is `None`. `reward_token_id` is a token
+    that is appended to every sequence that does not end in it, for models whose reward is read there.
 
     **Raises:** `ConfigError` if fields contradict each other, or for a field that the family does not have.
 
@@ -122,12 +122,11 @@ class LlamaConfig:
         """The `config.json` of a sequence classifier with one label, such as `LlamaForSequenceClassification`."""
         family = self.family
         left_out = {"rope", *FIELDS} - {*family.fields}
+        left_out |= {"reward_token_id"} if self.reward_token_id is None else set()
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
         if self.model_type.startswith("qwen"):  # windows in the layers from `max_window_layers` on
             used = self.sliding_window is not None
             fields |= {"use_sliding_window": used, "max_window_layers": 0 if used else self.num_hidden_layers}
-        if self.reward_token_id is None:
-            del fields["reward_token_id"]
         return {
             "architectures": [f"{family.name}ForSequenceClassification"],
             "num_labels": 1,

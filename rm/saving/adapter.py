@@ -41,10 +41,8 @@ def save_adapter(
     from safetensors.numpy import save_file
 
     if not is_matrix(model):
-        advice = "save_reward_model writes the merged model"
-        raise ConfigError(
-            f"save_adapter: the head has a bias or a hidden layer, which peft's form does not hold; {advice}"
-        )
+        found = "the head has a bias or a hidden layer, which peft's form does not hold"
+        raise ConfigError(f"save_adapter: {found}; save_reward_model writes the merged model")
     model, tokenizer = match_tokenizer(model, tokenizer)
     tensors = {name: np.ascontiguousarray(fetch(array)) for name, array in _tensors(model)}  # all processes take part
     if not leads():

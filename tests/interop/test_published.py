@@ -50,6 +50,7 @@ class Kind:
     beside: bool = False  # whether the head has a file of its own
     appended: int | None = None
     before_eos: bool = False  # whether the reward is read there
+    family: str = "Llama"
 
 
 def linear(labels: int = 1, *, bias: bool = False) -> torch.nn.Linear:
@@ -76,6 +77,8 @@ KINDS = {
     "a token of its own": Kind(linear(), "v_head", "RewardModel", {"reward_token_id": 9}, appended=9),
     "Starling": Kind(linear(), "v_head", "LlamaForSequenceClassification", prefix="transformer."),
     "UltraRM": Kind(linear(), "regression_head", "LlamaRewardModel"),
+    "Eurus": Kind(linear(), "regression_head", "EurusRewardModel", family="Mistral"),
+    "Skywork-V2": Kind(linear(), "score", "Qwen3ForSequenceClassification", {"num_labels": 1}, family="Qwen3"),
     "Beaver": Kind(linear(bias=True), "score_head", "LlamaModelForScore", {"do_normalize": False}, more=STATISTICS),
     "a classifier": Kind(linear(), "score", "LlamaForSequenceClassification", PADS_WITH_EOS, before_eos=True),
 }
@@ -108,16 +111,17 @@ def expected_rewards(kind: Kind, backbone: torch.nn.Module) -> np.ndarray:
     return np.stack(rewards)
 
 
-def make_backbone(**changes: Any) -> torch.nn.Module:
+def make_backbone(family: str = "Llama", **changes: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    return transformers.LlamaModel(transformers.LlamaConfig(**BASE | changes)).eval()
+    config = getattr(transformers, f"{family}Config")(**BASE | changes)
+    return getattr(transformers, f"{family}Model")(config).eval()
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_rewards_are_those_of_pytorch(name, tmp_path):
     kind = KINDS[name]
     sizes = {key: value for key, value in kind.config.items() if key in BASE}
-    backbone = make_backbone(**sizes)
+    backbone = make_backbone(kind.family, **sizes)
     write(tmp_path, kind, backbone)
     model, tokenizer = rm.match_tokenizer(rm.load_reward_model(tmp_path), rm.load_tokenizer(tmp_path))
     expected = expected_rewards(kind, backbone)[:, 0]
