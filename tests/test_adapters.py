@@ -98,6 +98,8 @@ def gradients_of(model, batch, objective=OBJECTIVE):
     return jax.jit(partial(rm.accumulate, None, objective=objective))(model, batch).gradients
 
 
+@pytest.mark.long
+@pytest.mark.gate
 def test_gradients_are_those_of_the_chain_rule(adapted, batch):
     """`dA = s Bᵀ dW` and `dB = s dW Aᵀ`, with `dW` of the merged model; nothing else has a gradient."""
     trained, frozen = eqx.partition(adapted, rm.trainable(adapted))
@@ -116,7 +118,8 @@ def test_gradients_are_those_of_the_chain_rule(adapted, batch):
             np.testing.assert_allclose(mine.b, layer.scale * d_w @ a.swapaxes(-1, -2), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.long
+@pytest.mark.parametrize("sizes", [pytest.param(MESHES[0], marks=pytest.mark.gate), MESHES[1]], ids=str)
 def test_adapters_on_a_mesh_have_the_rewards_and_gradients_of_one_device(adapted, batch, sizes):
     mesh = rm.make_mesh(**sizes, devices=jax.devices()[:4])
     spread, compute = rm.place_model(adapted, mesh), rm.Compute(mesh=mesh)
@@ -150,6 +153,7 @@ def test_added_on_a_mesh_they_are_the_same_and_spread(model):
     [Training(lora_rank=2), Training(lora_rank=2, freeze_layers=1), Training(freeze_layers=2), Training(part="head")],
     ids=["adapters", "adapters of the last layers", "the last layer", "the head"],
 )
+@pytest.mark.long
 def test_what_does_not_train_stays_bitwise_and_the_rest_moves(model, batch, training):
     trained, frozen = split_model(jax.tree.map(jnp.copy, model), training, key=jax.random.key(1))
     before = jax.tree.map(np.asarray, (trained, frozen))
@@ -189,6 +193,7 @@ def test_the_part_that_trains():
     assert names(Training(freeze_layers=2)) == last
 
 
+@pytest.mark.long
 def test_frozen_layers_leave_rewards_and_other_gradients_as_they_were(model, batch):
     frozen = rm.freeze_layers(model, 1)
     np.testing.assert_allclose(jax.jit(rm.rewards)(frozen, batch), jax.jit(rm.rewards)(model, batch), atol=1e-6)
@@ -209,6 +214,8 @@ def test_a_base_in_bfloat16_has_adapters_in_float32(batch):
     np.testing.assert_allclose(forward(adapted, batch), jax.jit(rm.rewards)(adapted, batch), atol=0.2)
 
 
+@pytest.mark.long
+@pytest.mark.gate
 def test_a_checkpoint_holds_what_trains_and_goes_on_bitwise(adapted, batch, tmp_path):
     optimizer = rm.adamw(1e-2)
     trained, frozen = eqx.partition(jax.tree.map(jnp.copy, adapted), rm.trainable(adapted))
