@@ -1,6 +1,6 @@
 """Training and scoring by this checkout beside an older one, in turn: speed and peak memory as ratios.
 
-python benchmarks/before.py OLDER_CHECKOUT [--rounds 3] [--updates 4] [--texts 256] [--shared ../shared]
+python benchmarks/before.py OLDER_CHECKOUT [--cases train score] [--rounds 3] [--updates 4] [--texts 256] [--shared ../shared]
 
 Every run is a process of its own, on the reference workload of peers.py, by the scripts of its own checkout
 (`train_rm.py`, and `forward.py --side rm`). Both have the packages of this environment.
@@ -26,6 +26,7 @@ DTYPES = ("float32", "bfloat16")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("older", type=Path)
+    parser.add_argument("--cases", nargs="+", choices=("train", "score"), default=["train", "score"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--texts", type=int, default=256)
@@ -77,7 +78,8 @@ def main() -> None:
         workload = Path(folder) / "workload"
         command = [sys.executable, HERE / "workload.py", args.shared.absolute(), "hh-rlhf", workload]
         subprocess.run(command, check=True)
-        for name, measure in (("pairs/s trained", train), ("texts/s scored", score)):
+        cases = {"train": ("pairs/s trained", train), "score": ("texts/s scored", score)}
+        for name, measure in (cases[case] for case in args.cases):
             for dtype in DTYPES:
                 rounds = []
                 for seed in range(args.rounds + 1):  # the first round compiles, and does not count
