@@ -1,6 +1,6 @@
 """Training and scoring by this checkout beside an older one, in turn: speed and peak memory as ratios.
 
-python benchmarks/before.py OLDER_CHECKOUT [--cases train score] [--rounds 3] [--updates 4] [--texts 256] [--shared ../shared]
+python benchmarks/before.py OLDER_CHECKOUT [--cases train score] [--rounds 3] [--updates 4] [--texts 256]
 
 Every run is a process of its own, on the reference workload of peers.py, by the scripts of its own checkout
 (`train_rm.py`, and `forward.py --side rm`). Both have the packages of this environment.
@@ -52,7 +52,7 @@ def run(checkout: Path, script: str, options: dict[str, object]) -> tuple[dict, 
     return json.loads(line.removeprefix(MARK)), usage.ru_maxrss / 2**20
 
 
-def train(checkout: Path, workload: Path, dtype: str, args: argparse.Namespace, seed: int) -> tuple[float, float]:
+def train(checkout: Path, workload: Path, dtype: str, args: argparse.Namespace) -> tuple[float, float]:
     """Pairs a second, peak GiB."""
     with tempfile.TemporaryDirectory() as scratch:
         options = {"workload": workload, "scratch": scratch, "dtype": dtype, "updates": args.updates}
@@ -60,7 +60,7 @@ def train(checkout: Path, workload: Path, dtype: str, args: argparse.Namespace, 
     return report["pairs_per_second"], peak
 
 
-def score(checkout: Path, workload: Path, dtype: str, args: argparse.Namespace, seed: int) -> tuple[float, float]:
+def score(checkout: Path, workload: Path, dtype: str, args: argparse.Namespace) -> tuple[float, float]:
     """Texts a second, peak GiB."""
     options = {"workload": workload, "side": "rm", "dtype": dtype, "texts": args.texts}
     report, peak = run(checkout, "forward.py", options)
@@ -82,9 +82,9 @@ def main() -> None:
         for name, measure in (cases[case] for case in args.cases):
             for dtype in DTYPES:
                 rounds = []
-                for seed in range(args.rounds + 1):  # the first round compiles, and does not count
-                    sides = (args.older, HERE.parent) if seed % 2 else (HERE.parent, args.older)
-                    found = {side: measure(side, workload, dtype, args, seed) for side in sides}
+                for number in range(args.rounds + 1):  # the first round compiles, and does not count
+                    sides = (args.older, HERE.parent) if number % 2 else (HERE.parent, args.older)
+                    found = {side: measure(side, workload, dtype, args) for side in sides}
                     rounds.append((found[args.older], found[HERE.parent]))
                 del rounds[0]
                 medians = [[statistics.median(one[side][i] for one in rounds) for side in (0, 1)] for i in (0, 1)]
