@@ -268,8 +268,9 @@ def loss(model, batch, mesh=None):
 
 
 @pytest.mark.optax
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "sizes", [{"fsdp": 2, "tensor": 2}, pytest.param({"context": 4}, marks=pytest.mark.long)], ids=str
+    "sizes", [pytest.param({"fsdp": 2, "tensor": 2}, marks=pytest.mark.gate), {"context": 4}], ids=str
 )
 def test_a_mesh_of_four_changes_no_gradient(sizes):
     """A head's norm is on every device, whose heads each give a part of its gradient."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -83,18 +84,30 @@ def check_case(case: Case) -> None:
 
 def kept(case: Case) -> Kept:
     """The shapes and specs of the model and of the optimizer's state; allocates nothing."""
-    mesh = abstract_mesh(case.mesh)
-    optimizer = make_optimizer(case.optimizer, 1e-5, moments=case.moments, offload=case.offload)
-    dtype = jnp.dtype(case.parameters)
+    optimizer = case.optimizer, case.moments, case.offload
+    return _kept(case.config, tuple(case.mesh.items()), case.parameters, case.part, *optimizer)
+
+
+@lru_cache(maxsize=16)  # a plan asks a dozen times
+def _kept(
+    config: LlamaConfig,
+    sizes: tuple[tuple[str, int], ...],
+    parameters: Dtype,
+    part: Training,
+    name: OptimizerName,
+    moments: Dtype,
+    offload: bool,
+) -> Kept:
+    mesh, optimizer = abstract_mesh(dict(sizes)), make_optimizer(name, 1e-5, moments=moments, offload=offload)
 
     def init() -> tuple[RewardModel, RewardModel, Any]:
-        model = init_reward_model(case.config, key=jax.random.key(0), dtype=dtype)
-        model, frozen = split_model(model, case.part, key=jax.random.key(0))
+        model = init_reward_model(config, key=jax.random.key(0), dtype=jnp.dtype(parameters))
+        model, frozen = split_model(model, part, key=jax.random.key(0))
         return model, frozen, optimizer.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model))  # pyright: ignore
 
-    model, frozen, moments = jax.eval_shape(init)
+    model, frozen, state = jax.eval_shape(init)
     specs = partition_specs(model, mesh)
-    return Kept(model, frozen, moments, specs, partition_specs(frozen, mesh), state_specs(moments, model, specs))
+    return Kept(model, frozen, state, specs, partition_specs(frozen, mesh), state_specs(state, model, specs))
 
 
 def bytes_of(tree: Any, specs: Any, sizes: dict[str, int], itemsize: int | None = None) -> int:
