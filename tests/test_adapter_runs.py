@@ -83,16 +83,31 @@ def test_another_base_is_refused(runs, tmp_path, capfd):
     tensors = load_file(other / "model.safetensors")
     save_file({name: values * 1.01 for name, values in tensors.items()}, other / "model.safetensors")
     before = (output / "metrics.jsonl").read_bytes()
-    shutil.rmtree(runs / "base"), shutil.copytree(other, runs / "base")
-    assert train(runs / "base", runs / "pairs.jsonl", output, "--max-steps=6", "--resume=auto", *LORA) == 2
+    original = (runs / "base").rename(runs / "original")
+    other.rename(runs / "base")  # for the run remembers the path
+    code = train(runs / "base", runs / "pairs.jsonl", output, "--max-steps=6", "--resume=auto", *LORA)
+    (runs / "base").rename(other)
+    original.rename(runs / "base")
+    assert code == 2
     assert "put the weights back as they were" in capfd.readouterr().err
     assert (output / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_adapter_on_an_adapter_is_merged_alone(runs, tmp_path, capsys):
+    """An adapter directory whose base is another one would not load."""
+    flags = ["--max-steps=1", "--lora-rank=2", "--batch-size=4"]
+    paths = [f"--model={runs / 'lora/adapter'}", f"--dataset={runs / 'pairs.jsonl'}", f"--output={tmp_path / 'run'}"]
+    assert main(["train", *paths, *flags]) == 0
+    assert "no adapter: --model is an adapter itself" in capsys.readouterr().out
+    assert not (tmp_path / "run/adapter").exists()
+    rm.load_reward_model(tmp_path / "run/model")
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (["--train=head", "--lora-rank=2"], "--train head trains the head alone: leave out"),
+        (["--lora-rank=2", "--lora-alpha=0"], "--lora-alpha must be greater than 0, found 0"),
         (["--lora-alpha=4"], "--lora-alpha, --lora-targets and --rslora need --lora-rank"),
         (["--freeze-layers=99"], "--freeze-layers must be at most"),
         (["--freeze-layers=-1"], "must not be negative"),

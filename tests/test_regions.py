@@ -17,6 +17,8 @@ from rm.packing.fit_shapes import fit_row_shapes
 from rm.packing.row_shapes import RowShape
 from rm.packing.rows import pack
 
+from .test_backbones import LONGROPE
+
 CONFIG = rm.LlamaConfig(
     vocab_size=97,
     hidden_size=32,
@@ -27,13 +29,6 @@ CONFIG = rm.LlamaConfig(
     initializer_range=0.2,
 )
 DYNAMIC = dataclasses.replace(CONFIG, rope=rm.Rope(type="dynamic", factor=2.0), max_position_embeddings=12)
-LONGROPE = rm.Rope(
-    type="longrope",
-    factor=4.0,
-    original_max_position_embeddings=12,
-    short_factor=(1.0, 1.1, 1.3, 1.7),
-    long_factor=(1.0, 2.0, 3.0, 4.0),
-)
 QWEN3 = dataclasses.replace(CONFIG, model_type="qwen3", sliding_window=5, rope=LONGROPE)
 
 

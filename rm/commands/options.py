@@ -164,6 +164,7 @@ class PartOptions:
             raise ConfigError("--train head trains the head alone: leave out --freeze-layers and --lora-rank")
         if self.freeze_layers < 0 or self.lora_rank < 0:
             raise ConfigError("--freeze-layers and --lora-rank must not be negative")
+        check_positive(self, "lora_alpha")
         if self.lora_rank:
             check_lora(self.lora_rank, self.lora_targets)
         elif self.lora_alpha is not None or self.rslora or self.lora_targets != TARGETS:

@@ -141,6 +141,7 @@ class Prepared(NamedTuple):
     objective: Objective | None  # one of the caller's own
     mesh: Mesh | None
     weights: str  # a fingerprint of the files that --model names
+    base_is_adapter: bool
     frozen: Any = None  # once `model` is only the part that trains, the other
 
     def whole(self, trained: RewardModel) -> RewardModel:
@@ -158,6 +159,7 @@ class Found(NamedTuple):
 
     files: ModelFiles
     tokenizer: Tokenizer
+    weights: str  # a fingerprint of the files
 
 
 def find(args: TrainArguments, objective: Objective | None = None) -> Found:
@@ -180,7 +182,7 @@ def find(args: TrainArguments, objective: Objective | None = None) -> Found:
         raise ConfigError(
             f"--freeze-layers must be at most {most}, all layers but the last, found {args.freeze_layers}"
         )
-    return Found(files, read_tokenizer(args))
+    return Found(files, read_tokenizer(args), files.fingerprint())
 
 
 def facts(args: TrainArguments, objective: Objective | None, found: Found) -> dict[str, Any]:
@@ -196,8 +198,8 @@ def facts(args: TrainArguments, objective: Objective | None, found: Found) -> di
         "objective": _name_of(objective),
     }
     text = repr((sorted(found.tokenizer.files.items()), found.tokenizer.chat_template))
-    weights, tokenizer = found.files.fingerprint(), hashlib.sha256(text.encode()).hexdigest()
-    hashes = {"model weights (a hash)": weights, "tokenizer (a hash)": tokenizer}
+    hashes = {"model weights (a hash)": found.weights}
+    hashes |= {"tokenizer (a hash)": hashlib.sha256(text.encode()).hexdigest()}
     return arguments | packages | here | config | hashes
 
 
@@ -217,11 +219,11 @@ def prepare(args: TrainArguments, objective: Objective | None, found: Found) -> 
         check_length(args.output, steps, streaming=args.streaming)
         check_same_data(args.output, comparisons.fingerprint)
     if args.resume != "never" and not args.part().whole:
-        check_same_weights(args.output, found.files.fingerprint())
+        check_same_weights(args.output, found.weights)
     options = {"head_std": parse_head_std(args.head_std, config.hidden_size), "label_weights": args.label_weights}
     model = found.files.load(key=jax.random.key(args.seed), mesh=compute.mesh, **options)
-    weights = found.files.fingerprint()
-    return Prepared(model, tokenizer, comparisons, held_out, tables, plan, steps, objective, compute.mesh, weights)
+    base = found.weights, found.files.adapter is not None
+    return Prepared(model, tokenizer, comparisons, held_out, tables, plan, steps, objective, compute.mesh, *base)
 
 
 def check_same_run(args: TrainArguments, objective: Objective | None) -> None:
@@ -537,7 +539,7 @@ def finish(
     if evaluation:
         record["reward"] = pool_rewards(evaluation, {name: 2 * len(each) for name, each in held_out.items()})
     write_record(args.output, record)
-    export(args, model, prepared.tokenizer, record)
+    export(args, model, prepared, record)
 
 
 def load_best(args: TrainArguments, model: RewardModel, steps: int, mesh: Mesh | None) -> tuple[int, RewardModel]:
@@ -552,13 +554,15 @@ def load_best(args: TrainArguments, model: RewardModel, steps: int, mesh: Mesh |
         return best, checkpoints.restore_model(best, like, mesh=mesh)
 
 
-def export(args: TrainArguments, model: RewardModel, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
+def export(args: TrainArguments, model: RewardModel, prepared: Prepared, record: dict[str, Any]) -> None:
     """Writes the reward model, and uploads it where --push-to asks."""
-    where, adapter = args.output / "model", args.output / "adapter"
+    where, adapter, tokenizer = args.output / "model", args.output / "adapter", prepared.tokenizer
     decisive = {name: value for name, value in args.decisive().items() if name not in names_of(SourceOptions)}
     facts = provenance(record, tokenizer, hyperparameters=decisive, repository=args.push_to)
     if args.lora_rank and not is_matrix(model):
         print_once("no adapter: peft's form does not hold a head with a bias or a hidden layer", quiet=args.quiet)
+    elif args.lora_rank and prepared.base_is_adapter:
+        print_once("no adapter: --model is an adapter itself, which cannot be the base of one", quiet=args.quiet)
     elif args.lora_rank:
         base = parse_source(args.model)
         save_adapter(adapter, model, tokenizer, base=base.path, revision=base.revision)

@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,13 @@ def replace_file(path: Path, text: str | Iterable[str]) -> None:
             draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files by their names, which may lie in a folder of the directory."""
+    for name, content in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ..devices.processes import fetch, leads
 from ..errors import ConfigError
 from ..files.hub import ADAPTER
-from ..files.output import new_directory
+from ..files.output import new_directory, write_files
 from ..files.weights import write_json
 from ..model.adapters import TARGETS, frozen_layers
 from ..model.heads import is_matrix
@@ -51,9 +51,7 @@ def save_adapter(
         write_json(directory / ADAPTER, _config(model, base) | {"revision": revision})
         save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
         (directory / WEIGHTS).chmod(0o644)  # the library leaves it to its owner alone
-        for name, content in portable_files(tokenizer).items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_bytes(content)
+        write_files(directory, portable_files(tokenizer))
 
 
 def _adapters(model: RewardModel) -> dict[str, Lora]:

@@ -12,7 +12,7 @@ import numpy as np
 from ..devices.processes import fetch, leads
 from ..errors import WeightsError, warn_once
 from ..files.hub import RECORD, sha256_of
-from ..files.output import new_directory
+from ..files.output import new_directory, write_files
 from ..files.weights import write_json, write_tensors
 from ..model.adapters import frozen_layers, merged_weight
 from ..model.layers import Linear
@@ -70,9 +70,7 @@ def save_reward_model(
         stored = jnp.dtype(model.norm.dtype if dtype is None else dtype).name
         write_json(directory / "config.json", _hf_config(model) | {"dtype": stored})
         files = portable_files(tokenizer)
-        for name, content in files.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_bytes(content)
+        write_files(directory, files)
         record["sha256"] = {name: sha256_of(directory / name) for name in ("config.json", *files)}
         write_json(directory / RECORD, record)
         card = model_card(Path(path).name, record, _texts(model, tokenizer))
