@@ -68,6 +68,7 @@ def write_model(directory: Path, tiny: bool) -> None:
     import rm
     from rm.saving.examples import write_llama
 
+    directory.with_name("llama").mkdir()
     write_llama(directory.with_name("llama"), ["a text"])
     config = dataclasses.replace(reference_config(), max_position_embeddings=16384)
     if tiny:

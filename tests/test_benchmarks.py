@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 NEEDS_SHARED = ["breakdown", "precision", "compile", "serve", "peers", "before", "pack"]
 TOYS = {
     "attention": ["--quick"],
-    "breakdown": ["--tokens", "64", "--rounds", "1"],
+    "breakdown": ["--rounds", "1"],
     "before": [str(ROOT), "--rounds", "1", "--updates", "1", "--texts", "8"],
     "compile": ["--rounds", "1"],
     "fuzz": ["--minutes", "0.05"],
