@@ -48,11 +48,11 @@ def linear(x: Float[Array, "*B I"], layer: Linear, *, partial: bool = False) -> 
     With an adapter, `W + scale · B A` stands in place of `W`. With `partial`, the input features are sharded along
     `tensor`, and the devices' products are summed.
     """
-    multiply, rows = choose_backward(_multiply, _product), x.reshape(-1, x.shape[-1])
-    y = multiply(rows, layer.weight)
-    if layer.lora is not None:
-        low = multiply(multiply(rows, layer.lora.a), layer.lora.b)
-        y = (y.astype(jnp.float32) + layer.lora.scale * low.astype(jnp.float32)).astype(x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    if layer.lora is None:
+        y = choose_backward(_multiply, _product)(rows, layer.weight)
+    else:
+        y = _with_adapter(rows, layer.weight, layer.lora)
     y = checkpoint_name(sum_over(y, "tensor") if partial else y, PRODUCT)
     if layer.bias is not None:
         y = (y.astype(jnp.float32) + along_last(layer.bias, 2).astype(jnp.float32)).astype(x.dtype)
@@ -98,6 +98,54 @@ def transposed(x: Float[Array, "*B M N"]) -> Float[Array, "*B N M"]:
 
 
 _product.defvjp(_product_forward, first_only(_product_backward))
+
+
+def _with_adapter(x: Float[Array, "B I"], weight: Array, lora: Lora) -> Float[Array, "B O"]:
+    """`x (W + scale · B A)ᵀ`; in bfloat16 the sum would round the adapter away, so each has a product of its own."""
+    a, b = lora.a, lora.scale * lora.b
+    if x.dtype == jnp.float32:
+        return choose_backward(_multiply_sum, _sum_product)(x, weight, a, b)
+    multiply = choose_backward(_multiply, _product)
+    y, low = multiply(x, weight), multiply(multiply(x, a), b)
+    return (y.astype(jnp.float32) + low.astype(jnp.float32)).astype(x.dtype)
+
+
+def _gathered_sum(weight: Array, a: Array, b: Array, columns: int) -> tuple[Array, Array, Array]:
+    """`W + B A`, `A` and `B`, gathered, in float32."""
+    weight, a, b = (each.astype(jnp.float32) for each in (weight, a, b))
+    a = gather_weight(a, columns)
+    b = gather_weight(b, a.shape[0])
+    return gather_weight(weight, columns) + dot(b, a, (1, 0)), a, b
+
+
+def _multiply_sum(x: Float[Array, "B I"], weight: Array, a: Array, b: Array) -> Float[Array, "B O"]:
+    return dot(x, _gathered_sum(weight, a, b, x.shape[1])[0], (1, 1))
+
+
+_sum_product = jax.custom_vjp(_multiply_sum)
+
+
+def _sum_product_forward(x: Array, weight: Array, a: Array, b: Array):
+    return _sum_product(x, weight, a, b), (x, weight, a, b)
+
+
+def _sum_product_backward(saved: tuple[Array, Array, Array, Array], d_y: Array) -> tuple[Array, ...]:
+    x, weight, a, b = saved
+    d_y = lax.optimization_barrier(d_y)
+    total, whole_a, whole_b = _gathered_sum(weight, a, b, x.shape[1])
+    gradients = (  # that of a frozen weight is never computed
+        dot(d_y, x, (0, 0)),
+        dot(dot(d_y, whole_b, (1, 0)), x, (0, 0)),
+        dot(d_y, dot(x, whole_a, (1, 1)), (0, 0)),
+    )
+    scattered = (
+        scatter_gradient(gradient, factor.shape).astype(factor.dtype)
+        for gradient, factor in zip(gradients, (weight, a, b), strict=True)
+    )
+    return dot(d_y, total, (1, 0)), *scattered
+
+
+_sum_product.defvjp(_sum_product_forward, first_only(_sum_product_backward))
 
 
 @checked
