@@ -22,13 +22,14 @@ REGIONS = (4, 2, 2)
         ("cpu", jnp.float32, "block"),
         ("tpu", jnp.bfloat16, "splash"),
         ("tpu", jnp.float32, "xla"),
-        ("gpu", jnp.bfloat16, "xla"),
+        ("gpu", jnp.bfloat16, "cudnn"),
+        ("gpu", jnp.float32, "xla"),
     ],
 )
 def test_auto_takes_the_fastest_exact_form(platform, dtype, form):
     """A slow form would run unnoticed, or one that is not exact."""
     with compiling_for(platform):
-        assert choose_attention("auto", Inputs(REGIONS, 1, 64, dtype)) == form
+        assert choose_attention("auto", Inputs(REGIONS, 64, dtype)) == form
 
 
 @pytest.mark.parametrize(
@@ -44,18 +45,19 @@ def test_a_fallback_is_said_once_in_one_line(regions, dtype, context, reason, ca
     warn_once.cache_clear()
     with compiling_for("tpu"), caplog.at_level(logging.WARNING, logger="rm"):
         for _ in range(2):
-            assert choose_attention("auto", Inputs(regions, 1, 64, dtype, context)) == "xla"
-    assert [record.getMessage() for record in caplog.records] == [f"attention by 'xla': 'splash' {reason}"]
+            assert choose_attention("auto", Inputs(regions, 64, dtype, context)) == "xla"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"attention by 'xla', slower than 'splash', which {reason}"
+    ]
 
 
 @pytest.mark.parametrize(
     ("platform", "form", "inputs", "reason"),
     [
-        ("cpu", "splash", Inputs(REGIONS, 1, 64, jnp.bfloat16), "is for TPUs, found cpu"),
-        ("tpu", "cudnn", Inputs(REGIONS, 1, 64, jnp.bfloat16), "is for GPUs, found tpu"),
-        ("tpu", "splash", Inputs(REGIONS, 1, 64, jnp.float32), "does not take float32 with heads of 64"),
-        ("gpu", "cudnn", Inputs(REGIONS, 3, 64, jnp.bfloat16), "takes one comparison a row, found room for 3"),
-        ("gpu", "cudnn", Inputs(REGIONS, 1, 100, jnp.bfloat16), "does not take bfloat16 with heads of 100"),
+        ("cpu", "splash", Inputs(REGIONS, 64, jnp.bfloat16), "is for TPUs, found cpu"),
+        ("tpu", "cudnn", Inputs(REGIONS, 64, jnp.bfloat16), "is for GPUs, found tpu"),
+        ("tpu", "splash", Inputs(REGIONS, 64, jnp.float32), "does not take float32 with heads of 64"),
+        ("gpu", "cudnn", Inputs(REGIONS, 100, jnp.bfloat16), "does not take bfloat16 with heads of 100"),
     ],
 )
 def test_a_form_that_is_asked_for_is_not_replaced(platform, form, inputs, reason):

@@ -126,7 +126,7 @@ def test_every_comparison_is_placed_once_and_reads_back_as_it_was(data, comparis
     indices = data.draw(st.permutations(range(count)).map(lambda order: order[: data.draw(st.integers(1, count))]))
     if data.draw(st.booleans()):
         options = {"rows": data.draw(st.integers(1, 3)), "micro_batch_tokens": data.draw(st.sampled_from([64, 4096]))}
-        options["layout"] = data.draw(st.sampled_from(["regions", "whole"]))
+        options["layout"] = data.draw(st.sampled_from(["regions", "whole", "gathered"]))
         shapes = fit_row_shapes(comparisons, data.draw(st.integers(1, 16)), **options)
         assert len(shapes) <= 8
     else:
@@ -327,7 +327,7 @@ def test_without_shuffling_every_epoch_follows_the_file():
 
 
 @quick
-@given(any_comparisons, st.integers(1, 5), st.integers(1, 3), st.sampled_from(["regions", "whole"]))
+@given(any_comparisons, st.integers(1, 5), st.integers(1, 3), st.sampled_from(["regions", "whole", "gathered"]))
 def test_an_update_is_packed_alike_alone_and_among_others(comparisons, batch_size, rows, layout):
     """Else the fill that is reported, planned for a whole epoch, is not that of the batches."""
     shapes = fit_row_shapes(comparisons, batch_size, rows=rows, layout=layout)
@@ -342,7 +342,13 @@ def test_an_update_is_packed_alike_alone_and_among_others(comparisons, batch_siz
 @pytest.mark.long
 @pytest.mark.gate
 @quick
-@given(any_comparisons, st.integers(1, 16), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["regions", "whole"]))
+@given(
+    any_comparisons,
+    st.integers(1, 16),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.sampled_from(["regions", "whole", "gathered"]),
+)
 def test_parts_of_the_rows_together_are_the_whole(comparisons, batch_size, rows, seed, layout):
     """A process that makes the rows of its own devices would train on something else than the others think."""
     plan = rm.plan_batches(comparisons, batch_size, rows=rows, seed=seed, layout=layout)

@@ -131,7 +131,7 @@ def expressed_and_visible(batch: rm.PreferenceBatch) -> tuple[np.ndarray, np.nda
 
 def refusal(batch: rm.PreferenceBatch) -> str | None:
     with compiling_for("tpu"):
-        return refuses("splash", Inputs(batch.regions, batch.ends.shape[1], 64, jnp.bfloat16))
+        return refuses("splash", Inputs(batch.regions, 64, jnp.bfloat16))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ..files.output import check_writable, locked, replace_file
 from ..files.row_files import LINE, UNREADABLE, read_lines, write_lines
 from ..model.loading import load_config
 from ..text.tokenizer import Tokenizer
-from .options import ForwardOptions, HeadOptions, PrecisionOptions, check_positive, names_of
+from .options import ForwardOptions, HeadOptions, PrecisionOptions, check_positive, names_of, on_this_device
 from .read import is_checkpoint, load
 from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size
 from .run_directory import check_same_arguments, versions, write_record
@@ -81,6 +81,7 @@ class EvaluateArguments(ForwardOptions, ScoredOptions):
 
 def evaluate_command(args: EvaluateArguments) -> None:
     """Scores every row with every model, then computes statistics of what lies in scores.jsonl."""
+    args = on_this_device(args)
     known = check_free(args)
     sections = load_sections(args.sections) if args.sections else None
     for source in map(parse_source, args.model):  # a wrong name shows before an hour of scoring

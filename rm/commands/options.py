@@ -5,7 +5,7 @@ import datetime
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +15,7 @@ from ..devices.mesh import make_mesh, parse_mesh
 from ..errors import ConfigError
 from ..model.adapters import TARGETS, Part, Target, Training, check_lora
 from ..model.attention_choice import Attention
-from ..model.compute import Compute, Remat
+from ..model.compute import Compute, Remat, choose_dtype
 from ..training.optimizers import Dtype, OptimizerName
 
 
@@ -93,8 +93,9 @@ class ReadOptions(ReadingOptions, DataOptions):
 class PrecisionOptions:
     """The type of the computation."""
 
-    dtype: Dtype = "float32"
-    """Type of activations and matrix products; losses and the score head stay float32."""
+    dtype: Literal["auto"] | Dtype = "auto"
+    """Type of activations and matrix products; losses and the score head stay float32. auto is bfloat16 on TPUs and on
+    GPUs since Ampere, else float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,14 @@ class PartOptions:
             raise ConfigError("--lora-alpha, --lora-targets and --rslora need --lora-rank")
         names = names_of(PartOptions) - {"train"}
         return Training(part=self.train, **{name: getattr(self, name) for name in names})
+
+
+Options = TypeVar("Options", bound=PrecisionOptions)
+
+
+def on_this_device(args: Options) -> Options:
+    """The same arguments with the type that `--dtype auto` is on this device."""
+    return dataclasses.replace(args, dtype=choose_dtype(args.dtype).name)
 
 
 def choose_mesh(sizes: str | None) -> Mesh | None:

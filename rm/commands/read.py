@@ -24,6 +24,7 @@ from ..model.heads import abstract_head, check_one_label
 from ..model.llama import RewardModel, init_reward_model
 from ..model.loading import ModelFiles, load_config, open_reward_model
 from ..packing.batches import BatchPlan, plan_batches
+from ..planning.advice import LEAST_TOKENS
 from ..saving.checkpoints import Checkpoints
 from ..text.pad_token import match_config, match_tokenizer
 from ..text.tokenizer import Tokenizer, load_tokenizer
@@ -143,13 +144,15 @@ def _load_checkpoint(path: Path, mesh: Mesh | None) -> tuple[RewardModel, Tokeni
     return merge_lora(eqx.combine(trained, frozen)), tokenizer
 
 
-def plan_updates(comparisons: TokenizedComparisons, args: ReadOptions, *, rows: int = 1) -> BatchPlan:
+def plan_updates(
+    comparisons: TokenizedComparisons, args: ReadOptions, *, rows: int = 1, micro_batch_tokens: int = LEAST_TOKENS
+) -> BatchPlan:
     """The plan of the run's batches, in micro-batches of `rows`."""
     if args.drop_last and len(comparisons) < args.batch_size:
         found = f"{len(comparisons)} comparisons, --batch-size {args.batch_size}"
         raise ConfigError(f"--drop-last leaves no update: {found}")
-    options = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last, "rows": rows}
-    return plan_batches(comparisons, args.batch_size, **options)
+    options: dict[str, Any] = {"seed": args.seed, "shuffle": args.shuffle, "drop_last": args.drop_last, "rows": rows}
+    return plan_batches(comparisons, args.batch_size, micro_batch_tokens=micro_batch_tokens, **options)
 
 
 def describe_plan(plan: BatchPlan) -> str:

@@ -24,7 +24,7 @@ from ..files.row_files import Row, checked_rows
 from ..model.llama import RewardModel
 from ..saving.calibration import Calibration, normalize, require_calibration
 from ..text.tokenizer import Tokenizer
-from .options import ForwardOptions, HeadOptions, check_positive
+from .options import ForwardOptions, HeadOptions, check_positive, on_this_device
 from .read import load
 
 _PART = 2**18  # tokens that are scored and written together
@@ -56,6 +56,7 @@ class ScoreArguments(HeadOptions, ForwardOptions):
 
 def score(args: ScoreArguments) -> None:
     """Checks every row, then scores and writes some at a time."""
+    args = on_this_device(args)
     with partial_file(args.output, resume=args.resume == "auto") as file:
         total = check_rows(args.input)
         file.agree({"an input of hash": hash_file(args.input), "--dtype": args.dtype, "--max-length": args.max_length})

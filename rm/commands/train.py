@@ -25,6 +25,7 @@ from ..data.sources import parse_source
 from ..data.table import describe_table
 from ..devices.agreement import ballot, from_first, prepare_together
 from ..devices.mesh import row_shards
+from ..devices.platform import target
 from ..devices.processes import connect, ending_together, leads
 from ..devices.signals import stop_on_signals
 from ..errors import ConfigError, OutputError, RmError, first_line
@@ -40,6 +41,8 @@ from ..model.llama import RewardModel
 from ..model.loading import ModelFiles, load_config, open_reward_model
 from ..model.sharding import check_mesh
 from ..packing.batches import BatchPlan, prefetch
+from ..planning.advice import fit_memory
+from ..planning.estimates import Case
 from ..saving.adapter import save_adapter
 from ..saving.checkpoints import Checkpoints, abstract
 from ..saving.export import save_reward_model
@@ -54,6 +57,7 @@ from .options import (
     SourceOptions,
     flag,
     names_of,
+    on_this_device,
     parse_duration,
     parse_head_std,
 )
@@ -96,12 +100,17 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
     if args.distributed:
         limit = parse_duration("--join-timeout", args.join_timeout)
         connect(args.coordinator, args.num_processes, args.process_id, join_timeout=limit)
+    args = on_this_device(args)
     with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
         if prepare_together(partial(is_over, args, objective), lambda over: {"a finished run": over}):
             print_once(f"the run is over: the reward model is in {args.output / 'model'}", quiet=args.quiet)
             return 0
         found = prepare_together(partial(find, args, objective), partial(facts, args, objective))
-        prepared = prepare_together(partial(prepare, args, objective, found), lambda p: {"data (a hash)": p.hashes})
+        args = fit_device(args, found.files.config)
+        chosen = {"--remat": args.remat, "--micro-batch-tokens": args.micro_batch_tokens}
+        prepared = prepare_together(
+            partial(prepare, args, objective, found), lambda p: {"data (a hash)": p.hashes} | chosen
+        )
         model, _ = match_tokenizer(prepared.model, found.tokenizer)  # all processes may compute it together
         trained, frozen = split_model(model, args.part(), key=jax.random.key(args.seed))
         prepare_together(partial(hold, args, stack))
@@ -185,6 +194,21 @@ def find(args: TrainArguments, objective: Objective | None = None) -> Found:
     return Found(files, read_tokenizer(args), files.fingerprint())
 
 
+def fit_device(args: TrainArguments, config: LlamaConfig) -> TrainArguments:
+    """The same arguments with what `--remat auto` and `--micro-batch-tokens auto` are on this device."""
+    compute = args.compute()
+    mesh, dtype = compute.mesh, compute.dtype
+    sizes, shards = dict(mesh.shape) if mesh is not None else {}, row_shards(mesh)
+    same = {name: getattr(args, name) for name in ("optimizer", "moments", "parameters", "offload", "attention")}
+    case = Case(config=config, mesh=sizes, rows=shards, dtype=dtype.name, part=args.part(), **same)
+    inputs = Inputs(case.regions, config.head_dim, dtype, sizes.get("context", 1))
+    case = dataclasses.replace(case, attention=choose_attention(case.attention, inputs))
+    options: dict[str, Any] = {} if args.remat == "auto" else {"remats": [args.remat]}
+    options |= {} if args.micro_batch_tokens == "auto" else {"tokens": [args.micro_batch_tokens]}
+    remat, tokens = fit_memory(case, target().memory, **options)
+    return dataclasses.replace(args, remat=remat, micro_batch_tokens=tokens)
+
+
 def facts(args: TrainArguments, objective: Objective | None, found: Found) -> dict[str, Any]:
     """Values that must be equal in all processes."""
     own = names_of(ReadingOptions) | {"process_id", "join_timeout"}
@@ -212,7 +236,7 @@ def prepare(args: TrainArguments, objective: Objective | None, found: Found) -> 
     comparisons, held_out, tables = _read_data(args, tokenizer, config)
     if args.keep_best is not None:
         check_keep_best(args.keep_best, held_out, objective)
-    plan = plan_updates(comparisons, args, rows=row_shards(compute.mesh))
+    plan = plan_updates(comparisons, args, rows=row_shards(compute.mesh), micro_batch_tokens=args.micro_batch)
     check_attention(compute, plan, config)
     steps = total_steps(args, plan)
     if args.resume != "never":
@@ -249,7 +273,7 @@ def check_attention(compute: Compute, plan: BatchPlan, config: LlamaConfig) -> N
     context = 1 if compute.mesh is None else compute.mesh.shape["context"]
     form = config.head_dim, compute.dtype, context, config.sliding_window
     for shape in plan.shapes:
-        choose_attention(compute.attention, Inputs(shape.regions, shape.slots, *form))
+        choose_attention(compute.attention, Inputs(shape.regions, *form))
 
 
 def is_over(args: TrainArguments, objective: Objective | None) -> bool:
@@ -438,6 +462,7 @@ def opened_log(
         for name, table in prepared.tables.items():
             report.print(describe_table(f"{name} ({table['source']})", table))
         report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
+        report.print(f"computes in {args.dtype}, --remat {args.remat}, up to {args.micro_batch} tokens at once")
         if prepared.objective:
             report.print(
                 f"objective {record['objective']}: --center-rewards-coefficient has no effect, --dtype, --remat and "
@@ -506,6 +531,7 @@ def due(every: int | None, step: int) -> bool:
 def evaluate_all(model: RewardModel, prepared: Prepared, args: TrainArguments) -> dict[str, float]:
     """`eval_NAME_METRIC` for every evaluation set, including the objective's own metrics."""
     options: Any = {"batch_size": args.batch_size, "compute": args.compute(), "objective": prepared.objective}
+    options["micro_batch_tokens"] = args.micro_batch
     options["center_rewards_coefficient"] = args.center_rewards_coefficient
     found = {}
     for name, comparisons in prepared.held_out.items():

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..files.hub import is_repository
-from ..model.compute import Compute
+from ..model.compute import Compute, Remat
+from ..planning.advice import LEAST_TOKENS
 from ..training.optimizers import Schedule
 from .options import (
     HeadOptions,
@@ -117,19 +118,32 @@ class ProcessOptions:
     """The longest wait for the other processes, such as 90s or 10m."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryOptions(UpdateOptions):
+    """The memory of an update, by default what the device has."""
+
+    remat: Literal["auto"] | Remat = "auto"
+    """Recomputation in the backward pass: full needs the least memory, none the least time; auto is the least that fits
+    the device by the formula of python -m rm plan, and full where the device does not tell its memory, as CPUs."""
+    micro_batch_tokens: Literal["auto"] | int = "auto"
+    """Tokens that a device computes at once; auto is 4096, or up to 32768 where a device has memory for them."""
+
+
 # groups that may change when a run is resumed: they do not decide what it computes
-_MAY_CHANGE = names_of(ReadingOptions, UpdateOptions, RunOptions, ProcessOptions)
+_MAY_CHANGE = names_of(ReadingOptions, MemoryOptions, RunOptions, ProcessOptions)
 MAY_GROW = {"epochs", "max_steps"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions, ReadOptions):
+class TrainArguments(ProcessOptions, RunOptions, MemoryOptions, TrainingOptions, ReadOptions):
     """Train a reward model on preference pairs."""
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, "epochs", "learning_rate", "log_every", "eval_every", "save_every", "keep")
         check_positive(self, "max_skipped", "skip_spikes")
+        if self.micro_batch_tokens != "auto":
+            check_positive(self, "micro_batch_tokens")
         check_finite(self)
         check_not_negative(self, "max_grad_norm", "weight_decay", "learning_rate_end")
         self.part()
@@ -153,7 +167,13 @@ class TrainArguments(ProcessOptions, RunOptions, UpdateOptions, TrainingOptions,
 
     def compute(self) -> Compute:
         """The options of `rm.rewards`, for an objective of your own as for the usual one."""
-        return Compute(dtype=self.dtype, remat=self.remat, attention=self.attention, mesh=choose_mesh(self.mesh))
+        remat = "full" if self.remat == "auto" else self.remat
+        return Compute(dtype=self.dtype, remat=remat, attention=self.attention, mesh=choose_mesh(self.mesh))
+
+    @property
+    def micro_batch(self) -> int:
+        """The tokens that a device computes at once."""
+        return LEAST_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens
 
     def decisive(self) -> dict[str, Any]:
         """The arguments that decide what the run computes; when it is resumed, they stay or, as its length, grow."""

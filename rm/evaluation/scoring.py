@@ -158,12 +158,14 @@ def evaluate(
     compute: Compute = Compute(),
     center_rewards_coefficient: float = 0.0,
     objective: Objective | None = None,
+    micro_batch_tokens: int = 4096,
 ) -> dict[str, Any]:
     """Evaluates a model on comparisons, all of equal weight: `loss`, `preference_metrics` and `summarize`.
 
     **Arguments:** `comparisons`, pairs as `tokenize_comparisons` returns them; `subsets`, the name of each one's
     subset; `objective`, a training objective in place of the pairwise one with `compute` and
-    `center_rewards_coefficient`; `model` is then any model that it takes. Lengths exclude the shared prefix.
+    `center_rewards_coefficient`; `model` is then any model that it takes; `micro_batch_tokens`, the most that a device
+    computes at once. Lengths exclude the shared prefix.
     Comparisons of one row, or with a response in common, are those of one prompt, in intervals and tests.
 
     **Returns:** plain numbers, nested as `rm.evaluation.summary.summarize` describes; training logs those in `METRICS`;
@@ -177,7 +179,7 @@ def evaluate(
         raise ValueError(f"expected a subset for each of {len(comparisons)} comparisons, found {len(subsets)}")
     compute = _forward_only(model, compute)
     objective = objective or pairwise_objective(center_rewards_coefficient, compute)
-    losses, both, extra = _objective_values(model, comparisons, objective, batch_size, compute.mesh)
+    losses, both, extra = _objective_values(model, comparisons, objective, batch_size, compute.mesh, micro_batch_tokens)
     metrics = {"loss": losses.mean(), **preference_metrics(both[:, 0], both[:, 1]), "std_reward": both.std()}
     lengths = comparisons.lengths[:, 1:]
     (prompts,) = prompts_of([comparisons])
@@ -187,11 +189,16 @@ def evaluate(
 
 
 def _objective_values(
-    model: Any, comparisons: TokenizedComparisons, objective: Objective, batch_size: int, mesh: Mesh | None
+    model: Any,
+    comparisons: TokenizedComparisons,
+    objective: Objective,
+    batch_size: int,
+    mesh: Mesh | None,
+    micro_batch_tokens: int,
 ) -> tuple[Float[np.ndarray, "B"], Float[np.ndarray, "B K"], dict[str, Float[np.ndarray, "B"]]]:
     """The loss, the rewards and the objective's metrics of every comparison."""
     run = partial(_jit_objective, objective, mesh, model)
-    chunks = [values for _, values in _chunks(run, comparisons, batch_size, mesh)]
+    chunks = [values for _, values in _chunks(run, comparisons, batch_size, mesh, tokens=micro_batch_tokens)]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
 
 
@@ -217,10 +224,17 @@ def reward_chunks(
 
 
 def _chunks(
-    run: Callable, comparisons: TokenizedComparisons, batch_size: int, mesh: Mesh | None, *, start: int = 0
+    run: Callable,
+    comparisons: TokenizedComparisons,
+    batch_size: int,
+    mesh: Mesh | None,
+    *,
+    start: int = 0,
+    tokens: int = 4096,
 ) -> Iterator[tuple[Int64[np.ndarray, "B"], Any]]:
     """Yields the indices of `batch_size` comparisons at a time, in order, and the values that `run` computes."""
-    shapes = fit_row_shapes(comparisons, batch_size, rows=row_shards(mesh), layout=default_layout())
+    options: Any = {"rows": row_shards(mesh), "micro_batch_tokens": tokens, "layout": default_layout()}
+    shapes = fit_row_shapes(comparisons, batch_size, **options)
     for first in range(start, len(comparisons), batch_size):
         indices = np.arange(first, min(first + batch_size, len(comparisons)))
         parts = [

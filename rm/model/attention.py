@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..devices.platform import on_gpu
 from ..shapes import checked
 from .layers import precision
 
@@ -25,6 +26,8 @@ class Marks(NamedTuple):
     parts: Int[Array, "R N"]
     positions: Int[Array, "R N"]  # in the sequence: a response continues from the end of its prefix
 
+
+QUERIES_AT_ONCE = 256
 
 Marked = Sequence[Array] | Array  # segments, parts and positions of any shape
 
@@ -73,9 +76,29 @@ def shared_prefix_attention(
     for number, (start, stop) in enumerate(pairwise(starts)):
         region = slice(start, stop)
         select = partial(_with_prefix, length=q.shape[1], region=region, prefix=slice(0, regions[0] if number else 0))
-        mask = visible(Marks(*(mark[:, region] for mark in queries)), Marks(*map(select, keys)), window)
-        outputs.append(attend(q[:, region], select(k), select(v), mask))
+        marks = Marks(*(mark[:, region] for mark in queries))
+        outputs.append(_attend_region(q[:, region], select(k), select(v), marks, Marks(*map(select, keys)), window))
     return jnp.concatenate(outputs, axis=1)
+
+
+def _attend_region(q: Array, k: Array, v: Array, queries: Marks, keys: Marks, window: int | None) -> Array:
+    """Attention of the queries of a region; on GPUs of 256 at a time, so that scores take no more than these need."""
+
+    @jax.checkpoint
+    def some(chunk: tuple[Array, Marks]) -> Array:
+        q, queries = chunk
+        return attend(q, k, v, visible(queries, keys, window))
+
+    length, size = q.shape[1], QUERIES_AT_ONCE
+    if not on_gpu() or length <= size:
+        return attend(q, k, v, visible(queries, keys, window))
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -length % size), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+    out = jax.lax.map(some, jax.tree.map(cut, (q, queries)))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
 def _with_prefix(x: Array, length: int, region: slice, prefix: slice) -> Array:

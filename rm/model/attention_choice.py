@@ -4,12 +4,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from ..devices.platform import platform
+from ..devices.platform import platform, target
 from ..errors import ConfigError, warn_once
 from .derivatives import Derivatives
 
 Attention = Literal["auto", "xla", "block", "splash", "cudnn"]
-Layout = Literal["whole", "regions"]  # of rows: whole segments one after the other, or one region for each part
+# Of rows: whole segments one after the other; one region for each part; the same, where attention gathers sequences.
+Layout = Literal["whole", "regions", "gathered"]
 
 _PLATFORMS = {"block": ("cpu",), "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
 _TYPES = {"splash": (jnp.bfloat16,), "cudnn": (jnp.bfloat16, jnp.float16)}
@@ -19,7 +20,6 @@ class Inputs(NamedTuple):
     """The inputs of attention, as far as an implementation depends on them."""
 
     regions: tuple[int, ...]
-    slots: int  # comparisons that fit into a row
     head_dim: int
     dtype: Any
     context: int = 1  # devices that a row is sharded over
@@ -38,16 +38,16 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
 
     **Raises:** `ConfigError` if the implementation named by `attention` is not exact here.
 
-    >>> choose_attention("xla", Inputs((2, 1, 1), 1, 64, jnp.float32))
+    >>> choose_attention("xla", Inputs((2, 1, 1), 64, jnp.float32))
     'xla'
     """
     if attention == "auto" and inputs.derivatives == "any":
         return "xla"
     if attention == "auto":
         name = next((name for name, platforms in _PLATFORMS.items() if platform() in platforms), "xla")
-        reason = "has not yet been run on a GPU; ask for it by name" if name == "cudnn" else refuses(name, inputs)
+        reason = refuses(name, inputs)
         if reason:
-            warn_once(f"attention by 'xla': {name!r} {reason}")
+            warn_once(f"attention by 'xla', slower than {name!r}, which {reason}")
         return "xla" if reason else name  # pyright: ignore[reportReturnType]
     reason = refuses(attention, inputs)
     if reason:
@@ -56,8 +56,8 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
 
 
 def default_layout() -> Layout:
-    """The row layout for the platform's attention: whole segments for block attention, regions for kernels."""
-    return "whole" if platform() == "cpu" else "regions"
+    """The row layout for the platform's attention: whole segments for blocks, regions for kernels."""
+    return {"cpu": "whole", "tpu": "regions"}.get(platform(), "gathered")
 
 
 def refuses(name: str, inputs: Inputs) -> str | None:
@@ -65,15 +65,15 @@ def refuses(name: str, inputs: Inputs) -> str | None:
 
     `xla` and `block` are always exact. A kernel needs one region for each part of a segment, because it cannot keep two
     parts in the same region from seeing each other. It needs as many keys as queries, which rows sharded along
-    `context` do not have. It has no sliding windows, and rounds float32 products. `cudnn` also needs rows of one
-    segment.
+    `context` do not have, and rounds float32 products. `splash` has no sliding windows. `cudnn` needs an NVIDIA GPU
+    since Ampere.
 
     >>> from rm.devices.platform import compiling_for
     >>> with compiling_for("tpu"):
-    ...     [refuses("splash", Inputs(regions, 4, 128, jnp.bfloat16)) for regions in ((64, 32, 32), (64,))]
+    ...     [refuses("splash", Inputs(regions, 128, jnp.bfloat16)) for regions in ((64, 32, 32), (64,))]
     [None, 'takes rows of several regions, found (64,)']
     """
-    regions, slots, head_dim, dtype, context, window, derivatives = inputs
+    regions, head_dim, dtype, context, window, derivatives = inputs
     if name == "xla":
         return None
     if derivatives == "any":
@@ -86,10 +86,11 @@ def refuses(name: str, inputs: Inputs) -> str | None:
         return f"takes whole rows, found context={context}"
     if len(regions) < 2:
         return f"takes rows of several regions, found {regions}"
-    if inputs.shorter_window is not None:
+    if name == "splash" and inputs.shorter_window is not None:
         return f"has no sliding window, and sequences in these rows may be longer than the model's of {window}"
-    if name == "cudnn" and slots > 1:
-        return f"takes one comparison a row, found room for {slots}"
-    heads_fit = name == "splash" or (head_dim % 8 == 0 and head_dim <= 128)  # cuDNN takes 256 on some GPUs only
+    capability = target().capability or 0.0
+    if name == "cudnn" and capability < 8.0:
+        return f"needs an NVIDIA GPU of compute capability 8.0 or more, found {capability or 'another'}"
+    heads_fit = name == "splash" or (head_dim % 8 == 0 and head_dim <= (256 if capability >= 9.0 else 128))
     supported = heads_fit and dtype in _TYPES[name]
     return None if supported else f"does not take {jnp.dtype(dtype).name} with heads of {head_dim}"

@@ -31,6 +31,7 @@ class PreferenceBatch(eqx.Module):
     | `index`     | `[R, S]` int     | index in the data set of the comparison in a slot; -1 if the slot is empty  |
     | `margin`    | `[R, S]` float   | the target reward difference, 0 without margins                             |
     | `regions`   | static           | lengths of the regions, prefix first, or of the only one; they sum to N     |
+    | `longest`   | static           | the most tokens of a prefix and a response together; `None` if not known    |
     """
 
     tokens: Int[Array | ndarray, "R N"]
@@ -41,6 +42,7 @@ class PreferenceBatch(eqx.Module):
     index: Int[Array | ndarray, "R S"]
     margin: Float[Array | ndarray, "R S"]
     regions: tuple[int, ...] = eqx.field(static=True)
+    longest: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if sum(self.regions) != self.tokens.shape[-1]:

@@ -1,20 +1,12 @@
-"""Shared-prefix attention for GPUs with cuDNN's fused kernels, forward and backward.
+"""Shared-prefix attention for GPUs by JAX's fused attention, which is cuDNN's kernels, forward and backward.
 
-cuDNN masks keys causally and by the number of real tokens in each row; it has no segments. That is enough if a row
-holds one segment whose parts fill their regions from the start: every part attends to itself causally, and the
-responses attend to the whole prefix. A response's outputs over these two sets of keys are merged by their log-sum-exp:
-
-    out = Σ_c exp(L_c - L) out_c,    L = log Σ_c exp(L_c)
-
-The backward pass of one set needs only `L` and `out` over all keys, since the weights are `P = exp(S - L)` and their
-gradient is `dS = P (dP - Σ d_out · out)` (Dao 2023, "FlashAttention-2", arXiv 2307.08691, algorithm 2). So a kernel's
-own backward pass is exact if it gets the merged `L` and `out`. Differentiating through the merge would not be exact:
-JAX drops the gradient of `L_c`.
+The kernels mask causally and by the number of real tokens, and know no segments. So the prefix and each response of
+every segment are gathered into a sequence of their own, `[prefix | response]`, as if it stood alone; the prefix's
+outputs are those of its first sequence. Only attention sees these sequences: all other products take the packed rows.
 """
 
-from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +15,49 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..shapes import checked
 from .attention import Marks
-from .cudnn_kernel import CUDNN, FAR, Kernel
+from .derivatives import first_only
+
+
+class Places(NamedTuple):
+    """Where the tokens of every sequence stand in the row, found once for all layers: `W` sequences of `T` places."""
+
+    source: Int[Array, "R W T"]  # the token of the row at each place
+    lengths: Int[Array, "R W"]  # of the sequences, at least 1
+    owned: Bool[Array, "R W T"]  # the places whose outputs are read: those of real tokens, a prefix's in one sequence
+    copies: Int[
+        Array, "K R N"
+    ]  # the places of each token, as numbers in `W · T`: K of a prefix's, else K times the same
+    counted: Bool[Array, "K R N"]  # which of the copies count: none of padding
+
+
+@checked
+def find_places(marks: Marks, regions: tuple[int, ...], slots: int, longest: int | None = None) -> Places:
+    """Finds the places of sequences of at most `longest` tokens (by default of any), in rows of up to `slots` segments.
+
+    In every region the parts of segments 1, 2, … stand one after the other from its start.
+    """
+    R, N, K, T = *marks.segments.shape, len(regions) - 1, min(longest or sum(regions), regions[0] + max(regions[1:]))
+    bounds = list(pairwise(np.cumsum((0, *regions)).tolist()))
+    of_segment = marks.segments[..., None] == jnp.arange(1, slots + 1)[None, None]
+    counts = jnp.stack([of_segment[:, a:b].sum(1, dtype=jnp.int32) for a, b in bounds], axis=-1)[
+        ..., None
+    ]  # [R C parts 1]
+    first = jnp.cumsum(counts, axis=1) - counts + jnp.array([a for a, _ in bounds])[None, None, :, None]
+    prefix, own, place = counts[:, :, :1], counts[:, :, 1:], jnp.arange(T)[None, None, None]
+    inside = place < prefix
+    source = jnp.where(inside, first[:, :, :1] + place, first[:, :, 1:] + place - prefix)
+    number, part = jnp.arange(K), np.repeat(np.arange(K + 1), regions)
+    owned = (place < prefix + own) & (~inside | (number == 0)[None, None, :, None])
+    real, in_prefix = (marks.segments > 0)[None], jnp.array(part == 0)[None]
+    sequence = jnp.where(in_prefix, number[:, None], jnp.array(part - 1)[None])[:, None]  # [K 1 N]
+    sequence += (jnp.maximum(marks.segments, 1)[None] - 1) * K
+    return Places(
+        source=jnp.clip(source, 0, N - 1).reshape(R, slots * K, T),
+        lengths=jnp.maximum(prefix + own, 1).reshape(R, slots * K),
+        owned=owned.reshape(R, slots * K, T),
+        copies=jnp.where(real, sequence * T + marks.positions[None], 0),
+        counted=real & ((number == 0)[:, None] | in_prefix)[:, None],
+    )
 
 
 @checked
@@ -31,108 +65,78 @@ def cudnn_attention(
     q: Float[Array, "R N G Q E"],
     k: Float[Array, "R N G E"],
     v: Float[Array, "R N G E"],
-    queries: Marks,
-    keys: Marks,
-    regions: tuple[int, ...],
-    *,
-    kernel: Kernel | None = None,
-) -> Float[Array, "R N G Q E"]:
-    """The result of `shared_prefix_attention` for rows of several regions and one segment, with zeros at padding.
+    places: Places,
+    window: int | None = None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B T H E"]:
+    """The outputs of gathered sequences; `collect` brings them into rows, as `shared_prefix_attention` gives them.
 
-    Scores, softmax and merge are float32; a response's two outputs are rounded to the type of `q` before the merge.
-
-    **Arguments:** `keys`, the same as `queries`; `kernel`, for example `REFERENCE` instead of cuDNN.
-
-    **Raises:** `ConfigError` if this version of JAX has another interface to cuDNN.
+    **Arguments:** `implementation`, that of `jax.nn.dot_product_attention`, which runs everywhere as `"xla"`.
     """
-    return _attention(q, k, v, queries.segments > 0, regions, CUDNN if kernel is None else kernel)
+    R, N, G, Q, E = q.shape
+    lengths = places.lengths.reshape(-1)
+    return jax.nn.dot_product_attention(
+        _spread(q.reshape(R, N, G * Q, E), places),
+        _spread(k, places),
+        _spread(v, places),
+        is_causal=True,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
+    )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attention(q: Array, k: Array, v: Array, real: Array, regions: tuple[int, ...], kernel: Kernel) -> Array:
-    return _forward(q, k, v, real, regions, kernel)[0]
+@checked
+def collect(outputs: Float[Array, "B T H E"], places: Places) -> Float[Array, "R N H E"]:
+    """The outputs of sequences in rows, those of a prefix from its first sequence; zeros at padding."""
+    return _collect(outputs, places)
 
 
-def _forward(q: Array, k: Array, v: Array, real: Array, regions: tuple[int, ...], kernel: Kernel):
-    def attend(view: View) -> tuple[Array, Array]:
-        lengths = view.lengths(real)
-        out, lse = kernel.forward(q[:, view.rows], k[:, view.columns], v[:, view.columns], *lengths, view.causal)
-        sees = _sees(out, *lengths)
-        return jnp.where(_spread(sees, out), out, 0), jnp.where(sees[:, None, None], lse, -FAR)
-
-    on_themselves, on_prefix = _views(regions)
-    outs, lses = zip(*map(attend, on_themselves), strict=True)
-    out, lse = jnp.concatenate(outs, axis=1), jnp.concatenate(lses, axis=-1)
-    for view in on_prefix:
-        more, more_lse = attend(view)
-        out, lse = _merge(out, lse, _put(more, view.rows, q), _put(more_lse, view.rows, q, axis=-1, fill=-FAR))
-    out = jnp.where(_spread(real, out), out, 0).astype(q.dtype)
-    lse = jnp.where(real[:, None, None], lse, FAR)  # makes the weights of padding 0 in the backward pass
-    return out, (q, k, v, real, out, lse)
+def _take(x: Float[Array, "R N H E"], places: Int[Array, "R M"], keep: Bool[Array, "R M"] | None = None) -> Array:
+    taken = jnp.take_along_axis(x, places[..., None, None], axis=1)
+    return taken if keep is None else jnp.where(keep[..., None, None], taken, 0)
 
 
-def _backward(regions: tuple[int, ...], kernel: Kernel, saved: tuple[Array, ...], d_out: Array):
-    q, k, v, real, out, lse = saved
-
-    def gradients(view: View) -> list[Array]:
-        lengths, rows = view.lengths(real), view.rows
-        inputs = q[:, rows], k[:, view.columns], v[:, view.columns], out[:, rows], lse[..., rows], d_out[:, rows]
-        d_inputs = kernel.backward(*inputs, *lengths, view.causal)
-        queries, keys = _sees(d_inputs[0], *lengths), _sees(d_inputs[1], *lengths[::-1])
-        pairs = zip((queries, keys, keys), d_inputs, strict=True)
-        return [jnp.where(_spread(mask, d), d, 0).astype(jnp.float32) for mask, d in pairs]
-
-    on_themselves, on_prefix = _views(regions)
-    d_qkv = [jnp.concatenate(parts, axis=1) for parts in zip(*map(gradients, on_themselves), strict=True)]
-    for view in on_prefix:
-        added = zip(d_qkv, gradients(view), (view.rows, view.columns, view.columns), strict=True)
-        d_qkv = [d + _put(more, place, q) for d, more, place in added]
-    return *(d.astype(q.dtype) for d in d_qkv), None
+# Each is the other's transpose but for sums, and gathers are many times faster on GPUs than what JAX would scatter.
 
 
-_attention.defvjp(_forward, _backward)
+@jax.custom_vjp
+def _spread(x: Float[Array, "R N H E"], places: Places) -> Float[Array, "B T H E"]:
+    """The tokens of rows at the places of sequences."""
+    R, W, T = places.source.shape
+    return _take(x, places.source.reshape(R, W * T)).reshape(R * W, T, *x.shape[2:])
 
 
-class View(NamedTuple):
-    """Queries of a row and the keys that they see."""
-
-    rows: slice
-    columns: slice
-    causal: bool
-
-    def lengths(self, real: Bool[Array, "R N"]) -> tuple[Int[Array, " R"], Int[Array, " R"]]:
-        """The numbers of queries and of keys that a kernel computes in each row."""
-        keys = real[:, self.columns].sum(axis=1, dtype=jnp.int32)
-        # the responses have padding between them, which is computed and then discarded
-        return keys if self.causal else jnp.full_like(keys, self.rows.stop - self.rows.start), keys
+def _spread_forward(x: Array, places: Places) -> tuple[Array, Places]:
+    return _spread(x, places), places
 
 
-def _views(regions: tuple[int, ...]) -> tuple[list[View], list[View]]:
-    """The views of each region on itself, and the view of all responses on the prefix."""
-    starts = np.cumsum((0, *regions)).tolist()
-    parts = [slice(start, stop) for start, stop in pairwise(starts) if start < stop]
-    on_prefix = View(slice(regions[0], starts[-1]), slice(0, regions[0]), False)
-    return [View(part, part, True) for part in parts], [on_prefix] if 0 < regions[0] < starts[-1] else []
+def _spread_backward(places: Places, d_out: Array) -> tuple[Array, None]:
+    R, W, T = places.source.shape
+    d_out = d_out.reshape(R, W * T, *d_out.shape[2:])
+    parts = [_take(d_out, at, kept) for at, kept in zip(places.copies, places.counted, strict=True)]
+    return sum((part.astype(jnp.float32) for part in parts[1:]), parts[0].astype(jnp.float32)).astype(d_out.dtype), None
 
 
-def _sees(x: Array, lengths: Int[Array, " R"], others: Int[Array, " R"]) -> Bool[Array, "R M"]:
-    """The mask of the tokens of `x` that a kernel computes: the first `lengths`, in rows with tokens on both sides."""
-    return (jnp.arange(x.shape[1])[None] < lengths[:, None]) & (others > 0)[:, None]
+_spread.defvjp(_spread_forward, first_only(_spread_backward))
 
 
-def _spread(real: Bool[Array, "R M"], x: Array) -> Array:
-    return real[(..., *(None,) * (x.ndim - 2))]
+@jax.custom_vjp
+def _collect(x: Float[Array, "B T H E"], places: Places) -> Float[Array, "R N H E"]:
+    """The places of sequences back in rows, a prefix from its first sequence; zeros at padding."""
+    R, W, T = places.source.shape
+    return _take(x.reshape(R, W * T, *x.shape[2:]), places.copies[0], places.counted[0])
 
 
-def _put(x: Array, place: slice, row: Array, *, axis: int = 1, fill: float = 0.0) -> Array:
-    """Pads `x`, the tokens at `place`, to the length of a whole row."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = place.start, row.shape[1] - place.stop
-    return jnp.pad(x, widths, constant_values=fill)
+def _collect_forward(x: Array, places: Places) -> tuple[Array, Places]:
+    return _collect(x, places), places
 
 
-def _merge(out: Array, lse: Array, more: Array, more_lse: Array) -> tuple[Array, Array]:
-    """Merges the outputs over two sets of keys."""
-    total = jnp.logaddexp(lse, more_lse)
-    shares = [jnp.moveaxis(jnp.exp(part - total), -1, 1)[..., None] for part in (lse, more_lse)]
-    return out.astype(jnp.float32) * shares[0] + more.astype(jnp.float32) * shares[1], total
+def _collect_backward(places: Places, d_rows: Array) -> tuple[Array, None]:
+    R, W, T = places.source.shape
+    d_x = _take(d_rows, places.source.reshape(R, W * T), places.owned.reshape(R, W * T))
+    return d_x.reshape(R * W, T, *d_rows.shape[2:]), None
+
+
+_collect.defvjp(_collect_forward, first_only(_collect_backward))

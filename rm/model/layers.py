@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ..devices.collectives import exchange_over, gather_over, gather_weight, scatter_gradient, sum_over
-from ..devices.platform import platform
+from ..devices.platform import on_gpu, platform
 from ..shapes import checked
 from .derivatives import choose_backward, first_only
 
@@ -65,8 +65,16 @@ def dot(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "_ _"]:
     return lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
+def _rounded(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "_ _"]:
+    """The product rounded to the type of `a`, which GPUs do before they write it; they add up in float32 as well."""
+    if not on_gpu():
+        return dot(a, b, contract).astype(a.dtype)
+    dims = ((contract[:1], contract[1:]), ((), ()))
+    return lax.dot_general(a, b, dims, precision=precision(a.dtype), preferred_element_type=a.dtype)
+
+
 def _multiply(x: Float[Array, "B I"], weight: Float[Array, "_ _"]) -> Float[Array, "B O"]:
-    return dot(x, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 1)).astype(x.dtype)
+    return _rounded(x, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 1))
 
 
 _product = jax.custom_vjp(_multiply)
@@ -79,7 +87,7 @@ def _product_forward(x: Array, weight: Array):
 def _product_backward(saved: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
     x, weight = saved
     d_y = lax.optimization_barrier(d_y)  # else XLA recomputes it for each product, once in a slow layout
-    d_x = dot(d_y, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 0)).astype(x.dtype)
+    d_x = _rounded(d_y, gather_weight(weight.astype(x.dtype), x.shape[1]), (1, 0))
     return d_x, scatter_gradient(_over_rows(d_y, x), weight.shape).astype(weight.dtype)
 
 
@@ -192,9 +200,9 @@ def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> 
 
 
 @checked
-def swiglu(x: Float[Array, "*B D"], gate: Linear, up: Linear, down: Linear) -> Float[Array, "*B D"]:
-    """`(silu(x G) ⊙ x U) D` (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
-    return linear(choose_backward(_gate, _gated)(linear(x, gate), linear(x, up)), down, partial=True)
+def gated_linear(gate: Float[Array, "*B F"], up: Float[Array, "*B F"], down: Linear) -> Float[Array, "*B D"]:
+    """`(silu(x G) ⊙ x U) D`, from the two products (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    return linear(choose_backward(_gate, _gated)(gate, up), down, partial=True)
 
 
 def _gate(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:

@@ -1,6 +1,7 @@
 """The reward model: parameters, initialisation and the forward pass over a `PreferenceBatch`, as pure functions."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..devices.collectives import gather_over, shards, take_tokens
 from ..devices.mesh import ROWS, check_rows
-from ..devices.platform import platform
+from ..devices.platform import on_gpu, platform
 from ..shapes import checked
 from .attention import Marks, attend, shared_prefix_attention, visible
 from .attention_choice import Attention, Inputs, choose_attention
@@ -22,10 +23,10 @@ from .batch import PreferenceBatch
 from .block_attention import Blocks, block_attention, find_blocks
 from .compute import Compute, Remat
 from .config import LlamaConfig
-from .cudnn_attention import cudnn_attention
+from .cudnn_attention import Places, collect, cudnn_attention, find_places
 from .derivatives import providing
 from .heads import apply_head, check_one_label
-from .layers import PRODUCT, Linear, embed, linear, rms_norm, swiglu
+from .layers import PRODUCT, Linear, embed, gated_linear, linear, rms_norm
 from .rotary import rotary_table, rotate
 from .sharding import check_mesh, context_order, partition_specs
 from .splash_attention import splash_attention
@@ -142,6 +143,7 @@ class Row(NamedTuple):
     keys: Marks  # of the whole row; on a mesh with `context`, a device has only some of its queries
     ends: Int[Array, "R M"]
     blocks: Blocks | None  # for block attention only
+    places: Places | None  # for attention by cuDNN only
 
 
 @checked
@@ -194,7 +196,7 @@ def hidden_states(model: RewardModel, batch: PreferenceBatch, compute: Compute =
 
 def _hidden_states(model: RewardModel, batch: PreferenceBatch, compute: Compute) -> Float[Array, "R M D"]:
     R, S, K = batch.ends.shape
-    forward = partial(_forward, slots=S, compute=compute)
+    forward = partial(_forward, slots=S, longest=batch.longest, compute=compute)
     tokens, segments, parts, positions = map(jnp.asarray, (batch.tokens, batch.segments, batch.parts, batch.positions))
     by_length = model.config.fixed_rope_length < math.inf
     lengths = _sequence_lengths(segments, parts, positions) if by_length else positions
@@ -222,7 +224,14 @@ def _on_mesh(forward, mesh: Mesh, model: RewardModel, per_token: tuple, ends: Ar
 
 
 def _forward(
-    model: RewardModel, per_token: tuple, ends: Array, regions: tuple[int, ...], *, slots: int, compute: Compute
+    model: RewardModel,
+    per_token: tuple,
+    ends: Array,
+    regions: tuple[int, ...],
+    *,
+    slots: int,
+    longest: int | None,
+    compute: Compute,
 ) -> Float[Array, "R M D"]:
     """The last hidden state at `ends` after the final norm, from a device's shards of the model and the tokens."""
     config, (tokens, segments, parts, positions, lengths) = model.config, per_token
@@ -230,12 +239,15 @@ def _forward(
     keys = Marks(*(gather_over(mark, "context", dim=1) for mark in queries))
     table = rotary_table(config, positions, lengths)
     form = shards("context"), config.sliding_window, compute.derivatives
-    inputs = Inputs(regions, slots, config.head_dim, compute.dtype, *form)
+    inputs = Inputs(regions, config.head_dim, compute.dtype, *form)
     attention, window = choose_attention(compute.attention, inputs), inputs.shorter_window
-    row = Row(table, queries, keys, ends, find_blocks(queries, keys, window) if attention == "block" else None)
-    block = partial(apply_block, config=config, regions=regions, attention=attention, window=window)
+    blocks = find_blocks(queries, keys, window) if attention == "block" else None
+    places = find_places(queries, regions, slots, longest) if attention == "cudnn" else None
+    row = Row(table, queries, keys, ends, blocks, places)
+    cheap = _recomputed if on_gpu() and compute.remat == "none" else _kept
+    block = partial(apply_block, config=config, regions=regions, attention=attention, window=window, cheap=cheap)
     block = _remat(block, compute.remat)
-    last_block = _remat(partial(apply_last_block, config=config, window=window), compute.remat)
+    last_block = _remat(partial(apply_last_block, config=config, window=window, cheap=cheap), compute.remat)
 
     x = embed(model.embed_tokens, tokens, compute.dtype)
     # Unrolling spares XLA on CPUs the copies in and out of the stacks, but it would undo the rematerialisation and
@@ -245,6 +257,14 @@ def _forward(
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer, row), None), x, blocks, unroll=unroll)
     x = last_block(x, model.last_block, row)
     return rms_norm(x.astype(jnp.float32), model.norm, config.rms_norm_eps)
+
+
+def _kept(function: Callable) -> Callable:
+    return function
+
+
+# of norms, gates and gathers before a product, which itself is not computed again: GPUs write less of what they save
+_recomputed = partial(jax.checkpoint, prevent_cse=False)
 
 
 def _remat(function, remat: Remat):
@@ -261,47 +281,69 @@ def apply_block(
     regions: tuple[int, ...],
     attention: Attention,
     window: int | None = None,
+    cheap: Callable = _kept,
 ) -> Float[Array, "R N D"]:
-    """Applies one transformer block to every token."""
-    h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
-    q = _queries(h, layer, row.table, config)
-    k, v = _keys_values(h, layer, row.table, config)
+    """Applies one transformer block to every token; the backward pass computes again what is in `cheap`."""
+
+    @cheap
+    def projected(x: Array) -> list[Array]:
+        h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
+        return [linear(h, each) for each in (layer.q_proj, layer.k_proj, layer.v_proj)]
+
+    q, k, v = projected(x)
+    q = _as_queries(q, layer, row.table, config)
+    k, v = _as_keys_values(k, v, layer, row.table, config)
     if row.blocks is not None:
         out = block_attention(q, k, v, row.blocks)
+    elif row.places is not None:
+        gathered = cudnn_attention(q, k, v, row.places, window)
+        return _finish_block(x, gathered, layer, config, cheap, partial(collect, places=row.places))
+    elif attention == "splash":
+        out = splash_attention(q, k, v, row.queries, row.keys, regions)
     else:
-        kernels = {"splash": splash_attention, "cudnn": cudnn_attention}
-        implementation = kernels.get(attention, partial(shared_prefix_attention, window=window))
-        out = implementation(q, k, v, row.queries, row.keys, regions)
-    return _finish_block(x, out, layer, config)
+        out = shared_prefix_attention(q, k, v, row.queries, row.keys, regions, window)
+    return _finish_block(x, out, layer, config, cheap)
 
 
 @checked
 @jax.named_scope("last_block")
 def apply_last_block(
-    x: Float[Array, "R N D"], layer: Block, row: Row, config: LlamaConfig, window: int | None = None
+    x: Float[Array, "R N D"],
+    layer: Block,
+    row: Row,
+    config: LlamaConfig,
+    window: int | None = None,
+    cheap: Callable = _kept,
 ) -> Float[Array, "R M D"]:
     """Applies the last block: keys and values for every token, the rest at the reward positions only (exact)."""
-    h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
-    k, v = _keys_values(h, layer, row.table, config)
 
     def at_ends(x: Array) -> Array:
         return take_tokens(x, row.ends)
 
+    @cheap
+    def projected(x: Array) -> list[Array]:
+        h = rms_norm(x, layer.input_layernorm, config.rms_norm_eps)
+        return [linear(at_ends(h), layer.q_proj), linear(h, layer.k_proj), linear(h, layer.v_proj)]
+
+    q, k, v = projected(x)
     cos, sin = row.table
-    q = _queries(at_ends(h), layer, (at_ends(cos), at_ends(sin)), config)
+    q = _as_queries(q, layer, (at_ends(cos), at_ends(sin)), config)
+    k, v = _as_keys_values(k, v, layer, row.table, config)
     out = attend(q, k, v, visible(Marks(*map(at_ends, row.queries)), row.keys, window))
-    return _finish_block(at_ends(x), out, layer, config)
+    return _finish_block(at_ends(x), out, layer, config, cheap)
 
 
-def _queries(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> Float[Array, "R M G Q E"]:
+def _as_queries(q: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> Float[Array, "R M G Q E"]:
     groups, heads = config.num_key_value_heads, config.num_attention_heads
-    q = linear(h, layer.q_proj).reshape(*h.shape[:2], groups // shards("tensor"), heads // groups, config.head_dim)
+    q = q.reshape(*q.shape[:2], groups // shards("tensor"), heads // groups, config.head_dim)
     return rotate(_norm_heads(q, layer.q_norm, config), table)
 
 
-def _keys_values(h: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig) -> tuple[Array, Array]:
-    heads = (*h.shape[:2], config.num_key_value_heads // shards("tensor"), config.head_dim)
-    k, v = linear(h, layer.k_proj).reshape(heads), linear(h, layer.v_proj).reshape(heads)
+def _as_keys_values(
+    k: Array, v: Array, layer: Block, table: tuple[Array, Array], config: LlamaConfig
+) -> tuple[Array, Array]:
+    heads = (*k.shape[:2], config.num_key_value_heads // shards("tensor"), config.head_dim)
+    k, v = k.reshape(heads), v.reshape(heads)
     k = rotate(_norm_heads(k, layer.k_norm, config), table)
     return gather_over(k, "context", dim=1), gather_over(v, "context", dim=1)
 
@@ -310,10 +352,22 @@ def _norm_heads(x: Array, weight: Array | None, config: LlamaConfig) -> Array:
     return x if weight is None else rms_norm(x, weight, config.rms_norm_eps)
 
 
-def _finish_block(x: Array, attention: Array, layer: Block, config: LlamaConfig) -> Array:
-    x = x + linear(attention.reshape(*x.shape[:2], -1), layer.o_proj, partial=True)
-    h = rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps)
-    return x + swiglu(h, layer.gate_proj, layer.up_proj, layer.down_proj)
+def _finish_block(
+    x: Array, attention: Array, layer: Block, config: LlamaConfig, cheap: Callable, in_rows: Callable = _kept
+) -> Array:
+    """The rest of a block; `in_rows` brings the outputs of attention into rows."""
+
+    @cheap
+    def attended(attention: Array) -> Array:
+        return linear(in_rows(attention).reshape(*x.shape[:2], -1), layer.o_proj, partial=True)
+
+    @cheap
+    def gates(x: Array) -> tuple[Array, Array]:
+        h = rms_norm(x, layer.post_attention_layernorm, config.rms_norm_eps)
+        return linear(h, layer.gate_proj), linear(h, layer.up_proj)
+
+    x = x + attended(attention)
+    return x + cheap(partial(gated_linear, down=layer.down_proj))(*gates(x))
 
 
 def _sequence_lengths(

@@ -106,8 +106,8 @@ def plan_batches(
     **Arguments:** `batch_size`, comparisons per update; `shuffle`, anew in every epoch; `drop_last`, whether to skip an
     incomplete last update of an epoch; `rows` per micro-batch, `row_shards(mesh)` or a multiple of it;
     `micro_batch_tokens`, the longest row, unless a comparison is longer; `layout` of the rows: `"regions"` for a prefix
-    region and one region per response, which accelerators need, `"whole"` for a single region, which wastes less,
-    `"auto"` for the one that suits the platform.
+    region and one region per response, which TPUs need, `"gathered"` for the same with a known longest sequence, which
+    GPUs need, `"whole"` for a single region, which wastes least, `"auto"` for the one that suits the platform.
 
     **Raises:** `ValueError` if a number is less than 1, or if there is no update.
     """

@@ -53,11 +53,12 @@ def _fit(
     else:
         mean = float(lengths[:, 0].mean()), float(lengths[:, 1:].mean())
         longest = _multiples(lengths[:, 0].max()), _multiples(lengths[:, 1:].max())
+    sequence = (lengths[:, 0] + lengths[:, 1:].max(1)).max() if layout == "gathered" else None
     limit = max(micro_batch_tokens // _MULTIPLE, _length(longest, K))
     indices = _sample(len(lengths), min(batch_size, _LARGEST_SAMPLE))
 
     def shapes_of(sizes: Sizes) -> tuple[RowShape, ...]:
-        return tuple(_row_shape(size, rows, K, batch_size, comparison) for size in sizes)
+        return tuple(_row_shape(size, rows, K, batch_size, comparison, sequence) for size in sizes)
 
     def cost_of(sizes: Sizes) -> float:
         tokens, shapes = [_length(size, K) for size in sizes], shapes_of(sizes)
@@ -88,10 +89,17 @@ def _length(size: tuple[int, ...], K: int) -> int:
     return size[0] + K * sum(size[1:])
 
 
-def _row_shape(size: tuple[int, ...], rows: int, K: int, batch_size: int, comparison: float) -> RowShape:
+def _row_shape(
+    size: tuple[int, ...], rows: int, K: int, batch_size: int, comparison: float, sequence: int | None
+) -> RowShape:
     prefix, *response = (length * _MULTIPLE for length in size)
-    slots = min(batch_size, int(2 * _length(size, K) * _MULTIPLE / comparison) + 2)  # rarely used up
-    return RowShape(rows=rows, slots=slots, regions=(prefix, *response * K))
+    mean = _length(size, K) * _MULTIPLE / comparison  # comparisons of average length
+    if sequence is None:
+        slots = min(batch_size, int(2 * mean) + 2)  # rarely used up
+        return RowShape(rows=rows, slots=slots, regions=(prefix, *response * K))
+    longest = min(_multiples(sequence) * _MULTIPLE, prefix + response[0])
+    slots = min(batch_size, int(1.25 * mean) + 1)  # each costs the gathering of its sequences
+    return RowShape(rows=rows, slots=slots, regions=(prefix, *response * K), longest=longest)
 
 
 def _start(mean: tuple[float, ...], K: int, per_row: float, longest: tuple[int, ...], limit: int) -> Sizes:

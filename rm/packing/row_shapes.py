@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 _MICRO_BATCH_SURCHARGE = 128  # the cost of starting a micro-batch, in tokens
+_GATHERED_FOR_ONE = 16  # places that are gathered for attention cost as much as one token in all other products
 _MOST_FREELY_CHOSEN = 4  # micro-batches in a combination; the sizes that four can add up to are close together
 
 
@@ -15,12 +16,14 @@ _MOST_FREELY_CHOSEN = 4  # micro-batches in a combination; the sizes that four c
 class RowShape:
     """The static shape of a micro-batch: `rows` rows of `regions` (prefix first), each for up to `slots` comparisons.
 
-    A single region holds prefixes and responses alike.
+    A single region holds prefixes and responses alike. `longest` is the most tokens of a prefix and a response
+    together, where attention gathers each such sequence.
     """
 
     rows: int
     slots: int
     regions: tuple[int, ...]
+    longest: int | None = None
 
     @property
     def whole(self) -> bool:
@@ -31,6 +34,11 @@ class RowShape:
     def positions(self) -> int:
         """The number of tokens that a micro-batch computes, padding included."""
         return self.rows * sum(self.regions)
+
+    @property
+    def gathered(self) -> int:
+        """The number of places that attention gathers."""
+        return 0 if self.longest is None else self.rows * self.slots * (len(self.regions) - 1) * self.longest
 
     @property
     def room(self) -> Int32[np.ndarray, "needs"]:
@@ -76,5 +84,5 @@ def totals(shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "shapes 3"]:
 
 
 def costs(shapes: tuple[RowShape, ...]) -> Int64[np.ndarray, "shapes"]:
-    """The cost of a micro-batch of each shape: its positions plus a surcharge for starting it."""
-    return np.array([shape.positions + _MICRO_BATCH_SURCHARGE for shape in shapes], np.int64)
+    """The cost of a micro-batch of each shape: its positions, a share of those gathered, and a surcharge."""
+    return np.array([s.positions + s.gathered // _GATHERED_FOR_ONE + _MICRO_BATCH_SURCHARGE for s in shapes], np.int64)

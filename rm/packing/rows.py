@@ -80,7 +80,7 @@ def fill_rows(
             index[r, slots], margin[r, slots] = indices[members], comparisons.margin[indices[members]]
             ends[r, slots] = _ends(comparisons, indices[members], group, starts)
             slot, segment = slots.stop, segment + group.segments
-    return PreferenceBatch(tokens, segments, parts, positions, ends, index, margin, shape.regions)
+    return PreferenceBatch(tokens, segments, parts, positions, ends, index, margin, shape.regions, shape.longest)
 
 
 class Starts(NamedTuple):

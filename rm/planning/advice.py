@@ -2,12 +2,37 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from ..devices.platform import platform
 from ..errors import ConfigError
+from ..model.compute import Remat
 from .chips import Topology
 from .estimates import Case, check_case
 from .memory import Cost, activation_bytes, estimate, optimizer_temporary
+
+LEAST_TOKENS, MOST_TOKENS = 4096, 32768  # of a micro-batch: enough to fill a device, and more than it gains from
+_SHARE = 0.9  # of the memory that an update may take by formula
+
+
+def fit_memory(
+    case: Case, memory: int | None, *, remats: Sequence[Remat] = ("none", "dots", "full"), tokens: Sequence[int] = ()
+) -> tuple[Remat, int]:
+    """The least recomputation, and with it the most tokens of a device's micro-batch, that fit into its memory.
+
+    Several micro-batches take a second copy of the gradients, which is counted. What fits least is taken where nothing
+    fits, and where `memory` is not known, as on CPUs.
+
+    **Arguments:** `case`, an update of one row for each device; `remats` and `tokens`, to choose from, the best first.
+    """
+    tokens = tokens or [MOST_TOKENS >> halved for halved in range(4)]
+    for remat in remats if memory else ():
+        for count in tokens:
+            rows = case.rows * max(1, count // case.max_length)
+            cost = estimate(dataclasses.replace(case, remat=remat, rows=rows))
+            if cost.peak + cost.gradients <= _SHARE * memory:
+                return remat, count
+    return remats[-1], tokens[-1]
 
 
 def largest_batch(case: Case, cost: Cost, memory: float) -> int:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..devices.platform import platform
+from ..devices.platform import on_gpu, platform
+from ..model.attention import QUERIES_AT_ONCE
 from .estimates import Case, abstract_mesh, bytes_of, kept
 
 
@@ -109,7 +110,10 @@ def _on_accelerators(case: Case, one: _Sizes) -> tuple[int, int]:
     """The bytes of a token that every layer saves, and those of one block's work, on TPUs and GPUs."""
     products = (2 * one.hidden + 2 * one.heads + 2 * one.ffn) * one.itemsize
     work = products + (4 * one.hidden + 2 * one.ffn) * one.itemsize + _scores(case)
-    return one.hidden * one.itemsize + {"full": 0, "dots": products, "none": work}[case.remat], work
+    everything = work
+    if on_gpu():  # two places in the residual stream, the gates, and what attention takes and gives, gathered
+        everything = (one.hidden + 2 * one.ffn + 5 * (one.heads + one.keys) // 2) * one.itemsize + _scores(case)
+    return one.hidden * one.itemsize + {"full": 0, "dots": products, "none": everything}[case.remat], work
 
 
 def _on_cpu(case: Case, one: _Sizes) -> tuple[int, int]:
@@ -135,8 +139,9 @@ def _on_cpu(case: Case, one: _Sizes) -> tuple[int, int]:
 
 
 def _scores(case: Case) -> int:
-    """The bytes of a token's scores in the plain form of attention: three float32 arrays of a region at a time."""
+    """The bytes of a token's scores in the plain form of attention: three float32 arrays of some queries at a time."""
     if case.attention != "xla":
         return 0
     heads, longest = case.config.num_attention_heads // case.mesh.get("tensor", 1), max(case.regions)
-    return 3 * 4 * heads * longest * (case.regions[0] + longest) // case.max_length
+    queries = min(longest, QUERIES_AT_ONCE) if on_gpu() else longest
+    return 3 * 4 * heads * queries * (case.regions[0] + longest) // case.max_length

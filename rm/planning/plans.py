@@ -99,7 +99,7 @@ def plan(
     check_case(case)
     with compiling_for(where.chip.platform):  # attention and memory depend on the platform
         form = jnp.dtype(case.dtype), sizes.get("context", 1), case.config.sliding_window
-        inputs = Inputs(case.regions, 1, case.config.head_dim, *form)
+        inputs = Inputs(case.regions, case.config.head_dim, *form)
         case = dataclasses.replace(case, attention=choose_attention(case.attention, inputs))
         folder = compilers or default_compilers()
         cost, compiled, note = estimate(case), None, missing_compiler(where, folder) or ""

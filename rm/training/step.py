@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from ..devices.mesh import mesh_of, shardings
+from ..devices.platform import on_gpu
 from ..model.batch import PreferenceBatch
 from ..model.sharding import state_specs
 from ..shapes import checked
@@ -242,7 +243,8 @@ def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
 def jit_update(objective: Objective, optimizer: Optimizer) -> Callable:
     """A compiled `update` for batches that vary in number and shape: `step(state, batches, skip_above)`.
 
-    It composes jitted parts, so it compiles once per batch shape rather than once per combination of shapes. It
+    It composes jitted parts, so it compiles once per batch shape rather than once per combination of shapes; on GPUs an
+    update of one batch is a single program, which keeps no sum of gradients. It
     donates the state it is given: use the returned state, whose arrays have the same shardings. If the objective is a
     tree (an `eqx.Module`, `jax.tree_util.Partial(loss, base)`), its arrays are passed as arguments, not constants.
     """
@@ -255,25 +257,29 @@ def jit_update(objective: Objective, optimizer: Optimizer) -> Callable:
     first = partial(start, arrays)
     add = jax.jit(add_sums, donate_argnums=0)
 
+    def finish(state: TrainState, sums: Sums, skip_above: Array) -> tuple[TrainState, dict[str, Array]]:
+        return apply_gradients(state, sums, optimizer, skip_above)
+
+    def whole(state: TrainState, arrays: Any, batch: PreferenceBatch, skip_above: Array) -> tuple:
+        return finish(state, accumulate(None, state.model, batch, eqx.combine(arrays, rest)), skip_above)
+
     @cache
-    def finish(placement: tuple, structure: Any) -> Callable:
+    def compiled(function: Callable, placement: tuple, structure: Any) -> Callable:
         where = (structure.unflatten(placement), None) if placement else None
-
-        def apply(state: TrainState, sums: Sums, skip_above: Array) -> tuple[TrainState, dict[str, Array]]:
-            return apply_gradients(state, sums, optimizer, skip_above)
-
-        return jax.jit(apply, donate_argnums=0, out_shardings=where)
+        return jax.jit(function, donate_argnums=0, out_shardings=where)
 
     def step(
         state: TrainState, batches: Sequence[PreferenceBatch], skip_above: float = math.inf
     ) -> tuple[TrainState, dict[str, Array]]:
         _check_batches(batches)
-        sums = first(state.model, batches[0])
-        for batch in batches[1:]:
-            sums = add(sums, first(state.model, batch))
         leaves, structure = jax.tree.flatten(state)
         away = mesh_of(state) is not None or any(leaf.sharding.memory_kind == HOST for leaf in leaves)
         placement = tuple(leaf.sharding for leaf in leaves) if away else ()
-        return finish(placement, structure)(state, sums, np.float32(skip_above))
+        if len(batches) == 1 and on_gpu():
+            return compiled(whole, placement, structure)(state, arrays, batches[0], np.float32(skip_above))
+        sums = first(state.model, batches[0])
+        for batch in batches[1:]:
+            sums = add(sums, first(state.model, batch))
+        return compiled(finish, placement, structure)(state, sums, np.float32(skip_above))
 
     return step
