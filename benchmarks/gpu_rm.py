@@ -61,7 +61,7 @@ def time_updates(case: Case) -> dict[str, Any]:
     optimizer = make_optimizer("adamw", 1e-5, moments=moments)
     state = rm.init_state(random_model(case), optimizer)
     advance, batches = rm.jit_update(objective, optimizer), plan.batch_at(0)
-    seconds = []
+    seconds, metrics = [], {}
     for _ in range(WARM_UP + TIMED):
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(advance(state, batches))

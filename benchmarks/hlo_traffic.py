@@ -7,6 +7,7 @@ and id), analysed, and counted for its other turns.
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 _LOOP = re.compile(r'while\(.*?body=%?([\w.\-]+).*?"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -14,7 +15,7 @@ _LOOP = re.compile(r'while\(.*?body=%?([\w.\-]+).*?"known_trip_count":\{"n":"(\d
 def bytes_accessed(compiled) -> float:
     """The bytes of a program of which every loop says how often it turns."""
     import jax
-    from jaxlib import _hlo, _jax
+    from jaxlib import _hlo, _jax  # pyright: ignore[reportAttributeAccessIssue]
 
     (module,) = compiled.runtime_executable().hlo_modules()
     client, proto = jax.devices("cpu")[0].client, module.as_serialized_hlo_module_proto()
@@ -26,7 +27,7 @@ def bytes_accessed(compiled) -> float:
 
 
 def _with_entry(module: bytes, name: str) -> bytes:
-    computations = [value for number, value in _fields(module) if number == 3]
+    computations: list[Any] = [value for number, value in _fields(module) if number == 3]
     entry = next(found for found in map(dict, map(_fields, computations)) if found[1] == name.encode())
     kept = [(1, b"body"), (2, entry[1]), *((3, each) for each in computations), (4, entry[4]), (6, entry[5])]
     return b"".join(_field(number, value) for number, value in kept)

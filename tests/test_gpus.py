@@ -57,8 +57,8 @@ def test_a_gpu_takes_the_fused_form_in_bfloat16_where_it_has_both(name):
 @pytest.mark.parametrize(
     ("name", "model", "remat", "tokens"),
     [
-        ("NVIDIA H100 80GB HBM3", "llama-1b", "none", 16384),
-        ("NVIDIA A100-SXM4-40GB", "llama-1b", "none", 4096),
+        ("NVIDIA H100 80GB HBM3", "llama-1b", "none", 32768),
+        ("NVIDIA A100-SXM4-40GB", "llama-1b", "none", 8192),
         ("NVIDIA H200", "llama-1b", "none", 32768),
         ("NVIDIA GeForce RTX 4090", "llama-8b", "full", 4096),  # nothing fits: the least
     ],

@@ -15,7 +15,7 @@ from ..devices.mesh import make_mesh, parse_mesh
 from ..errors import ConfigError
 from ..model.adapters import TARGETS, Part, Target, Training, check_lora
 from ..model.attention_choice import Attention
-from ..model.compute import Compute, Remat, choose_dtype
+from ..model.compute import Compute, choose_dtype
 from ..training.optimizers import Dtype, OptimizerName
 
 
@@ -93,7 +93,7 @@ class ReadOptions(ReadingOptions, DataOptions):
 class PrecisionOptions:
     """The type of the computation."""
 
-    dtype: Literal["auto"] | Dtype = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations and matrix products; losses and the score head stay float32. auto is bfloat16 on TPUs and on
     GPUs since Ampere, else float32."""
 
@@ -119,10 +119,8 @@ class ForwardOptions(DeviceOptions, PrecisionOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdateOptions(DeviceOptions):
-    """The memory of an update: recomputation, and the place of the optimizer's state."""
+    """The devices of an update, and the place of the optimizer's state."""
 
-    remat: Remat = "full"
-    """Recomputation in the backward pass: full needs the least memory, none the least time."""
     offload: bool = False
     """Keep the optimizer's state in the host's memory; every update moves it through the device."""
 

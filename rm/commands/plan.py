@@ -7,6 +7,7 @@ from typing import Any
 
 from ..devices.mesh import parse_mesh
 from ..files.output import check_file
+from ..model.compute import Remat
 from ..planning.plans import Plan, plan
 from ..training.optimizers import Dtype
 from .options import PartOptions, StateOptions, UpdateOptions, names_of
@@ -29,6 +30,8 @@ class PlanArguments(PartOptions, UpdateOptions, StateOptions):
     """Tokens of a row."""
     dtype: Dtype = "bfloat16"
     """Type of activations and matrix products."""
+    remat: Remat = "full"
+    """Recomputation in the backward pass: full needs the least memory, none the least time."""
     compilers: Path | None = None
     """Folder of compilers; by default RM_COMPILERS, else rm/compilers in the user's cache folder."""
     json: Path | None = None

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..files.hub import is_repository
-from ..model.compute import Compute, Remat
+from ..model.compute import Compute
 from ..planning.advice import LEAST_TOKENS
 from ..training.optimizers import Schedule
 from .options import (
@@ -120,9 +120,9 @@ class ProcessOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryOptions(UpdateOptions):
-    """The memory of an update, by default what the device has."""
+    """The memory of an update: by default, what the device has."""
 
-    remat: Literal["auto"] | Remat = "auto"
+    remat: Literal["auto", "none", "dots", "full"] = "auto"
     """Recomputation in the backward pass: full needs the least memory, none the least time; auto is the least that fits
     the device by the formula of python -m rm plan, and full where the device does not tell its memory, as CPUs."""
     micro_batch_tokens: Literal["auto"] | int = "auto"

@@ -57,7 +57,7 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
 
 def default_layout() -> Layout:
     """The row layout for the platform's attention: whole segments for blocks, regions for kernels."""
-    return {"cpu": "whole", "tpu": "regions"}.get(platform(), "gathered")
+    return "whole" if platform() == "cpu" else "regions" if platform() == "tpu" else "gathered"
 
 
 def refuses(name: str, inputs: Inputs) -> str | None:

@@ -26,11 +26,11 @@ def fit_memory(
     **Arguments:** `case`, an update of one row for each device; `remats` and `tokens`, to choose from, the best first.
     """
     tokens = tokens or [MOST_TOKENS >> halved for halved in range(4)]
-    for remat in remats if memory else ():
+    for remat in remats:
         for count in tokens:
             rows = case.rows * max(1, count // case.max_length)
             cost = estimate(dataclasses.replace(case, remat=remat, rows=rows))
-            if cost.peak + cost.gradients <= _SHARE * memory:
+            if memory and cost.peak + cost.gradients <= _SHARE * memory:
                 return remat, count
     return remats[-1], tokens[-1]
 
