@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import tyro
@@ -19,7 +20,10 @@ from .commands.serve import ServeArguments, serve
 from .commands.train import TrainArguments, train
 from .devices.program_cache import keep_compiled
 from .errors import RmError
+from .version import __version__
 
+_ABOUT = """Train and use reward models. --version says which rm this is; --debug, with any command, shows the traceback
+of an error."""
 _RUN = {
     TrainArguments: train,
     DataArguments: data,
@@ -46,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     `--debug`, anywhere among the arguments, shows the traceback of any error.
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in given:
+        print(f"rm {__version__}, jax {version('jax')}, equinox {version('equinox')}, Python {sys.version.split()[0]}")
+        return 0
     debug = "--debug" in given
     try:
         args = _parse([argument for argument in given if argument != "--debug"])
@@ -69,7 +76,8 @@ def _parse(argv: Sequence[str]) -> Any:
     usage = io.StringIO()
     try:
         with contextlib.redirect_stderr(usage):
-            return tyro.cli(_Command, args=argv, prog="python -m rm", config=(tyro.conf.OmitArgPrefixes,))  # pyright: ignore
+            options: Any = {"prog": "python -m rm", "description": _ABOUT, "config": (tyro.conf.OmitArgPrefixes,)}
+            return tyro.cli(_Command, args=argv, **options)  # pyright: ignore
     except SystemExit as stop:
         if stop.code:
             raise RmError(_one_line(usage.getvalue())) from None

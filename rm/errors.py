@@ -3,6 +3,7 @@
 import functools
 import logging
 import re
+from collections.abc import Mapping
 
 _SECRETS = re.compile(r"(?<=:/)/?[^/\s@]+(?=@)|\bhf_\w{8,}")  # NAME:PASSWORD in a URL, tokens of the hub
 _LONGEST = 2000  # characters of a message; the values it quotes can have any length
@@ -21,6 +22,16 @@ def first_line(error: BaseException) -> str:
 def warn_once(line: str) -> None:
     """Logs a warning, the same one only once."""
     logging.getLogger("rm").warning(line)
+
+
+def check_list(name: str, value: object) -> None:
+    """Refuses a single text or mapping where a list is meant: its characters or keys would be taken one by one.
+
+    **Raises:** `ConfigError`.
+    """
+    if isinstance(value, str | bytes | Mapping):
+        kind = "mapping" if isinstance(value, Mapping) else "text"
+        raise ConfigError(f"{name}: expected a list, found a single {kind}; put it into a list")
 
 
 class RmError(Exception):

@@ -117,7 +117,8 @@ def test_train_writes_metrics_record_and_model(run, pairs_file, llama_directory)
     assert list(evaluations[0]) == expected
 
     record = json.loads((output / "run.json").read_text())
-    assert record["arguments"]["batch_size"] == 4
+    chosen = {name: record["arguments"][name] for name in ("batch_size", "dtype", "remat", "micro_batch_tokens")}
+    assert chosen == {"batch_size": 4, "dtype": "float32", "remat": "full", "micro_batch_tokens": 4096}
     table = record["data"]["train"]
     assert (table["read"], table["kept"], table["dropped"], table["taken"]) == (12, 12, {}, 12)
     assert table["source"] == str(pairs_file)

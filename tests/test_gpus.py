@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import rm
+from rm.commands.options import on_this_device
+from rm.commands.score import ScoreArguments
 from rm.commands.train import fit_device
 from rm.commands.train_arguments import TrainArguments
 from rm.devices.platform import Target, compiling_for, describe
@@ -136,3 +138,13 @@ def test_little_is_padding_in_rows_for_gpus(batch_size, least):
     plan = rm.plan_batches(real_comparisons("hh-rlhf"), batch_size, layout="gathered", micro_batch_tokens=8192)
     assert len(plan.shapes) <= 8
     assert plan.fill() >= least
+
+
+def test_a_type_that_rounds_is_said(capsys):
+    """Scores would differ from those of another machine for no reason that one sees."""
+    args = ScoreArguments(model="m", input=Path("in"), output=Path("out"))
+    with compiling_for(fake("NVIDIA H200")):
+        assert on_this_device(args).dtype == "bfloat16"
+    assert capsys.readouterr().out == "computes in bfloat16; --dtype float32 gives the rewards of other devices\n"
+    assert on_this_device(args).dtype == "float32"
+    assert capsys.readouterr().out == ""

@@ -175,9 +175,12 @@ class PartOptions:
 Options = TypeVar("Options", bound=PrecisionOptions)
 
 
-def on_this_device(args: Options) -> Options:
-    """The same arguments with the type that `--dtype auto` is on this device."""
-    return dataclasses.replace(args, dtype=choose_dtype(args.dtype).name)
+def on_this_device(args: Options, *, say: bool = True) -> Options:
+    """The same arguments with the type that `--dtype auto` is on this device; says so where it rounds."""
+    chosen = dataclasses.replace(args, dtype=choose_dtype(args.dtype).name)
+    if say and args.dtype == "auto" and chosen.dtype != "float32":
+        print(f"computes in {chosen.dtype}; --dtype float32 gives the rewards of other devices", flush=True)
+    return chosen
 
 
 def choose_mesh(sizes: str | None) -> Mesh | None:

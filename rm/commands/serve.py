@@ -14,7 +14,7 @@ from ..serving.requests import Limits, Truncation
 from ..serving.scorer import Scorer
 from ..serving.server import listen, make_server, run_server
 from ..serving.traffic import make_metrics
-from .options import ForwardOptions, HeadOptions, check_not_negative, check_positive
+from .options import ForwardOptions, HeadOptions, check_not_negative, check_positive, on_this_device
 from .read import load
 
 _TOKEN = "RM_SERVE_TOKEN"
@@ -69,7 +69,7 @@ def serve(args: ServeArguments) -> None:
     for package in ("starlette", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
             raise ConfigError(f"serve needs {package}, which is not installed; python -m pip install 'rm-jax[serve]'")
-    token, source = read_token(args.token_file), parse_source(args.model)
+    token, source, args = read_token(args.token_file), parse_source(args.model), on_this_device(args)
     calibration = require_calibration(source.path, revision=source.revision) if args.normalize else None
     with listen(args.host, args.port) as listener:  # before the model is read, which may take minutes
         compute = args.compute()

@@ -100,7 +100,7 @@ def train(args: TrainArguments, *, objective: Objective | None = None, track: Tr
     if args.distributed:
         limit = parse_duration("--join-timeout", args.join_timeout)
         connect(args.coordinator, args.num_processes, args.process_id, join_timeout=limit)
-    args = on_this_device(args)
+    args = on_this_device(args, say=False)  # the log does
     with ending_together(), contextlib.ExitStack() as stack, explaining_memory(args):
         if prepare_together(partial(is_over, args, objective), lambda over: {"a finished run": over}):
             print_once(f"the run is over: the reward model is in {args.output / 'model'}", quiet=args.quiet)
@@ -128,7 +128,7 @@ def explaining_memory(args: TrainArguments) -> Iterator[None]:
             raise
         device = jax.devices()[0].device_kind
         raise RmError(
-            f"out of memory on {device} ({first_line(error)}); lower --max-length, "
+            f"out of memory on {device} ({first_line(error)}); lower --max-length or --micro-batch-tokens, "
             f"use --remat full, --moments bfloat16, --offload, --lora-rank or more devices (--mesh); what fits says: "
             f"python -m rm plan --model {args.model} --topology NAME"
         ) from None

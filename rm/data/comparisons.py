@@ -14,7 +14,7 @@ from ..model.config import LlamaConfig
 ARRAYS = ("offsets", "ends", "keys", "margin", "row", "source")  # fields with an entry for every comparison
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class TokenizedComparisons:
     """Comparisons of K responses each, as flat arrays.
 
@@ -34,6 +34,10 @@ class TokenizedComparisons:
 
     def __len__(self) -> int:
         return len(self.margin)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self)} comparisons of {self.ends.shape[1]} responses, {int(self.num_tokens.sum())} tokens"
+        return f"TokenizedComparisons({counts}, from {', '.join(self.sources[:3])}{', …' * (len(self.sources) > 3)})"
 
     @functools.cached_property
     def fitted(self) -> dict[tuple, Any]:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard, Union
 
 import numpy as np
 
-from ..errors import DataError, RmError, first_line
+from ..errors import DataError, RmError, check_list, first_line
 from ..files.row_files import LINE
 from ..model.config import LlamaConfig
 from ..text.pad_token import check_vocabulary
@@ -100,6 +100,7 @@ def tokenize_comparisons(
     >>> rows = [{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}]
     >>> comparisons, table = tokenize_comparisons(rows, tokenizer, model.config)  # doctest: +SKIP
     """
+    check_list("rows", rows)
     check_vocabulary(tokenizer, config)
     options = EncodeOptions(
         max_length=max_length,

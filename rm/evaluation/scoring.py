@@ -1,6 +1,6 @@
 """Rewards of texts and comparisons, and metrics of a model on comparisons."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32, Int64
 from ..data.comparisons import TokenizedComparisons, cut_off, flatten
 from ..data.inputs import Input, encode_inputs
 from ..devices.mesh import mesh_of, row_shards
+from ..errors import check_list
 from ..model.attention_choice import default_layout
 from ..model.batch import PreferenceBatch
 from ..model.compute import Compute
@@ -59,7 +60,7 @@ def _forward_only(model: Any, compute: Compute) -> Compute:
 def score(
     model: RewardModel,
     tokenizer: Tokenizer,
-    inputs: Sequence[Input],
+    inputs: Sequence[Input] | Input,
     *,
     compute: Compute = Compute(),
     batch_size: int = 16,
@@ -69,15 +70,16 @@ def score(
 
     As in training data, a doubled beginning-of-sequence token (one in the text, one from the tokenizer) becomes one.
 
-    **Arguments:** `inputs`, each a text (tokenized as given), or a dict with `text`, with `prompt` and `response`, or
-    with `messages` (the last two are rendered like training data); `compute`, type, attention and mesh, by
-    default the model's mesh; `batch_size`, sequences of average length in a batch; `max_length`, the length to which
+    **Arguments:** `inputs`, one or a list, each a text (tokenized as given), or a dict with `text`, with `prompt` and
+    `response`, or with `messages` (the last two are rendered like training data); `compute`, type, attention and mesh,
+    by default the model's mesh; `batch_size`, sequences of average length in a batch; `max_length`, the length to which
     inputs are truncated on the right, by default none.
 
     **Raises:** `DataError`, naming the input, where it has none of these forms.
 
     Example: `rm.score(model, tokenizer, [{"prompt": "2 + 2 = ", "response": "4"}])`.
     """
+    inputs = [inputs] if isinstance(inputs, str | Mapping) else inputs
     names = [f"input {number}" for number in range(len(inputs))]
     sequences = list(encode_inputs(inputs, tokenizer, model.config, names=names))
     return score_sequences(model, sequences, compute=compute, batch_size=batch_size, max_length=max_length)
@@ -175,8 +177,10 @@ def evaluate(
     """
     if comparisons.ends.shape[1] != 2:
         raise ValueError(f"expected pairs, found comparisons of {comparisons.ends.shape[1]} responses; see best_of_n")
+    check_list("subsets", subsets)
     if subsets is not None and len(subsets) != len(comparisons):
-        raise ValueError(f"expected a subset for each of {len(comparisons)} comparisons, found {len(subsets)}")
+        found = f"expected a subset for each of {len(comparisons)} comparisons, found {len(subsets)}"
+        raise ValueError(f"{found}; where rows were dropped or expanded, take [subsets[i] for i in comparisons.row]")
     compute = _forward_only(model, compute)
     objective = objective or pairwise_objective(center_rewards_coefficient, compute)
     losses, both, extra = _objective_values(model, comparisons, objective, batch_size, compute.mesh, micro_batch_tokens)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from numpy import ndarray
 
+from ..errors import check_list
 from ..shapes import checked
 from .intervals import sign_test
 from .statistics import auc, calibration, length_bias, share
@@ -27,6 +28,7 @@ def by_subset(
     margins: Float[ndarray, "B"], subsets: Sequence[str], prompts: Int[ndarray, "B"] | None = None
 ) -> dict[str, dict[str, Any]]:
     """`n`, `prompts`, `accuracy`, `interval`, `ties`, mean `margin` and `p_value` of every subset, in order of name."""
+    check_list("subsets", subsets)
     names = np.asarray(subsets)
     return {
         str(name): _shares(margins[names == name], None if prompts is None else prompts[names == name])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..devices.mesh import mesh_of
-from ..errors import ConfigError
+from ..errors import ConfigError, check_list
 from .layers import Linear, Lora
 from .llama import Block, RewardModel
 from .sharding import place_model
@@ -83,6 +83,7 @@ def add_lora(
 
     **Source:** Hu et al. 2021, arXiv 2106.09685, section 4.1; Kalajdzievski 2023, arXiv 2312.03732 (rsLoRA).
     """
+    check_list("targets", targets)
     check_lora(rank, targets)
     if has_lora(model):
         raise ConfigError("add_lora: the model has adapters already; merge_lora merges them into the weights")

@@ -43,6 +43,8 @@ def choose_attention(attention: Attention, inputs: Inputs) -> Attention:
     """
     if attention == "auto" and inputs.derivatives == "any":
         return "xla"
+    if attention == "xla" and inputs.derivatives == "first" and platform() == "cpu":
+        warn_once("attention by 'xla' on a CPU takes many times the time and memory of 'block', which 'auto' takes")
     if attention == "auto":
         name = next((name for name, platforms in _PLATFORMS.items() if platform() in platforms), "xla")
         reason = refuses(name, inputs)

@@ -26,7 +26,7 @@ from .rows import pack
 _UPDATES_AT_ONCE = 1024  # updates whose rows are planned together; bounds the memory
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class BatchPlan:
     """The batches of a run; those of any step are computed without the steps before it."""
 
@@ -36,6 +36,11 @@ class BatchPlan:
     seed: int = 0
     shuffle: bool = True
     drop_last: bool = False
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{shape.rows} × {'+'.join(map(str, shape.regions))}" for shape in self.shapes)
+        updates = f"{self.steps_per_epoch} updates of {self.batch_size} comparisons"
+        return f"BatchPlan({updates}, rows {shapes}, seed {self.seed}, of {self.comparisons})"
 
     @property
     def steps_per_epoch(self) -> int:

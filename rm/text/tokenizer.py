@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from ..errors import TokenizerError, warn_once
+from ..errors import TokenizerError, check_list, warn_once
 from ..files.hub import ADAPTER, RECORD, adapter_base, check_unchanged, own_file, read_record, resolve_directory
 from .chat import render_chat
 from .messages import Message, render_parts, with_reasoning
@@ -27,7 +27,7 @@ TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 DATE = date(2024, 7, 26)  # the default date of Llama 3's templates
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Tokenizer:
     """Text and conversations to token ids.
 
@@ -48,12 +48,18 @@ class Tokenizer:
     named_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     named_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        tokens = ", ".join(f"{name} {getattr(self, name)!r}" for name in TOKENS)
+        template = f"a chat template of {len(self.chat_template)} characters" if self.chat_template else "no template"
+        return f"Tokenizer({self.max_token_id + 1} tokens, {tokens}, {template})"
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`, as `tokenizer(text)` gives them in `transformers`."""
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` for many texts, in parallel."""
+        check_list("texts", texts)
         with one_error("the tokenizer cannot encode the text"):
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
             return [encoding.ids for encoding in encodings]
@@ -101,6 +107,7 @@ class Tokenizer:
         **Raises:** `TokenizerError` where there is no template, where it refuses the conversation, or where a variable
         is an argument of the method in `transformers` that changes more than the text, such as `truncation`.
         """
+        check_list("messages", messages)
         _check_arguments(tools, documents, variables)
         template = self._template(chat_template, tools)
         tokens = {name: token for name in TOKENS if (token := getattr(self, name)) is not None}

@@ -81,6 +81,10 @@ def check_objective(
     **Raises:** `TypeError` if the loss or a metric does not have the shape of the slots; `ValueError` if the name of a
     metric is already used by every update.
     """
+    if not isinstance(returned, tuple) or len(returned) not in (2, 3):
+        shape = getattr(returned, "shape", None)
+        found = f"{returned!r:.100}" if shape is None else f"an array of shape {shape}"
+        raise TypeError(f"the objective must return (loss, rewards) or (loss, rewards, metrics), found {found}")
     loss, rewards, *rest = returned
     metrics = rest[0] if rest else {}
     taken = sorted(metrics.keys() & TAKEN)

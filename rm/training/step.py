@@ -236,6 +236,8 @@ def update(
 
 
 def _check_batches(batches: Sequence[PreferenceBatch]) -> None:
+    if isinstance(batches, PreferenceBatch):
+        raise TypeError("batches: expected a list of batches, found one; write [batch]")
     if not batches:
         raise ValueError("an update needs at least one batch, found none")
 
