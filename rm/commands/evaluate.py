@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.encode import Invalid
 from ..data.render import Row
-from ..data.sources import load_comparisons, parse_source
+from ..data.sources import load_comparisons, parse_rename, parse_source
 from ..data.table import describe_table
 from ..errors import ConfigError, DataError, OutputError
 from ..evaluation.prompts import prompts_of
@@ -28,7 +28,7 @@ from ..model.loading import load_config
 from ..text.tokenizer import Tokenizer
 from .options import ForwardOptions, HeadOptions, PrecisionOptions, check_positive, names_of, on_this_device
 from .read import is_checkpoint, load
-from .rows import Describe, describe_rows, rewardbench_rows, score_rows, tokenize_by_size
+from .rows import Describe, as_ranked, describe_rows, rewardbench_rows, score_rows, tokenize_by_size
 from .run_directory import check_same_arguments, versions, write_record
 from .show import show_evaluation
 
@@ -48,6 +48,8 @@ class ScoredOptions(HeadOptions, PrecisionOptions):
     """Preferences: a file, pattern, saved directory or hub id (org/name[:config][@revision]); pairs, or K-wise rows."""
     split: str = "train"
     """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
+    rename: tuple[str, ...] = ()
+    """Columns to read under other names, such as chosen=response_j rejected=response_k prompt=question."""
     by: str | None = None
     """Column that names the subset of a row."""
     batch_size: int = 16
@@ -73,6 +75,7 @@ class EvaluateArguments(ForwardOptions, ScoredOptions):
 
     def __post_init__(self):
         check_positive(self, "batch_size", "max_length")
+        parse_rename(self.rename)
         if not self.model:
             raise ConfigError("--model needs at least one reward model")
         if self.sections is not None and self.by is None:
@@ -89,7 +92,8 @@ def evaluate_command(args: EvaluateArguments) -> None:
             load_config(source.path, revision=source.revision)
     source = parse_source(args.dataset)
     where: Any = {"split": args.split, "config_name": source.config_name, "revision": source.revision}
-    rows = load_comparisons(source.path, lines=True, invalid=args.invalid, **where)
+    where["rename"] = parse_rename(args.rename)
+    rows = as_ranked(load_comparisons(source.path, lines=True, invalid=args.invalid, **where))
     subsets = read_subsets(rows, args.by, source.path)
     check_sections(args, sections, subsets)
     names = model_names(args.model)

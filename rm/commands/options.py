@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from ..data.encode import RowOptions
+from ..data.sources import parse_rename
 from ..devices.mesh import make_mesh, parse_mesh
 from ..errors import ConfigError
 from ..model.adapters import TARGETS, Part, Target, Training, check_lora
@@ -47,6 +48,8 @@ class DataOptions(RowOptions, SourceOptions):
 
     split: str = "train"
     """Split of --dataset; slices such as train[:5%] work, and a file is one split, train."""
+    rename: tuple[str, ...] = ()
+    """Columns to read under other names, such as chosen=response_j rejected=response_k prompt=question."""
     chat_template_date: datetime.date | None = None
     """Today's date for chat templates that ask; by default the one that the model was trained with, else 2024-07-26."""
     streaming: bool = False
@@ -64,6 +67,7 @@ class DataOptions(RowOptions, SourceOptions):
 
     def __post_init__(self):
         check_positive(self, "max_length", "batch_size", "max_steps")
+        parse_rename(self.rename)
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed must be between 0 and 2**32 - 1, found {self.seed}")
         if self.streaming and self.max_steps is None:

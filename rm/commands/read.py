@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ..data.comparisons import TokenizedComparisons, mix
 from ..data.encode import RowOptions
-from ..data.sources import Source, expand, load_comparisons, parse_source
+from ..data.sources import Source, expand, load_comparisons, parse_rename, parse_source
 from ..data.tokenize import tokenize_comparisons
 from ..errors import ConfigError, DataError
 from ..files.hub import read_json
@@ -77,7 +77,8 @@ def _read_source(
 
     def read(path: str) -> tuple[TokenizedComparisons, dict[str, Any]]:
         where = {"config_name": source.config_name, "revision": source.revision, "streaming": args.streaming}
-        rows = load_comparisons(path, split=split, lines=True, invalid=args.invalid, **where)
+        rename = parse_rename(args.rename)
+        rows = load_comparisons(path, split=split, lines=True, invalid=args.invalid, rename=rename, **where)
         if args.streaming and args.shuffle:
             rows = rows.shuffle(seed=args.seed, buffer_size=_SHUFFLE_BUFFER)  # pyright: ignore[reportCallIssue]
         return tokenize_comparisons(rows, tokenizer, config, source=path, **options)  # pyright: ignore[reportArgumentType]

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..data.comparisons import TokenizedComparisons
 from ..data.encode import without_double_bos
-from ..data.render import Row
+from ..data.public_forms import find_form
+from ..data.render import Row, RowError
 from ..data.table import dropped_by_reason
 from ..data.tokenize import NoComparisons, tokenize_comparisons
 from ..errors import RmError
@@ -55,6 +56,24 @@ def rewardbench_rows(rows: "Dataset", tokenizer: Tokenizer) -> list[Row]:
         return {**kept, "chosen_ids": sides[0], "rejected_ids": sides[1]}
 
     return [as_ids(row) for row in rows]  # pyright: ignore[reportArgumentType]
+
+
+def as_ranked(rows: "Dataset") -> "Dataset":
+    """Rows of a public form with `prompt`, `responses` and `scores`, which statistics of K responses read."""
+    import datasets
+
+    first = next(iter(rows))
+    if find_form(first) is None:  # pyright: ignore[reportArgumentType]
+        return rows
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        form = find_form({name: value for name, value in row.items() if value is not None})
+        try:
+            return row if form is None else {n: v for n, v in row.items() if n not in form.columns} | form.read(row)
+        except RowError:  # said, or counted, with the name of the row where it is read again
+            return row
+
+    return datasets.Dataset.from_list([read(dict(row)) for row in rows])  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def tokenize_by_size(

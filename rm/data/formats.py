@@ -7,6 +7,7 @@ from typing import Any
 
 from ..files.row_files import LINE, UNREADABLE
 from ..text.tokenizer import Tokenizer
+from .public_forms import find_form
 from .render import Row, RowError, as_messages, is_sharegpt, render_response, shorten
 
 # token ids of chosen and rejected, and their attention masks: TRL's columns, now and before, and EasyDeL's
@@ -62,7 +63,8 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
     if isinstance(row.get(UNREADABLE), str):
         raise RowError(row[UNREADABLE])
     row = {name: _as_list(value) for name, value in row.items() if value is not None or name in ("chosen", "rejected")}
-    row, format_name = _with_prompt(row)
+    row, public = _from_public(row)
+    row, format_name = (row, public) if public else _with_prompt(row)
     ids = next((names for names in _IDS if names[0] in row or names[1] in row), None)
     if ids:
         _require(row, ids[:2])
@@ -98,6 +100,15 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
     )
 
 
+def _from_public(row: Row) -> tuple[Row, str | None]:
+    """A row of a public form with `prompt`, `responses` and `scores`, and the name of the form; any other unchanged."""
+    form = find_form(row)
+    if form is None:
+        return row, None
+    kept = {name: row[name] for name in ("tools", "chat_template_kwargs", LINE) if name in row}
+    return kept | form.read(row), form.name
+
+
 def _names(row: Row) -> str:
     return ", ".join(name for name in row if name != LINE) or "none"
 
@@ -112,7 +123,11 @@ def unread(row: Row) -> list[str]:
     >>> unread({"prompt": "a", "chosen": "b", "rejected": "c", "system": "d", "id": "e"})
     ['system', 'id']
     """
-    read = _BESIDE_A_PROMPT if _has_prompt(row) else COLUMNS
+    form = find_form({name: value for name, value in row.items() if value is not None})
+    if form is not None:
+        read = {*form.columns, *form.beside, "tools", "chat_template_kwargs", LINE, UNREADABLE}
+    else:
+        read = _BESIDE_A_PROMPT if _has_prompt(row) else COLUMNS
     return [name for name, value in row.items() if name not in read and value is not None]
 
 
@@ -135,7 +150,7 @@ def _with_prompt(row: Row) -> tuple[Row, str | None]:
     if prompts:
         raise RowError(
             f"column {prompts[0]!r} looks like a prompt, but belongs to no known format; found {_names(row)}; "
-            "rename it to 'prompt', or remove it"
+            f"--rename prompt={prompts[0]}, or remove it"
         )
     return row, None
 
@@ -180,7 +195,8 @@ def _format_name(row: Row, responses: Sequence[Any], kind: str) -> str:
 def _require(row: Row, names: Sequence[str]) -> None:
     for name in names:
         if name not in row:
-            expected = "chosen and rejected (prompt optional), responses with scores or ranks, or token ids"
+            expected = "chosen and rejected (prompt optional), responses with scores or ranks, token ids, or a public "
+            expected += f"form; other names: --rename {name}=COLUMN"
             raise RowError(f"no column {name!r}; found {_names(row)}; expected {expected}", "missing_column")
 
 

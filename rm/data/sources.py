@@ -4,7 +4,7 @@ import dataclasses
 import glob
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,7 @@ def load_comparisons(
     streaming: bool = False,
     lines: bool = False,
     invalid: Invalid = "raise",
+    rename: Mapping[str, str] | None = None,
 ) -> "Dataset":
     """The rows of local files, a directory that `datasets` saved, or a data set of the hub.
 
@@ -94,7 +95,8 @@ def load_comparisons(
     `config_name` and `revision`, of a hub data set; `streaming`, whether to read rows one by one without a copy on disk
     (an `IterableDataset`, whole splits only); `lines`, whether rows of JSON and CSV files get a column `__line__`, file
     and line, for the errors of `tokenize_comparisons`; `invalid`, whether a line that is not JSON is an error or left
-    for `tokenize_comparisons(…, invalid="drop")` to count.
+    for `tokenize_comparisons(…, invalid="drop")` to count; `rename`, the columns to read under other names, such as
+    `{"chosen": "response_j"}`.
 
     **Raises:** `DataError`, naming the file and the line.
 
@@ -106,10 +108,38 @@ def load_comparisons(
         parts = _load_files([Path(file) for file in files], split, **options)
     else:
         parts = [_load_named(file, split, config_name, revision, **options) for file in files]
-    rows = _joined(parts, str(path_or_hub_id))
+    rows = _renamed(_joined(parts, str(path_or_hub_id)), rename or {}, str(path_or_hub_id))
     if not streaming and not len(rows):
         raise DataError(f"{path_or_hub_id}: no rows; expected at least one comparison")
     return rows
+
+
+def parse_rename(texts: Sequence[str]) -> dict[str, str]:
+    """The columns to read under other names.
+
+    **Raises:** `ConfigError` for what is not NEW=OLD, or names one twice.
+
+    >>> parse_rename(["chosen=response_j", "rejected=response_k"])
+    {'chosen': 'response_j', 'rejected': 'response_k'}
+    """
+    pairs = [text.partition("=") for text in texts]
+    wrong = next((text for text, (new, _, old) in zip(texts, pairs, strict=True) if not new or not old), None)
+    if wrong is not None:
+        raise ConfigError(f"--rename: expected NAME=COLUMN, such as chosen=response_j, found {wrong!r}")
+    found = {new: old for new, _, old in pairs}
+    if len(found) < len(pairs) or len(set(found.values())) < len(pairs):
+        raise ConfigError(f"--rename: a column is named twice, found {' '.join(texts)}")
+    return found
+
+
+def _renamed(rows: "Dataset", rename: Mapping[str, str], source: str) -> "Dataset":
+    names = rows.column_names or list(rename.values())  # a stream may not know its columns
+    for new, old in rename.items():
+        if old not in names:
+            raise DataError(f"{source}: rename {new}={old}: no column {old!r}; found {', '.join(names)}")
+        if new in names and new not in rename.values():
+            raise DataError(f"{source}: rename {new}={old}: there is a column {new!r} already; rename that one as well")
+    return rows.rename_columns({old: new for new, old in rename.items()}) if rename else rows
 
 
 def _joined(parts: "list[Dataset]", source: str) -> "Dataset":

@@ -34,6 +34,7 @@ from .encode import (
     parse_chunk,
 )
 from .formats import COLUMNS
+from .public_forms import columns_of_forms
 from .render import Row
 from .segments import Segments
 from .table import data_table, dropped_by_reason
@@ -135,8 +136,9 @@ def _is_dataset(rows: Any) -> TypeGuard["Dataset"]:
 def _split_columns(rows: "Dataset") -> tuple[list[str], Counts]:
     """The columns that are read, and counts of those that are not; a column that is all null is neither."""
     empty = {name for name in rows.column_names if rows.data.column(name).null_count == len(rows.data) > 0}
-    read = [name for name in rows.column_names if name in COLUMNS and (name not in empty or name in _SIDES)]
-    unread = [name for name in rows.column_names if name not in COLUMNS and name not in empty]
+    known = COLUMNS | columns_of_forms(rows.column_names)
+    read = [name for name in rows.column_names if name in known and (name not in empty or name in _SIDES)]
+    unread = [name for name in rows.column_names if name not in known and name not in empty]
     texts = {name for name in unread if "string" in str(rows.data.column(name).type)}
     counts = Counter({("text_unread" if name in texts else "unread", name): len(rows) for name in unread})
     enough = len(set(read) - {LINE}) > 1
