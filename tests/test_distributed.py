@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from rm.commands.train import TrainArguments
 from rm.devices import processes
@@ -121,6 +122,23 @@ def test_two_processes_of_two_devices_follow_the_trajectory_of_one(arguments, al
     again = [*arguments, *mesh, "--output", str(tmp_path / "run"), "--resume", "auto"]
     ended = end(start(again, processes=2, devices=(2,)))
     assert [(code, "the run is over" in said) for code, said, _ in ended] == [(0, True), (0, False)], ended
+
+
+@pytest.mark.long
+def test_adapters_over_two_processes_follow_the_trajectory_of_one(arguments, tmp_path):
+    """The frozen base, which no state holds, would be another one in each process, or the adapters not add up."""
+    lora = [*arguments, "--lora-rank", "4"]
+    ((code, _, errors),) = end(start([*lora, "--output", str(tmp_path / "alone")]))
+    assert code == 0, errors
+    mesh = ["--mesh", "tensor=2,fsdp=2", "--output", str(tmp_path / "run")]
+    ended = end(start([*lora, *mesh], processes=2, devices=(2,)))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=1e-4)
+    for part in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        found, expected = (load_file(tmp_path / run / part) for run in ("run", "alone"))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.long

@@ -139,6 +139,8 @@ def test_a_margin_stays_with_its_row_when_rows_before_it_are_dropped(tokenizer):
         "empty_responses": 0,
         "truncated": 0,
         "double_bos_removed": 0,
+        "repeated": 0,
+        "contradicting": 0,
         "tokens": (3 + 3) + (3 + 5) + (3 + 3),
         "tokens_stored": (1 + 2 + 2) + (2 + 1 + 3) + (1 + 2 + 2),
         "saved_by_shared_prefix": 1 - 16 / 20,

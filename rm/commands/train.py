@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from ..data.comparisons import TokenizedComparisons
+from ..data.doubtful import shared
 from ..data.sources import parse_source
 from ..data.table import describe_table
 from ..devices.agreement import ballot, from_first, prepare_together
@@ -305,7 +306,8 @@ def _read_data(
         name = dataset_name(parse_source(dataset).path, list(held_out))
         whole = dataclasses.replace(args, streaming=False)
         held_out[name], read = read_comparisons([dataset], split, tokenizer, config, whole)
-        tables |= {f"eval_{name}": table for table in read.values()}
+        in_training = int(shared(held_out[name], comparisons).sum())
+        tables |= {f"eval_{name}": table | {"in_training": in_training} for table in read.values()}
     return comparisons, held_out, tables
 
 

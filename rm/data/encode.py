@@ -39,6 +39,10 @@ class RowOptions:
     """Drop comparisons whose scores differ by less."""
     drop_empty: bool = False
     """Drop comparisons with an empty response."""
+    drop_duplicates: bool = False
+    """Drop pairs that occur before already."""
+    drop_contradictions: bool = False
+    """Drop pairs that occur the other way round as well, both of them."""
     invalid: Invalid = "raise"
     """Treatment of malformed rows: the first one ends the run, or they are dropped and counted."""
     share_prefix: bool = True

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .comparisons import TokenizedComparisons
+from .doubtful import contradicting, repeated
 from .encode import Counts
 
 _NO_PROMPT = "rows without a prompt whose responses begin differently"
@@ -37,6 +38,8 @@ def data_table(comparisons: TokenizedComparisons, counts: Counts) -> dict[str, A
         "empty_responses": counts["kept", "empty_response"],
         "truncated": counts["kept", "truncated"],
         "double_bos_removed": counts["kept", "double_bos_removed"],
+        "repeated": int(repeated(comparisons).sum()),
+        "contradicting": int(contradicting(comparisons).sum()),
         "columns_not_read": sorted({name for kind, name in counts if kind in ("unread", "text_unread")}),
         "without_prompt": counts["rows", "begin_differently"] if unread_texts else 0,
         "fields_not_rendered": {
@@ -63,8 +66,8 @@ def describe_table(name: str, table: Mapping[str, Any]) -> str:
     dropped = [f"{count} {reason.replace('_', ' ')}" for reason, count in table["dropped"].items()]
     notes = [
         f"{table[key]} {key.replace('_', ' ')}"
-        for key in ("empty_responses", "truncated", "double_bos_removed")
-        if table[key]
+        for key in ("empty_responses", "truncated", "double_bos_removed", "repeated", "contradicting", "in_training")
+        if table.get(key)
     ]
     length, prefix = (", ".join(f"{k} {v}" for k, v in table[key].items()) for key in ("length", "prefix_length"))
     ignored = table["fields_not_rendered"]

@@ -21,6 +21,7 @@ from ..text.pad_token import check_vocabulary
 from ..text.tokenizer import Tokenizer, tokenizer_from_files
 from .cache import Result, cache_entry, load_entry, save_entry
 from .comparisons import ARRAYS, TokenizedComparisons
+from .doubtful import contradicting, repeated
 from .encode import (
     Chunk,
     Counts,
@@ -72,6 +73,8 @@ def tokenize_comparisons(
     margin_from_scores: bool = False,
     min_score_margin: float | None = None,
     drop_empty: bool = False,
+    drop_duplicates: bool = False,
+    drop_contradictions: bool = False,
     invalid: Invalid = "raise",
     limit: int | None = None,
     num_proc: int = 1,
@@ -89,10 +92,11 @@ def tokenize_comparisons(
     prefix, `"truncate-right"` the ends; `share_prefix`, whether the shared prefix of a comparison is stored once;
     `expand_pairs`, whether a K-wise row gives every pair of its responses (without ties) or one comparison of K;
     `margin_from_scores`, whether the margin is the difference of the scores; `min_score_margin`, the least such
-    difference to keep; `drop_empty`, whether comparisons with an empty response are dropped; `invalid`, whether a
-    malformed row is an error or is dropped; `limit`, the number of comparisons after which reading stops; `num_proc`,
-    processes (more than one need `if __name__ == "__main__":` in a script); `cache`, whether the result for a `Dataset`
-    is kept on disk and reused; `source`, the name of the data in errors.
+    difference to keep; `drop_empty`, whether comparisons with an empty response are dropped; `drop_duplicates`, whether
+    pairs that occur before are; `drop_contradictions`, whether pairs that occur the other way round are, both of them;
+    `invalid`, whether a malformed row is an error or is dropped; `limit`, the number of comparisons after which reading
+    stops; `num_proc`, processes (more than one need `if __name__ == "__main__":` in a script); `cache`, whether the
+    result for a `Dataset` is kept on disk and reused; `source`, the name of the data in errors.
 
     **Returns:** the comparisons, and a table of what was read, kept and dropped (`data_table`).
 
@@ -111,6 +115,8 @@ def tokenize_comparisons(
         margin_from_scores=margin_from_scores,
         min_score_margin=min_score_margin,
         drop_empty=drop_empty,
+        drop_duplicates=drop_duplicates,
+        drop_contradictions=drop_contradictions,
         invalid=invalid,
     )
     columns, unread = _split_columns(rows) if _is_dataset(rows) else ([], Counter())
@@ -125,6 +131,12 @@ def tokenize_comparisons(
             if entry:
                 save_entry(entry, file, *result)
     comparisons, counts = result[0], result[1] + unread
+    for reason, mask in {"duplicates": repeated, "contradictions": contradicting}.items():
+        if getattr(options, f"drop_{reason}") and (left_out := mask(comparisons)).any():
+            comparisons = comparisons.take(np.flatnonzero(~left_out))
+            counts["dropped", reason] += int(left_out.sum())
+    if not len(comparisons):
+        raise NoComparisons(f"{source}: all comparisons contradict others; nothing is left", counts)
     comparisons = dataclasses.replace(comparisons, sources=(source,))  # a cached result may have had another name
     return comparisons, data_table(comparisons, counts)
 
