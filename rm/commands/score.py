@@ -27,7 +27,7 @@ from ..text.tokenizer import Tokenizer
 from .options import ForwardOptions, HeadOptions, check_positive, on_this_device
 from .read import load
 
-_PART = 2**18  # tokens that are scored and written together
+_PART = 2**17  # tokens that are scored and written together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
