@@ -325,9 +325,7 @@ def test_a_whole_conversation_holds_its_prompt_whatever_other_columns_say(tokeni
 
 
 def test_a_column_that_looks_like_a_prompt_and_is_none_is_refused(tokenizer):
-    expected = (
-        r"^data: row 0: column 'query' looks like a prompt, .*found query, chosen, rejected; rename it to 'prompt'"
-    )
+    expected = r"^data: row 0: column 'query' looks like a prompt, .*found query, chosen, rejected; --rename prompt=query, or remove it$"
     with pytest.raises(rm.DataError, match=expected):
         tokenize_comparisons([{"query": "a", **ANSWERS}], tokenizer, CONFIG)
 

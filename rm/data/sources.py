@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from .encode import Invalid
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# `datasets` takes tqdm's bars for notebooks, which ask for ipywidgets; nothing here needs them
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _READERS = {".json": "rows", ".jsonl": "rows", ".csv": "rows", ".parquet": "parquet", ".arrow": "arrow"}
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(:(?P<config_name>[^@]+))?(@(?P<revision>.+))?")

@@ -10,6 +10,9 @@ from ..model.attention import QUERIES_AT_ONCE
 from .estimates import Case, abstract_mesh, bytes_of, kept
 
 
+_KEEPS_BFLOAT16 = jax.__version_info__ >= (0, 12)
+
+
 class Cost(NamedTuple):
     """The bytes of one device in one update."""
 
@@ -122,7 +125,8 @@ def _on_cpu(case: Case, one: _Sizes) -> tuple[int, int]:
     XLA on CPUs keeps almost everything in float32, whatever the type of the computation, and fuses little. The work of
     a block is ten arrays of the hidden size (inputs, norms, residuals and their gradients), and four of every feature
     of the MLP (gate, up and their gradients) and of queries and keys. Products of float32 store factors once more, in
-    the order that they are read. Inputs saved in bfloat16 have a float32 copy.
+    the order that they are read. Inputs saved in bfloat16 have a float32 copy; since JAX 0.12 what is saved
+    in bfloat16 stays in it.
     """
     hidden, ffn, features = one.hidden, one.ffn, one.heads + one.keys
     copies, unrolled = one.itemsize == 4, case.remat == "none" and case.mesh.get("fsdp", 1) == 1
@@ -134,6 +138,8 @@ def _on_cpu(case: Case, one: _Sizes) -> tuple[int, int]:
         work += 2 * hidden + 3 * ffn + features
     if unrolled:  # a loop stacks its inputs too, and is at work while everything is saved
         work, everything = 12 * hidden, everything - hidden + 2 * ffn * copies
+    if one.itemsize == 2 and _KEEPS_BFLOAT16:
+        inputs, products, everything = hidden / 2, products / 2, everything - 2 * hidden
     saved = {"full": inputs, "dots": products, "none": everything}[case.remat]
     return int(4 * saved), 4 * work + _scores(case)
 
