@@ -9,7 +9,6 @@ from ..devices.platform import on_gpu, platform
 from ..model.attention import QUERIES_AT_ONCE
 from .estimates import Case, abstract_mesh, bytes_of, kept
 
-
 _KEEPS_BFLOAT16 = jax.__version_info__ >= (0, 12)
 
 
