@@ -325,7 +325,8 @@ def test_a_whole_conversation_holds_its_prompt_whatever_other_columns_say(tokeni
 
 
 def test_a_column_that_looks_like_a_prompt_and_is_none_is_refused(tokenizer):
-    expected = r"^data: row 0: column 'query' looks like a prompt, .*found query, chosen, rejected; --rename prompt=query, or remove it$"
+    found = "found query, chosen, rejected; --rename prompt=query, or remove it"
+    expected = rf"^data: row 0: column 'query' looks like a prompt, but belongs to no known format; {found}$"
     with pytest.raises(rm.DataError, match=expected):
         tokenize_comparisons([{"query": "a", **ANSWERS}], tokenizer, CONFIG)
 
