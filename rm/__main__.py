@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -18,12 +18,22 @@ from .commands.plan import PlanArguments, plan_command
 from .commands.score import ScoreArguments, score
 from .commands.serve import ServeArguments, serve
 from .commands.train import TrainArguments, train
+from .commands.usage import check_usage
 from .devices.program_cache import keep_compiled
 from .errors import RmError
 from .version import __version__
 
 _ABOUT = """Train and use reward models. --version says which rm this is; --debug, with any command, shows the traceback
 of an error."""
+_COMMANDS = {
+    "train": TrainArguments,
+    "data": DataArguments,
+    "score": ScoreArguments,
+    "evaluate": EvaluateArguments,
+    "serve": ServeArguments,
+    "plan": PlanArguments,
+    "demo": DemoArguments,
+}
 _RUN = {
     TrainArguments: train,
     DataArguments: data,
@@ -33,15 +43,7 @@ _RUN = {
     PlanArguments: plan_command,
     DemoArguments: demo,
 }
-_Command = (
-    Annotated[TrainArguments, tyro.conf.subcommand("train")]
-    | Annotated[DataArguments, tyro.conf.subcommand("data")]
-    | Annotated[ScoreArguments, tyro.conf.subcommand("score")]
-    | Annotated[EvaluateArguments, tyro.conf.subcommand("evaluate")]
-    | Annotated[ServeArguments, tyro.conf.subcommand("serve")]
-    | Annotated[PlanArguments, tyro.conf.subcommand("plan")]
-    | Annotated[DemoArguments, tyro.conf.subcommand("demo")]
-)
+_Command = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _COMMANDS.items())]  # noqa: UP007
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     debug = "--debug" in given
     try:
-        args = _parse([argument for argument in given if argument != "--debug"])
+        given = [argument for argument in given if argument != "--debug"]
+        check_usage(given, _COMMANDS)
+        args = _parse(given)
         keep_compiled()
         return _RUN[type(args)](args) or 0
     except (RmError, OSError) as error:  # a disk that is full, or a file that may not be read

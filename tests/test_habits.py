@@ -120,3 +120,21 @@ def test_subsets_of_other_rows_say_where_to_take_them_from(loaded):
 def test_the_command_says_its_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith(f"rm {rm.__version__}, jax {jax.__version__}, ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ("train --modle x", "train has no flag --modle, perhaps --model; python -m rm train --help lists all"),
+        (
+            "trian --model x",
+            "no command 'trian', perhaps train; there are train, data, score, evaluate, serve, plan, demo",
+        ),
+        ("score --max_length=3 --model x", "score needs --input, --output; python -m rm score --help lists all"),
+        ("data --zzz", "data has no flag --zzz; python -m rm data --help lists all"),
+    ],
+)
+def test_a_misspelt_command_line_is_one_line_with_the_nearest_name(argv, line, capsys):
+    """The box of a parser has every flag that is missing, with its help, and the mistake somewhere in it."""
+    assert main(argv.split()) == 2
+    assert capsys.readouterr().err == f"rm: {line}\n"
