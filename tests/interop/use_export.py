@@ -27,14 +27,26 @@ def use(job: dict[str, Any]) -> dict[str, Any]:
     chats = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in job["chats"]]
     options = {"dtype": torch.float32, "device": "cpu"}
     classify = transformers.pipeline("text-classification", model=str(directory), tokenizer=str(directory), **options)
+
+    def rewards() -> dict[str, list[float]]:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec("\n".join(line for line in lines.splitlines() if line.startswith("print(")), names)
+        return {
+            "printed": [float(line) for line in printed.getvalue().split()],
+            "texts": [reward(text) for text in job["texts"]],
+            "chats": [reward(chat, add_special_tokens=False) for chat in chats],
+        }
+
+    found = rewards()
+    names["model"].double()
     return {
         "version": transformers.__version__,
         "ids": tokenizer(job["texts"])["input_ids"],
-        "printed": [float(line) for line in printed.getvalue().split()],
+        "first": [float(line) for line in printed.getvalue().split()],
         "rendered": chats,
-        "texts": [reward(text) for text in job["texts"]],
-        "chats": [reward(chat, add_special_tokens=False) for chat in chats],
-        "pipeline": [found["score"] for found in classify(job["texts"])],
+        **found,
+        "exact": rewards(),
+        "pipeline": [each["score"] for each in classify(job["texts"])],
     }
 
 
