@@ -25,7 +25,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "1B": Shape(128256, 2048, 8192, 16, 32, 8),
     "8B": Shape(128256, 4096, 14336, 32, 32, 8),
-    "tiny": Shape(128, 64, 128, 3, 4, 2),
+    "tiny": Shape(512, 64, 128, 3, 4, 2),
 }
 
 # (prompt, chosen, rejected) in tokens of 32 of the 8,487 pairs of hh-rlhf (Bai et al. 2022, arXiv 2204.05862, harmless,

@@ -246,9 +246,9 @@ def jit_update(objective: Objective, optimizer: Optimizer) -> Callable:
     """A compiled `update` for batches that vary in number and shape: `step(state, batches, skip_above)`.
 
     It composes jitted parts, so it compiles once per batch shape rather than once per combination of shapes; on GPUs an
-    update of one batch is a single program, which keeps no sum of gradients. It
-    donates the state it is given: use the returned state, whose arrays have the same shardings. If the objective is a
-    tree (an `eqx.Module`, `jax.tree_util.Partial(loss, base)`), its arrays are passed as arguments, not constants.
+    update of one batch is a single program, which keeps no sum of gradients. It donates the state it is given: use the
+    returned state, whose arrays have the same shardings. If the objective is a tree (an `eqx.Module`,
+    `jax.tree_util.Partial(loss, base)`), its arrays are passed as arguments, not constants.
     """
     arrays, rest = eqx.partition(objective, eqx.is_array)
 
