@@ -16,6 +16,9 @@ from pathlib import Path
 
 from hlo_traffic import bytes_accessed
 
+from rm.planning.chips import parse_topology
+from rm.planning.compiled import compiler_flags
+
 HERE = Path(__file__).parent
 MARK = "result "
 
@@ -24,7 +27,6 @@ def measure(topology: str, model: str, rows: int, attention: str, remat: str) ->
     """Compiles one update, in a process that has found the compilers."""
     from rm.devices.platform import compiling_for
     from rm.model.presets import PRESETS
-    from rm.planning.chips import parse_topology
     from rm.planning.compiled import default_compilers, find_devices, lower_update
     from rm.planning.estimates import Case
 
@@ -48,7 +50,7 @@ def measure(topology: str, model: str, rows: int, attention: str, remat: str) ->
 
 def ask(checkout: Path, *question: str) -> dict[str, float] | str:
     """The figures of a checkout, or the last line of the error."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false".strip()
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {compiler_flags(parse_topology(question[0]))}".strip()
     env = os.environ | {"PYTHONPATH": str(checkout.absolute()), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, __file__, "--child", *question]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=checkout)

@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Union
 
@@ -26,24 +26,17 @@ from .version import __version__
 _ABOUT = """Train and use reward models. --version says which rm this is; --debug, with any command, shows the traceback
 of an error."""
 _COMMANDS = {
-    "train": TrainArguments,
-    "data": DataArguments,
-    "score": ScoreArguments,
-    "evaluate": EvaluateArguments,
-    "serve": ServeArguments,
-    "plan": PlanArguments,
-    "demo": DemoArguments,
+    "train": (TrainArguments, train),
+    "data": (DataArguments, data),
+    "score": (ScoreArguments, score),
+    "evaluate": (EvaluateArguments, evaluate_command),
+    "serve": (ServeArguments, serve),
+    "plan": (PlanArguments, plan_command),
+    "demo": (DemoArguments, demo),
 }
-_RUN = {
-    TrainArguments: train,
-    DataArguments: data,
-    ScoreArguments: score,
-    EvaluateArguments: evaluate_command,
-    ServeArguments: serve,
-    PlanArguments: plan_command,
-    DemoArguments: demo,
-}
-_Command = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _COMMANDS.items())]  # noqa: UP007
+_KINDS = {name: kind for name, (kind, _) in _COMMANDS.items()}
+_RUN: dict[type, Callable[[Any], int | None]] = dict(_COMMANDS.values())
+_Command = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in _KINDS.items())]  # noqa: UP007
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     try:
         given = [argument for argument in given if argument != "--debug"]
-        check_usage(given, _COMMANDS)
+        check_usage(given, _KINDS)
         args = _parse(given)
         keep_compiled()
         return _RUN[type(args)](args) or 0

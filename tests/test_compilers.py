@@ -12,7 +12,7 @@ import pytest
 import rm
 from rm.model.attention_choice import Attention
 from rm.planning.chips import parse_topology
-from rm.planning.compiled import default_compilers, missing_compiler
+from rm.planning.compiled import compiler_flags, default_compilers, missing_compiler
 
 CASES = [  # model, topology, rows of 2048 tokens, and the most GB of a device
     ("llama-8b", "v5p:2x2x2", 8, 20),
@@ -72,8 +72,7 @@ def test_the_update_for_gpus_moves_no_more_than_it_did(topology, remat):
         pytest.skip(reason)
     script = Path(rm.__file__).parents[1] / "benchmarks" / "compiled_gpu.py"
     command = [sys.executable, script, "--child", topology, "llama-1b", "8", "auto", remat]
-    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiler_flags(parse_topology(topology))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1].removeprefix("result "))
