@@ -38,6 +38,7 @@ GRID = [
     *({"mesh": mesh, "rows": 32, "max_length": 2048} for mesh in MESHES),
     *({"dtype": dtype, "remat": remat} for dtype in ("bfloat16", "float32") for remat in ("full", "dots", "none")),
     *({"mesh": "fsdp=8", "remat": remat} for remat in ("dots", "none")),
+    *({"model": (8, 128, 1000), "remat": "none", "rows": rows, "max_length": 512} for rows in (4, 6)),
     *({"model": model} for model in ((2, 64, 256), (8, 512, 1000), (2, 1024, 128_000))),
     *({"model": (2, 64, 256), "rows": 1, "max_length": 256, "mesh": mesh} for mesh in ("one device", "fsdp=8")),
     *(WIDE | {"optimizer": name} for name in ("adamw", "lion", "adafactor")),

@@ -123,6 +123,7 @@ def test_a_cpu_topology_is_compiled_and_gives_what_its_compiler_says():
         {"mesh": {}},
         pytest.param({"mesh": {"fsdp": 4}, "rows": 32}, marks=pytest.mark.long),
         pytest.param({"mesh": {}, "rows": 8, "remat": "none", "dtype": "float32"}, marks=pytest.mark.long),
+        pytest.param({"mesh": {}, "remat": "none"}, marks=pytest.mark.long),
         pytest.param({"mesh": {}, "rows": 1, "max_length": 64, "moments": "bfloat16"}, marks=pytest.mark.long),
     ],
 )

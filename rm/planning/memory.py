@@ -10,6 +10,7 @@ from ..model.attention import QUERIES_AT_ONCE
 from .estimates import Case, abstract_mesh, bytes_of, kept
 
 _KEEPS_BFLOAT16 = jax.__version_info__ >= (0, 12)
+_MANY_TOKENS = 4096  # from here on XLA on CPUs stores the scales of norms once for every feature
 
 
 class Cost(NamedTuple):
@@ -137,6 +138,8 @@ def _on_cpu(case: Case, one: _Sizes) -> tuple[int, int]:
         work += 2 * hidden + 3 * ffn + features
     if unrolled:  # a loop stacks its inputs too, and is at work while everything is saved
         work, everything = 12 * hidden, everything - hidden + 2 * ffn * copies
+    if unrolled and one.tokens < _MANY_TOKENS:
+        work, everything = work - 4 * hidden, everything - 2 * hidden
     if one.itemsize == 2 and _KEEPS_BFLOAT16:
         inputs, products, everything = hidden / 2, products / 2, everything - 2 * hidden
     saved = {"full": inputs, "dots": products, "none": everything}[case.remat]
