@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..devices.mesh import mesh_of
 from ..errors import ConfigError, check_list
+from .block import Block
 from .layers import Linear, Lora
-from .llama import Block, RewardModel
+from .llama import RewardModel
 from .sharding import place_model
 
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
