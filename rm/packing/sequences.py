@@ -45,8 +45,10 @@ def pack_sequences(
     order, shared = _neighbours(sequences)
     if longest > config.fixed_rope_length:
         shared[:] = 0  # the rotation of a prefix then depends on the sequence's length
-    row_tokens = min([ROW_TOKENS, *lengths_of_rows[-1:]])
-    capacity = row_length(max(longest, min(row_tokens, int(lengths.mean() * batch_size))), lengths_of_rows)
+    capacity = round_up(max(longest, min(ROW_TOKENS, int(lengths.mean() * batch_size))))
+    if lengths_of_rows:
+        tokens = int(lengths.sum() - shared[_joined(shared)].sum())
+        capacity = _fullest(tokens, longest, int(lengths.mean()) // 2 + TOKENS_OF_SLOT, lengths_of_rows)
     shape = RowShape(rows=1, slots=max(batch_size, capacity // TOKENS_OF_SLOT), regions=(capacity,))
     rows = _rows(order.tolist(), shared, lengths.tolist(), shape)
     offsets = sequences.offsets.copy()
@@ -80,6 +82,21 @@ def row_length(length: int, lengths: Sequence[int] = ()) -> int:
     (48, 512, 768)
     """
     return next((each for each in lengths if each >= length), round_up(length))
+
+
+def _fullest(tokens: int, longest: int, lost: int, lengths: Sequence[int]) -> int:
+    """The length of rows that takes the least to compute: `lost` tokens at the end of every row, and its dispatch.
+
+    >>> _fullest(2305, 40, 50, [256, 512, 768, 1024, 1536, 2048, 3072]), _fullest(900, 40, 50, [512, 768, 1024])
+    (2048, 1024)
+    """
+
+    def computed(length: int) -> int:
+        full, rest = divmod(tokens, length - lost)
+        return full * length + row_length(rest + lost, lengths)
+
+    enough = [length for length in lengths if length >= max(longest, 2 * lost)]
+    return min(enough, key=lambda length: (computed(length), -length), default=row_length(longest, lengths))
 
 
 def _neighbours(sequences: TokenizedComparisons) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
