@@ -1,6 +1,7 @@
 """How much of the speed of `rm.score` a server gives to many clients, and whether the rewards are the same.
 
-python benchmarks/serve.py [--model {tiny,29M}] [--clients 32] [--texts 2000] [--shared ../shared] [--output FILE.json]
+python benchmarks/serve.py [--model {tiny,29M}] [--clients 32] [--texts 2000] [--words N] [--most 4]
+                           [--before OLDER_CHECKOUT [--rounds 3]] [--shared ../shared] [--output FILE.json]
 
 `tiny` is the real Llama of 260 k parameters in the shared folder with a head drawn at random, `29M` the reference
 workload of peers.py. The texts are both sides of pairs of hh-rlhf, over again where more are asked for than there are;
@@ -13,7 +14,6 @@ import argparse
 import http.client
 import json
 import os
-import queue
 import random
 import re
 import socket
@@ -23,15 +23,18 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 
+from clients import ask_all
 from forward import read_texts
 from measure import MARK
 from workload import SHARED
 
-HERE = Path(__file__).parent
+HERE, ROOT = Path(__file__).parent, Path(__file__).absolute().parents[1]
 MAX_DIFFERENCE = 1e-5
 MIN_RATIO = 0.8
 BATCH_SIZE, MAX_LENGTH = 64, 4096
@@ -77,48 +80,17 @@ def ask(connection: http.client.HTTPConnection, body: bytes) -> tuple[int, dict]
     return answer.status, json.loads(answer.read())
 
 
-def run_clients(port: int, texts: list[str], clients: int) -> dict:
-    """All texts through so many clients, each with one connection and one request at a time."""
-    rng, work = random.Random(0), queue.SimpleQueue()
-    start, latencies, errors, rewards = 0, [], [], [float("nan")] * len(texts)
-    while start < len(texts):
-        stop = min(start + rng.randint(1, 4), len(texts))
-        work.put(slice(start, stop))
-        start = stop
+def make_requests(texts: list[str], most: int) -> list[list[str]]:
+    """The texts in order, one to `most` in each request."""
+    rng, rest = random.Random(0), deque(texts)
+    return [[rest.popleft() for _ in range(min(rng.randint(1, most), len(rest)))] for _ in iter(lambda: len(rest), 0)]
 
-    def client() -> None:
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=600)) as connection:
-            while True:
-                try:
-                    part = work.get_nowait()
-                except queue.Empty:
-                    return
-                begin = time.perf_counter()
-                try:
-                    status, answer = ask(connection, json.dumps({"inputs": texts[part]}).encode())
-                except (OSError, http.client.HTTPException) as problem:
-                    errors.append(repr(problem))
-                    continue
-                latencies.append(time.perf_counter() - begin)
-                if status == 200:
-                    rewards[part] = answer["rewards"]
-                else:
-                    errors.append(f"{status} {answer}")
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return {
-        "seconds": time.perf_counter() - begin,
-        "requests": len(latencies),
-        "errors": errors,
-        "rewards": rewards,
-        "p50": statistics.median(latencies),
-        "p99": statistics.quantiles(latencies, n=100)[98],
-    }
+def run_clients(port: int, texts: list[str], args: argparse.Namespace) -> dict:
+    """All texts through the clients."""
+    figures = ask_all(port, make_requests(texts, args.most), args.clients)
+    rewards = [reward for answer in figures.pop("rewards") if answer for reward in answer]
+    return figures | {"requests": len(figures.pop("latencies")), "rewards": rewards}
 
 
 def misbehave(port: int, timeout: float) -> dict[str, str]:
@@ -146,18 +118,28 @@ def misbehave(port: int, timeout: float) -> dict[str, str]:
     return found
 
 
-def run_server(directory: Path, texts: list[str], clients: int) -> dict:
-    timeout = 5
+@contextmanager
+def server(directory: Path, checkout: Path, timeout: float) -> Iterator[tuple[subprocess.Popen, int]]:
+    """The process of a checkout's server, once it answers, and its port."""
     command = [sys.executable, "-m", "rm", "serve", "--model", directory, "--port", "0"]
     command += ["--max-length", f"{MAX_LENGTH}", "--max-batch-size", f"{BATCH_SIZE}", "--request-timeout", f"{timeout}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    env = os.environ | {"PYTHONPATH": str(checkout.absolute())}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     try:
         greeting = process.stdout.readline() if process.stdout else ""
-        port = int(greeting.rsplit(":", 1)[1])
+        yield process, int(greeting.rsplit(":", 1)[1])
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def run_server(directory: Path, texts: list[str], args: argparse.Namespace) -> dict:
+    timeout = 5
+    with server(directory, ROOT, timeout) as (process, port):
         refused: dict[str, str] = {}
         hostile = threading.Thread(target=lambda: refused.update(misbehave(port, timeout)))
         hostile.start()
-        figures = run_clients(port, texts, clients)
+        figures = run_clients(port, texts, args)
         hostile.join()
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             figures["afterwards"] = ask(connection, json.dumps({"inputs": texts[:1]}).encode())[0]
@@ -165,9 +147,42 @@ def run_server(directory: Path, texts: list[str], clients: int) -> dict:
             text = connection.getresponse().read().decode()
         batches = dict(re.findall(r"^rm_batch_sequences_(count|sum) (\S+)$", text, re.MULTILINE))
         figures["mean_batch"] = float(batches["sum"]) / float(batches["count"])
-    finally:
-        process.terminate()
-    return figures | {"refused": refused, "exit": process.wait(60)}
+    return figures | {"refused": refused, "exit": process.returncode}
+
+
+def wait_until_idle(pid: int) -> None:
+    """Returns when a process has taken no time of a core for a second, and has nothing to compile any more."""
+    before, now = -1.0, 0.0
+    while now > before + 0.1:
+        time.sleep(1)
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        before, now = now, sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def compare(directory: Path, texts: list[str], args: argparse.Namespace) -> None:
+    """The load alone, on the server of an older checkout and on this one, in turn."""
+    found: dict[str, list[dict]] = {"before": [], "now": []}
+    print("| round | server | texts/s | p50 ms | p99 ms |\n|---|---|---:|---:|---:|", flush=True)
+    for turn in range(args.rounds):
+        for name, checkout in (("before", args.before), ("now", ROOT)):
+            with server(directory, checkout, 30) as (process, port):
+                run_clients(port, texts, args)
+                wait_until_idle(process.pid)
+                figures = run_clients(port, texts, args)
+            figures["speed"] = len(texts) / figures["seconds"]
+            found[name].append(figures)
+            quantiles = " | ".join(f"{1000 * figures[each]:.0f}" for each in ("p50", "p99"))
+            print(f"| {turn + 1} | {name} | {figures['speed']:.0f} | {quantiles} |", flush=True)
+    speed, p99 = (
+        [statistics.median(each[figure] for each in found[name]) for name in found] for figure in ("speed", "p99")
+    )
+    rewards = [each[0]["rewards"] for each in found.values()]
+    difference = max(abs(a - b) for a, b in zip(*rewards, strict=True))
+    print(
+        f"texts/s {speed[1] / speed[0]:.2f} times, p99 {p99[1] / p99[0]:.2f} times; rewards differ by {difference:.1e}"
+    )
+    if difference > MAX_DIFFERENCE or any(each["errors"] for runs in found.values() for each in runs):
+        sys.exit("failed: errors, or other rewards")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -175,6 +190,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=("tiny", "29M"), default="tiny")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--most", type=int, default=4, help="texts of a request")
+    parser.add_argument("--words", type=int, help="of a text; the rest is cut off")
+    parser.add_argument(
+        "--before", type=Path, help="an older checkout, whose server bears the load in turn with this one's"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="with --before")
     parser.add_argument("--least", type=float, default=MIN_RATIO, help="of the offline speed, to count as passed")
     parser.add_argument("--shared", type=Path, default=SHARED, help="the folder that has data/ and models/")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
@@ -195,9 +216,12 @@ def main() -> None:
             directory = Path(folder) / "tiny"
             write_tiny(args.shared, directory)
         texts = read_texts(workload, args.texts)
+        texts = [" ".join(text.split(" ")[: args.words]) for text in texts]
+        if args.before:
+            return compare(directory, [*islice(cycle(texts), args.texts)], args)
         texts_file.write_text(json.dumps(texts))
         before = run_offline(directory, texts_file)
-        served = run_server(directory, [*islice(cycle(texts), args.texts)], args.clients)
+        served = run_server(directory, [*islice(cycle(texts), args.texts)], args)
         after = run_offline(directory, texts_file)
     report(args, [before, after], served)
     return None
