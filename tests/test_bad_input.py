@@ -16,6 +16,7 @@ from pathlib import Path
 import datasets
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -385,6 +386,7 @@ def data(*rows: object) -> Damage:
 ROLES = "{% if messages[0].role != 'user' %}{{ raise_exception('the user\n speaks first') }}{% endif %}"
 ASSISTANT = {side: [{"role": "assistant", "content": side}] for side in GOOD}
 LINES = "".join(json.dumps(GOOD) + "\n" for _ in range(200)).encode()
+ZSTD = pa.compress(LINES, "zstd", asbytes=True)
 
 # The file that train reads is pairs.jsonl.
 DATA = {
@@ -485,6 +487,9 @@ def test_data(place, refused, damage, fragments):
         pytest.param("a.jsonl.gz", gzip.compress(LINES)[:-12], ["cut short"], id="gzip cut short"),
         pytest.param("a.jsonl.gz", LINES, ["gzip"], id="not gzip"),
         pytest.param("a.jsonl.gz", gzip.compress(LINES + b"{\n"), ["line 201"], id="malformed line in gzip"),
+        pytest.param("a.jsonl.zst", ZSTD[:-12], ["cut short"], id="zstd cut short"),
+        pytest.param("a.jsonl.zst", LINES, ["ZSTD"], id="not zstd"),
+        pytest.param("a.json", b'{\n"train": [{}]}', ["'data'", "train"], id="object without rows"),
         pytest.param("a.json", b'[{"chosen": "a", "rejected": "b"},', [], id="document cut short"),
         pytest.param("a.csv", b"chosen,rejected\na,b\na,b,c\n", ["line 3"], id="csv with a field too many"),
         pytest.param("a.parquet", b"PAR1 but not really", [], id="not parquet"),

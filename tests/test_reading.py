@@ -18,6 +18,7 @@ from pyarrow import parquet
 import rm
 from rm.data.formats import parse_row
 from rm.data.tokenize import tokenize_comparisons
+from rm.files.columns import without_nulls
 from rm.files.row_files import read_lines, write_lines
 
 from .test_tokenize import chat
@@ -218,6 +219,23 @@ def test_csv_files_hold_texts_but_for_margins_and_scores(tmp_path):
         rm.load_comparisons(tmp_path / "rows.csv")
 
 
+def test_chats_in_cells_are_chats(tmp_path, tokenizer):
+    """A list in a cell trained as the text that JSON writes for it."""
+    cells = {side: json.dumps(messages) for side, messages in CHAT.items()} | {"prompt": "", "id": "[1]"}
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.DictWriter(file, cells).writeheader()
+        csv.DictWriter(file, cells).writerow(cells)
+    rows = rm.load_comparisons(tmp_path / "rows.csv")
+    assert rows[0] == {**CHAT, "id": "[1]"}
+    assert tokens(rows, tokenizer) == tokens([CHAT], tokenizer)
+
+
+def test_the_first_row_of_a_table_has_its_line(tmp_path):
+    (tmp_path / "rows.csv").write_text("chosen,rejected\na\n")
+    with pytest.raises(rm.DataError, match=r"rows\.csv: line 2: expected 2 values as in the first line, found 1"):
+        rm.load_comparisons(tmp_path / "rows.csv")
+
+
 # Parquet.
 
 
@@ -259,6 +277,17 @@ def test_decimals_are_numbers(tmp_path, tokenizer):
     parquet_rows(tmp_path, margin=pa.array([decimal.Decimal("0.50"), decimal.Decimal("1.25")]))
     comparisons, _ = tokenize_comparisons(rm.load_comparisons(tmp_path / "rows.parquet"), tokenizer, CONFIG)
     assert comparisons.margin.tolist() == [0.5, 1.25]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_key_of_messages_that_is_null_everywhere_is_absent(tmp_path, streaming):
+    """The type of nulls cannot be cast within lists: the whole file was refused."""
+    parts = [{"type": "text", "text": "a", "image": None}, {"type": "text", "text": "b", "image": None}]
+    parquet_rows(tmp_path, prompt=pa.array([[{"role": "user", "content": parts}]] * 2))
+    row = next(iter(rm.load_comparisons(tmp_path / "rows.parquet", streaming=streaming)))
+    assert without_nulls(row["prompt"]) == [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    ]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

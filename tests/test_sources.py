@@ -4,6 +4,7 @@ import gzip
 import json
 
 import datasets
+import pyarrow as pa
 import pytest
 
 import rm
@@ -18,22 +19,29 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
+def _gzipped(name: str, text: bytes) -> bytes:
+    return gzip.compress(text) if name.endswith(".gz") else text
+
+
 def write(path, name: str):
     """The rows in the format that the name asks for."""
     dataset, file = datasets.Dataset.from_list(ROWS), path / name
-    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-    if name.startswith("pairs.jsonl"):
-        file.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
-    elif name.startswith("document"):
-        document = json.dumps(ROWS).encode()
-        file.write_bytes(gzip.compress(document) if name.endswith(".gz") else document)
+    texts = {
+        "pairs.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
+        "document.json": json.dumps(ROWS),
+        "wrapped.json": json.dumps({"data": ROWS}),
+        "wrapped_lines.json": json.dumps({"version": 1, "data": ROWS}, indent=1),
+    }
+    text = texts.get(name.removesuffix(".gz").removesuffix(".zst"), "").encode()
+    if text:
+        file.write_bytes(pa.compress(text, "zstd", asbytes=True) if name.endswith(".zst") else _gzipped(name, text))
     elif name == "pairs.arrow":
         dataset.save_to_disk(str(path / "as_arrow"))
         (path / "as_arrow/data-00000-of-00001.arrow").rename(file)
     elif name == "pairs.parquet":
         dataset.to_parquet(file)
-    elif name == "pairs.csv":
-        dataset.to_csv(file, index=False)
+    elif name in ("pairs.csv", "pairs.tsv"):
+        dataset.to_csv(file, index=False, sep="," if name.endswith("csv") else "\t")
     elif name == "saved":
         dataset.save_to_disk(str(file))
     else:
@@ -42,7 +50,8 @@ def write(path, name: str):
 
 
 FORMATS = ["pairs.jsonl", "pairs.jsonl.gz", "document.json", "document.json.gz", "pairs.parquet", "pairs.arrow"]
-FORMATS += ["pairs.csv", "saved", "saved_dict"]
+FORMATS += ["pairs.jsonl.zst", "wrapped.json", "wrapped_lines.json", "wrapped_lines.json.zst"]
+FORMATS += ["pairs.csv", "pairs.tsv", "saved", "saved_dict"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -71,6 +80,34 @@ def test_streaming_gives_the_same_rows(tmp_path, name):
     streamed = rm.load_comparisons(write(tmp_path, name), streaming=True)
     assert isinstance(streamed, datasets.IterableDataset)
     assert list(streamed) == ROWS
+
+
+def test_what_a_document_has_beside_its_rows_is_said(tmp_path, caplog):
+    """The rows of another list would be lost in silence."""
+    file = write(tmp_path, "wrapped_lines.json")
+    rm.load_comparisons(file)
+    assert caplog.messages == [f"{file}: the rows are those of 'data'; not read: version"]
+    file.write_text(json.dumps({"data": ROWS, "test": ROWS}))
+    with pytest.raises(rm.DataError, match=r"with one list of rows, 'data'; found an object of data, test$"):
+        rm.load_comparisons(file)
+    file.write_text(json.dumps({"data": [*ROWS, {"chosen": "a"}]}))
+    assert rm.load_comparisons(file, lines=True)[10]["__line__"] == f"{file}: row 10 of 'data'"
+
+
+def test_lines_of_json_whose_first_is_cut_short_are_lines(tmp_path):
+    (tmp_path / "rows.json").write_text('{"chosen": "a",\n' + json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(rm.DataError, match=r"rows\.json: line 1: not valid JSON"):
+        rm.load_comparisons(tmp_path / "rows.json")
+    assert len(rm.load_comparisons(tmp_path / "rows.json", invalid="drop")) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_a_directory_are_read_by_their_endings(tmp_path, streaming):
+    """Those of the hub are found in the same way."""
+    for name in ("pairs.jsonl.zst", "pairs.tsv"):
+        (tmp_path / name.replace(".", "_")).mkdir()
+        write(tmp_path / name.replace(".", "_"), name)
+        assert list(rm.load_comparisons(tmp_path / name.replace(".", "_"), streaming=streaming)) == ROWS
 
 
 def test_a_pattern_reads_its_files_in_the_order_of_their_names(tmp_path):

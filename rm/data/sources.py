@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, first_line
 from ..files.repositories import fetch, find_files, quietly
+from ..files.row_files import file_type
 from .encode import Invalid
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # `datasets` takes tqdm's bars for notebooks, which ask for ipywidgets; nothing here needs them
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-_READERS = {".json": "rows", ".jsonl": "rows", ".csv": "rows", ".parquet": "parquet", ".arrow": "arrow"}
+_READERS = dict.fromkeys((".json", ".jsonl", ".csv", ".tsv"), "rows") | {".parquet": "parquet", ".arrow": "arrow"}
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(:(?P<config_name>[^@]+))?(@(?P<revision>.+))?")
 
 
@@ -64,7 +65,11 @@ def _parse_name(text: str) -> Source:
 
 def is_file_name(path: str) -> bool:
     """True if a name that does not exist must mean a file rather than a hub repository."""
-    return Path(path).suffix in (*_READERS, ".gz", ".txt") or path.startswith((".", "/", "~")) or glob.has_magic(path)
+    return (
+        Path(path).suffix in (*_READERS, ".gz", ".zst", ".txt")
+        or path.startswith((".", "/", "~"))
+        or glob.has_magic(path)
+    )
 
 
 def expand(path: str) -> list[str]:
@@ -181,9 +186,10 @@ def _read_files(reader: str, files: Sequence[str | Path], *, streaming: bool, **
 
 
 def _reader(path: Path) -> str:
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    suffix = file_type(path)
     if suffix not in _READERS:
-        raise DataError(f"{path}: expected a file that ends in {', '.join(_READERS)} (or .gz), found {path.suffix!r}")
+        expected = f"expected a file that ends in {', '.join(_READERS)} (or .gz, .zst)"
+        raise DataError(f"{path}: {expected}, found {path.suffix!r}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; expected at least one comparison")
     return _READERS[suffix]

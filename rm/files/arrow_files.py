@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..errors import DataError, OutputError, first_line
-from .columns import features_of, find_kinds, plain_type, to_columns, to_rows
+from .columns import features_of, find_kinds, plain_type, to_columns, to_rows, without_null_type
 from .output import new_directory, writing
 from .repositories import fetch
 from .row_files import LINE, UNREADABLE, Fields, read_fields, read_rows, to_json
@@ -67,13 +67,17 @@ def load_parquet_files(files: Sequence[Path]) -> "list[Dataset]":
         schema = pa.unify_schemas(list(map(_parquet_schema, files)), promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"{files[0]}: the files' columns differ in type ({first_line(error)})") from None
-    schema = Features.from_arrow_schema(schema).arrow_schema
+    schema = Features.from_arrow_schema(_without_null_types(schema)).arrow_schema
 
     def write(directory: Path) -> None:
         for number, file in enumerate(files):
             _write_stream(directory / f"{number}.arrow", schema, _parquet_tables(file, schema))
 
     return _converted(files, [], write)
+
+
+def _without_null_types(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([(field.name, without_null_type(field.type)) for field in schema])
 
 
 @contextmanager
@@ -148,7 +152,7 @@ def _marked(file: Path, rows: Iterator, encode: Callable, lines: bool, skip_unre
 
 def _stream_parquet(files: list[str], **_: bool) -> Iterator[dict[str, Any]]:
     for file in map(fetch, files):
-        for table in _parquet_tables(file, _parquet_schema(file)):
+        for table in _parquet_tables(file, _without_null_types(_parquet_schema(file))):
             yield from to_rows(table)
 
 

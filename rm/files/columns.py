@@ -151,6 +151,21 @@ def plain_type(kind: pa.DataType) -> pa.DataType | None:
     return kind
 
 
+def without_null_type(kind: pa.DataType) -> pa.DataType:
+    """The type with texts where it has nothing but nulls, which pyarrow does not cast within lists.
+
+    >>> without_null_type(pa.list_(pa.struct([("text", pa.string()), ("image", pa.null())])))
+    ListType(list<item: struct<text: string, image: string>>)
+    """
+    if pa.types.is_null(kind):
+        return pa.string()
+    if isinstance(kind, pa.ListType):
+        return pa.list_(without_null_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, without_null_type(field.type)) for field in kind])
+    return kind
+
+
 def without_nulls(value: Any) -> Any:
     """The value without null keys, at any depth; a column gives every object the keys of all objects.
 
