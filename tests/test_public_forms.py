@@ -1,14 +1,18 @@
 """The forms of public data sets, from files; docs/data.md has a row of each, which test_data_page.py reads."""
 
+import csv
+import dataclasses
 import json
 import re
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import rm
 from rm.__main__ import main
+from rm.data.formats import parse_row
 from rm.data.public_forms import FORMS
 
 from .test_data_page import ROWS
@@ -20,6 +24,7 @@ TIES = {
     "Chatbot Arena, conversations": {"winner": "tie"},
     "HelpSteer3": {"overall_preference": 0},
     "WebGPT comparisons": {"score_0": 0.0, "score_1": 0.0},
+    "HelpSteer2, preferences": {"preference_strength": 0},
 }
 WRONG = {  # what is changed in the page's row, and the line about it
     "Chatbot Arena, votes": (
@@ -61,13 +66,14 @@ def test_a_file_of_a_public_form_is_read_and_named(form, suffix, tokenizer, tmp_
     """Every column would be unknown, or the wrong side be the better one."""
     row, text = PAGE[form.name]
     path = tmp_path / f"rows.{suffix}"
-    rows = [row | {"annotator": 7}] * 2
+    rows = [part | {"annotator": 7} for part in (row if isinstance(row, list) else [row])] * 2
     if suffix == "jsonl":
         path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     comparisons, table = read(path, tokenizer)
-    assert best(comparisons, tokenizer).replace(" ", "") == text.replace(" ", "")  # decoding adds some
+    ids = tokenizer.encode(text.replace("⏎", "\n"))[1:]  # without the second BOS
+    assert best(comparisons, tokenizer) == tokenizer.decode(ids)
     assert set(table["formats"]) == {form.name}
     assert table["columns_not_read"] == ["annotator"]
 
@@ -80,6 +86,77 @@ def test_a_tie_is_dropped_and_counted(name, tokenizer, tmp_path):
     comparisons, table = read(path, tokenizer)
     assert len(comparisons) == 1
     assert sum(table["dropped"].values()) == 1
+
+
+def test_a_tool_of_a_public_form_reaches_the_template(tokenizer):
+    """OpenAI's preferences have theirs beside the messages, where they were lost."""
+    row, _ = PAGE["OpenAI preferences"]
+    tools = [{"type": "function", "function": {"name": "ab"}}]
+    told = dataclasses.replace(tokenizer, chat_template=TEMPLATE + "{{ tools[0].function.name if tools else '' }}")
+    parsed = [parse_row({**row, "input": row["input"] | more}, told) for more in ({}, {"tools": tools})]
+    assert parsed[1].sequences == [text + "ab" for text in parsed[0].sequences]
+
+
+def test_numbers_of_a_table_are_numbers(tokenizer, tmp_path):
+    """Chatbot Arena's votes are a CSV file: the first row was refused."""
+    row, text = PAGE["Chatbot Arena, votes"]
+    with (tmp_path / "votes.csv").open("w", newline="") as file:
+        csv.DictWriter(file, row).writeheader()
+        csv.DictWriter(file, row).writerows([row, row | TIES["Chatbot Arena, votes"]])
+    comparisons, table = read(tmp_path / "votes.csv", tokenizer)
+    assert best(comparisons, tokenizer).replace(" ", "") == text.replace(" ", "")
+    assert table["dropped"] == {"tied": 1}
+
+
+# HelpSteer's rows have one response each.
+
+
+def rated(*rows: tuple[str, str, int]) -> list[dict]:
+    return [dict(zip(("prompt", "response", "helpfulness"), row, strict=True)) | {"verbosity": 1} for row in rows]
+
+
+RATINGS = rated(("a", "b", 1), ("a", "c", 3), ("b", "c", 2), ("b", "d", 2), ("c", "a", 4), ("d", "a", 0), ("d", "b", 4))
+
+
+@pytest.mark.parametrize("name", ["list", "dataset", "rows.jsonl", "rows.csv", "rows.parquet", "stream", "saved"])
+def test_ratings_of_one_prompt_are_a_comparison(name, tokenizer, tmp_path):
+    """The first two rows are a pair, the next two a tie, the fifth has nothing to be compared with, the last a pair."""
+    data = datasets.Dataset.from_list(RATINGS)
+    data.to_json(tmp_path / "rows.jsonl")
+    data.to_csv(tmp_path / "rows.csv", index=False)
+    data.to_parquet(tmp_path / "rows.parquet")
+    data.save_to_disk(str(tmp_path / "saved"))
+    rows = {"list": RATINGS, "dataset": data}.get(name)
+    if rows is None:
+        path = tmp_path / ("rows.jsonl" if name == "stream" else name)
+        rows = rm.load_comparisons(path, streaming=name == "stream", lines=True)
+    options = {"cache": False, "margin_from_scores": True}
+    comparisons, table = rm.tokenize_comparisons(rows, tokenizer, CONFIG, **options)
+    texts = [best(comparisons, tokenizer, k).split() for k in range(len(comparisons))]
+    assert texts == [
+        ["<s>", "user", "a", "</s>", "assistant", "c", "</s>"],
+        ["<s>", "user", "d", "</s>", "assistant", "b", "</s>"],
+    ]
+    assert comparisons.margin.tolist() == [2, 4]
+    assert table["dropped"] == {"single_response": 1, "tied": 1}
+    assert table["columns_not_read"] == ["verbosity"]
+    assert table["formats"] == {"HelpSteer, ratings": 3}
+
+
+def test_ratings_are_joined_before_a_stream_is_shuffled(llama_directory, tmp_path, capsys):
+    """Rows that no longer follow each other would all be left out."""
+    rows = rated(*((f"{k}", text, score) for k in range(40) for text, score in (("a", 0), ("b", 1))))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["data", "--model", str(llama_directory), "--dataset", str(tmp_path / "rows.jsonl")]
+    assert main([*command, "--streaming", "--max-steps", "5", "--batch-size", "8"]) == 0
+    assert "40, of which 40 kept" in capsys.readouterr().out
+
+
+def test_ratings_that_are_no_numbers_and_rows_in_disorder_are_said(tokenizer):
+    with pytest.raises(rm.DataError, match=r"data: row 0: field 'helpfulness': expected a number, found str '3'"):
+        rm.tokenize_comparisons(rated(("a", "b", "3"), ("a", "c", "1")), tokenizer, CONFIG)
+    with pytest.raises(rm.DataError, match=r"no comparison is left of 2 rows \(single response: 2\)"):
+        rm.tokenize_comparisons(rated(("a", "b", 3), ("b", "c", 1)), tokenizer, CONFIG)
 
 
 def test_the_strength_of_a_preference_is_a_margin(tokenizer, tmp_path):
@@ -118,12 +195,14 @@ def test_columns_are_read_under_other_names(llama_directory, tmp_path, capsys):
         assert line in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["UltraFeedback", "HelpSteer3", "Nectar"])
+@pytest.mark.parametrize("name", ["UltraFeedback", "HelpSteer3", "Nectar", "HelpSteer, ratings"])
 def test_an_evaluation_reads_public_forms(name, loaded, tmp_path):
     """Best of n and the scores of people would be missing, or every row be refused."""
     path, (row, _) = tmp_path / "rows.jsonl", PAGE[name]
     rm.save_reward_model(tmp_path / "model", *loaded)
-    path.write_text("\n".join(json.dumps(row | {"domain": d}) for d in "xy") + "\n", encoding="utf-8")
+    rows = row if isinstance(row, list) else [row]
+    lines = [json.dumps(row | {"domain": d} | ({"prompt": d} if "prompt" in row else {})) for d in "xy" for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     command = [
         "evaluate",
         "--model",
@@ -136,5 +215,5 @@ def test_an_evaluation_reads_public_forms(name, loaded, tmp_path):
     assert main([*command, "--by", "domain"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "out/scores.jsonl").read_text().splitlines()]
     assert [line["subset"] for line in lines] == ["x", "y"]
-    expected = {"UltraFeedback": [7.5, 8], "HelpSteer3": [2, 0], "Nectar": [-2, -1]}[name]
+    expected = {"UltraFeedback": [7.5, 8], "HelpSteer3": [2, 0], "Nectar": [-2, -1], "HelpSteer, ratings": [1, 4]}[name]
     assert all(line["scores"] == expected and len(line["rewards"]) == 2 for line in lines)

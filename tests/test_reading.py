@@ -200,7 +200,7 @@ def test_a_stream_fetches_a_file_when_its_turn_comes(tmp_path, monkeypatch, name
     monkeypatch.setattr("rm.files.arrow_files.fetch", lambda file: fetched.append(Path(file).name) or Path(file))
     stream = rm.load_comparisons(str(tmp_path / f"*-{name}"), streaming=True)
     assert [row["id"] for row in stream.take(3)] == [0, 0, 1]
-    assert fetched == [file.name for file in files[:2]]
+    assert list(dict.fromkeys(fetched)) == [file.name for file in files[:2]]  # the first row is looked at before
 
 
 def test_csv_files_hold_texts_but_for_margins_and_scores(tmp_path):
@@ -335,6 +335,8 @@ SYSTEM = {"role": "system", "content": "d"}
         ({"system": "d", "question": "a"}, [SYSTEM, *chat("a")], "question (orca pairs)"),
         ({"system": "", "question": "a"}, chat("a"), "question (orca pairs)"),
         ({"system": "d", "input": "a"}, [SYSTEM, *chat("a")], "input (Axolotl)"),
+        ({"messages": chat("a", "c", "d")}, chat("a", "c", "d"), "messages (Axolotl)"),
+        ({"trajectory": [{"from": "user", "value": "a"}]}, chat("a"), "trajectory (UltraInteract)"),
     ],
 )
 def test_a_question_in_a_column_of_its_own_is_the_prompt(tokenizer, columns, prompt, form):
@@ -344,7 +346,7 @@ def test_a_question_in_a_column_of_its_own_is_the_prompt(tokenizer, columns, pro
     assert parsed.format == form
 
 
-@pytest.mark.parametrize("column", ["question", "instruction", "messages", "system"])
+@pytest.mark.parametrize("column", ["question", "instruction", "messages"])
 def test_a_whole_conversation_holds_its_prompt_whatever_other_columns_say(tokenizer, column):
     """The question would stand in it twice."""
     row = {column: "a", **CHAT}
@@ -366,8 +368,57 @@ def test_columns_that_are_not_read_are_listed_and_rows_that_may_lack_their_promp
     _, table = tokenize_comparisons(datasets.Dataset.from_list(rows) if in_memory else rows, tokenizer, CONFIG)
     assert table["columns_not_read"] == ["id", "topic"]
     assert table["without_prompt"] == 1  # the second one's sides share a beginning
-    _, table = tokenize_comparisons([{"prompt": "a", "system": "d", "id": 1, **ANSWERS}], tokenizer, CONFIG)
-    assert (table["columns_not_read"], table["without_prompt"]) == (["id", "system"], 0)
+    _, table = tokenize_comparisons([{"prompt": "a", "topic": "d", "id": 1, **ANSWERS}], tokenizer, CONFIG)
+    assert (table["columns_not_read"], table["without_prompt"]) == (["id", "topic"], 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": "a", **ANSWERS}, [SYSTEM, *chat("a", "b")]),  # Axolotl's prompt_pairs, orca's many children
+        ({"prompt": chat("a"), **ANSWERS}, [SYSTEM, *chat("a", "b")]),
+        ({"prompt": [SYSTEM, *chat("a")], **ANSWERS}, [SYSTEM, *chat("a", "b")]),
+        ({"prompt": "a", **CHAT}, [SYSTEM, *CHAT["chosen"]]),
+        (CHAT, [SYSTEM, *CHAT["chosen"]]),
+        ({"conversations": [{"from": "human", "value": "a"}], **ANSWERS}, [SYSTEM, *chat("a", "b")]),  # LLaMA-Factory
+        ({"messages": chat("a"), **ANSWERS}, [SYSTEM, *chat("a", "b")]),
+    ],
+)
+def test_a_column_of_system_messages_comes_first(tokenizer, row, messages):
+    """It was listed as not read, and the model trained without it."""
+    expected = parse_row({"chosen": messages, "rejected": CHAT["rejected"]}, tokenizer).sequences[0]
+    parsed = parse_row({"system": "d", **row}, tokenizer)
+    assert parsed.sequences[0] == expected
+    _, table = tokenize_comparisons([{"system": "d", **row}], tokenizer, CONFIG)
+    assert table["columns_not_read"] == []
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_rows_without_a_system_message_are_chats_where_others_have_one(tokenizer, in_memory):
+    """Half of the data would be texts, and the other half chats."""
+    rows = [{"system": system, "prompt": "a", **ANSWERS} for system in ("d", "", None)]
+    assert parse_row(rows[1], tokenizer).sequences == parse_row({"prompt": chat("a"), **ANSWERS}, tokenizer).sequences
+    _, table = tokenize_comparisons(datasets.Dataset.from_list(rows) if in_memory else rows, tokenizer, CONFIG)
+    assert table["formats"] == {"chat, explicit prompt, system apart": 3}
+    rows = rows[2:] * 2
+    _, table = tokenize_comparisons(datasets.Dataset.from_list(rows) if in_memory else rows, tokenizer, CONFIG)
+    assert table["formats"] == {"chat, explicit prompt, system apart": 2}
+
+
+def test_two_system_messages_are_refused(tokenizer):
+    row = {"system": "c", "prompt": [SYSTEM, *chat("a")], **ANSWERS}
+    with pytest.raises(rm.DataError, match=r"field 'system': the conversation begins with another system message"):
+        parse_row(row, tokenizer)
+    with pytest.raises(rm.DataError, match=r"field 'system': expected text, found int 1"):
+        parse_row(row | {"system": 1}, tokenizer)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_error_of_unknown_columns_lists_all_and_how_to_rename_them(tokenizer, in_memory):
+    rows = [{"prompt": "a", "winner": "b", "loser": "c"}]
+    expected = "no column 'chosen' or 'rejected'; found prompt, winner, loser; expected chosen and rejected .*; "
+    with pytest.raises(rm.DataError, match=expected + "other names: --rename chosen=COLUMN rejected=COLUMN$"):
+        tokenize_comparisons(datasets.Dataset.from_list(rows) if in_memory else rows, tokenizer, CONFIG)
 
 
 def test_fields_of_messages_that_the_template_leaves_out_are_counted(tokenizer):

@@ -44,7 +44,7 @@ def rewardbench_rows(rows: "Dataset", tokenizer: Tokenizer) -> list[Row]:
 
     def as_ids(row: Row) -> Row:
         texts = [row.get(name) for name in ("prompt", "chosen", "rejected")]
-        if not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(text, str) for text in texts) or row.get("system"):
             return row
         prompt, *responses = texts
         kept = {name: value for name, value in row.items() if name not in ("prompt", "chosen", "rejected")}
@@ -69,7 +69,8 @@ def as_ranked(rows: "Dataset") -> "Dataset":
     def read(row: dict[str, Any]) -> dict[str, Any]:
         form = find_form({name: value for name, value in row.items() if value is not None})
         try:
-            return row if form is None else {n: v for n, v in row.items() if n not in form.columns} | form.read(row)
+            kept = {n: v for n, v in row.items() if form is None or n not in (*form.columns, *form.beside)}
+            return kept if form is None else kept | form.read(row)
         except RowError:  # said, or counted, with the name of the row where it is read again
             return row
 

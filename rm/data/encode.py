@@ -15,7 +15,7 @@ from ..text.tokenizer import Tokenizer
 from .comparisons import TokenizedComparisons, common_prefix, flatten, with_reward_token
 from .formats import Example, Ranking, parse_row, unread
 from .left_out import count_fields
-from .render import Row, RowError
+from .render import NoPair, Row, RowError
 from .segments import Segments
 
 Ids = Int32[np.ndarray, "_"]
@@ -84,7 +84,7 @@ def parse_chunk(
 
 def _refuse(parsed: Parsed, number: int, error: RowError, options: EncodeOptions) -> None:
     """Raises `DataError`, naming the row and the field, unless malformed rows are dropped and counted."""
-    if options.invalid == "raise":
+    if options.invalid == "raise" and not isinstance(error, NoPair):
         raise DataError(f"{parsed.names[number]}: {error}") from None
     parsed.counts["dropped", error.reason] += 1
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from ..files.row_files import LINE, UNREADABLE
 from ..text.tokenizer import Tokenizer
-from .public_forms import find_form
+from .public_forms import columns_of_forms, find_form, question
 from .render import Row, RowError, as_messages, is_sharegpt, render_response, shorten
 
 # token ids of chosen and rejected, and their attention masks: TRL's columns, now and before, and EasyDeL's
@@ -22,13 +22,18 @@ _QUESTIONS = (
     ("question", "", "question (orca pairs)"),
     ("input", "", "input (Axolotl)"),
 )
+# Columns of a whole chat before the answers, in rows without `prompt`, and the names of their formats.
+_CHATS = {"messages": "messages (Axolotl)", "trajectory": "trajectory (UltraInteract)"}
 # Columns that hold the prompt in other formats; refused unless a format above reads them.
-_PROMPTS = ("query", "context", "messages", "history", "inputs", "question", "instruction", "input", "system")
+_PROMPTS = ("query", "context", *_CHATS, "history", "inputs", "question", "instruction", "input", "system")
 COLUMNS = {"prompt", "conversations", "chosen", "rejected", "responses", "scores", "ranks", "margin", "score_chosen"}
 COLUMNS |= {"score_rejected", "tools", "chat_template_kwargs", *itertools.chain(*_IDS)} - {""}
 COLUMNS |= {LINE, UNREADABLE}
-_BESIDE_A_PROMPT = frozenset(COLUMNS)
+_BESIDE_A_PROMPT = COLUMNS | {"system"}
+_BESIDE_A_FORM = ("system", "tools", "chat_template_kwargs", LINE, UNREADABLE)
 COLUMNS |= set(_PROMPTS)
+NULLABLE = ("chosen", "rejected", "system")  # a null in these says something about the row
+_SIDES = ({"chosen", "rejected"}, {"responses"}, *(set(names[:2]) for names in _IDS))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
     """
     if isinstance(row.get(UNREADABLE), str):
         raise RowError(row[UNREADABLE])
-    row = {name: _as_list(value) for name, value in row.items() if value is not None or name in ("chosen", "rejected")}
+    row = {name: _as_list(value) for name, value in row.items() if value is not None or name in NULLABLE}
     row, public = _from_public(row)
     row, format_name = (row, public) if public else _with_prompt(row)
     ids = next((names for names in _IDS if names[0] in row or names[1] in row), None)
@@ -105,7 +110,7 @@ def _from_public(row: Row) -> tuple[Row, str | None]:
     form = find_form(row)
     if form is None:
         return row, None
-    kept = {name: row[name] for name in ("tools", "chat_template_kwargs", LINE) if name in row}
+    kept = {name: row[name] for name in _BESIDE_A_FORM if name in row}
     return kept | form.read(row), form.name
 
 
@@ -118,14 +123,14 @@ def _begin_alike(responses: Sequence[Any]) -> bool:
 
 
 def unread(row: Row) -> list[str]:
-    """The columns of a row that are not read, such as `system` beside a prompt.
+    """The columns of a row that are not read, such as `question` beside a prompt.
 
-    >>> unread({"prompt": "a", "chosen": "b", "rejected": "c", "system": "d", "id": "e"})
-    ['system', 'id']
+    >>> unread({"prompt": "a", "chosen": "b", "rejected": "c", "question": "d", "id": "e"})
+    ['question', 'id']
     """
     form = find_form({name: value for name, value in row.items() if value is not None})
     if form is not None:
-        read = {*form.columns, *form.beside, "tools", "chat_template_kwargs", LINE, UNREADABLE}
+        read = {*form.columns, *form.beside, *_BESIDE_A_FORM}
     else:
         read = _BESIDE_A_PROMPT if _has_prompt(row) else COLUMNS
     return [name for name, value in row.items() if name not in read and value is not None]
@@ -143,9 +148,14 @@ def _with_prompt(row: Row) -> tuple[Row, str | None]:
     """The row with the columns of its question merged into `prompt`, and the name of that format, if any."""
     if _has_prompt(row) or not ("chosen" in row or "responses" in row):
         return row, None
+    found = set(row) & set(_PROMPTS)
     for first, second, format_name in _QUESTIONS:
-        if first in row and not (set(row) & set(_PROMPTS)) - {first, second, "system", "history"}:
-            return {**row, "prompt": _conversation(row, first, second)}, format_name
+        if first in row and not found - {first, second, "system", "history"}:
+            return {**row, "prompt": question(row, first, second)}, format_name
+    for name, format_name in _CHATS.items():
+        messages = as_messages(row.get(name))
+        if messages and messages[-1].get("role") != "assistant" and not found - {name, "system"}:
+            return {**row, "prompt": messages}, format_name
     prompts = [name for name in _PROMPTS if row.get(name) not in (None, "", [])]
     if prompts:
         raise RowError(
@@ -153,25 +163,6 @@ def _with_prompt(row: Row) -> tuple[Row, str | None]:
             f"--rename prompt={prompts[0]}, or remove it"
         )
     return row, None
-
-
-def _conversation(row: Row, first: str, second: str) -> list[dict[str, Any]]:
-    """The messages of a question: the system message, earlier turns, and the user's question of one or two columns."""
-    texts = {name: row.get(name) or "" for name in ("system", first, second)}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise RowError(f"field {name!r}: expected text, found {shorten(text)}")
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise RowError(f"field 'history': expected pairs of question and answer, found {shorten(history)}")
-    system = [{"role": "system", "content": texts["system"]}] if texts["system"] else []
-    turns = [
-        {"role": role, "content": text}
-        for turn in history
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    question = "\n".join(text for text in (texts[first], texts[second]) if text)
-    return [*system, *turns, {"role": "user", "content": question}]
 
 
 def _as_list(value: Any) -> Any:
@@ -189,15 +180,26 @@ def _format_name(row: Row, responses: Sequence[Any], kind: str) -> str:
     prompt = "explicit" if "prompt" in row or "conversations" in row else "implicit"
     sharegpt = any(is_sharegpt(value) for value in (*responses, row.get("prompt"), row.get("conversations")))
     kwise = "K-wise " if "responses" in row else ""
-    return f"{kwise}{kind}, {prompt} prompt" + (" (from/value)" if sharegpt else "")
+    system = ", system apart" if "system" in row else ""
+    return f"{kwise}{kind}, {prompt} prompt{system}" + (" (from/value)" if sharegpt else "")
+
+
+def are_enough(columns: Set[str]) -> bool:
+    """True if columns of these names hold the sides of a comparison, so that none of another name may be meant.
+
+    >>> are_enough({"prompt", "chosen", "rejected"}), are_enough({"prompt", "chosen"})
+    (True, False)
+    """
+    return bool(columns_of_forms(columns)) or any(sides <= columns for sides in _SIDES)
 
 
 def _require(row: Row, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in row:
-            expected = "chosen and rejected (prompt optional), responses with scores or ranks, token ids, or a public "
-            expected += f"form; other names: --rename {name}=COLUMN"
-            raise RowError(f"no column {name!r}; found {_names(row)}; expected {expected}", "missing_column")
+    missing = [name for name in names if name not in row]
+    if missing:
+        expected = "chosen and rejected (prompt optional), responses with scores or ranks, token ids, or a public form"
+        renamed = " ".join(f"{name}=COLUMN" for name in missing)
+        found = f"no column {' or '.join(map(repr, missing))}; found {_names(row)}; expected {expected}"
+        raise RowError(f"{found}; other names: --rename {renamed}", "missing_column")
 
 
 def _token_ids(row: Row, name: str, mask_name: str) -> list[int]:

@@ -1,10 +1,11 @@
 """The forms of public preference data, each brought to a prompt with responses and scores (or ranks)."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .render import Row, RowError, as_messages, shorten
+from .render import NoPair, Row, RowError, as_messages, shorten
 
 
 class Form(NamedTuple):
@@ -15,6 +16,9 @@ class Form(NamedTuple):
     read: Callable[[Row], dict[str, Any]]
     beside: tuple[str, ...] = ()  # columns that are read where they are there
     holds: Callable[[Row], bool] = lambda row: True  # whether a row with these columns is of this form
+
+
+RATED = ("prompt", "response", "helpfulness")  # the columns of rows that have one response, and its rating
 
 
 def find_form(row: Row) -> Form | None:
@@ -32,9 +36,34 @@ def columns_of_forms(names: Iterable[str]) -> set[str]:
     return {name for form in FORMS if names >= set(form.columns) for name in (*form.columns, *form.beside)} & names
 
 
+_HUMAN = re.compile(r"\n\n(Human|Assistant):")  # Anthropic's marks of turns
+_EXTRA_ID = re.compile(r"\n<extra_id_1>(User|Assistant)\n")  # HelpSteer2's, none before the first turn
+
+
 def _asked(text: Any) -> Any:
-    """A question as a chat; what is one already stays."""
-    return [{"role": "user", "content": text}] if isinstance(text, str) else text
+    """A question, or the turns of a transcript, as a chat; what is one already stays."""
+    if not isinstance(text, str):
+        return text
+    if text.startswith("\n\nHuman:"):
+        _, *parts = (part.strip() for part in _HUMAN.split(text))
+    else:
+        parts = ["User", *_EXTRA_ID.split(text)]
+    turns = list(zip(parts[::2], parts[1::2], strict=True))
+    turns = turns[:-1] if turns[-1] == ("Assistant", "") else turns  # the answer stands here
+    return [{"role": "assistant" if name == "Assistant" else "user", "content": said} for name, said in turns]
+
+
+def question(row: Row, *names: str) -> list[dict[str, Any]]:
+    """The chat that the columns of a question make: the pairs of `history`, then their texts, one a line."""
+    texts = [row.get(name) or "" for name in names]
+    for name, text in zip(names, texts, strict=True):
+        if not isinstance(text, str):
+            raise RowError(f"field {name!r}: expected text, found {shorten(text)}")
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise RowError(f"field 'history': expected pairs of question and answer, found {shorten(history)}")
+    turns = [{"role": role, "content": text} for turn in history for role, text in zip(_SPEAKERS, turn, strict=True)]
+    return [*turns, {"role": "user", "content": "\n".join(text for text in texts if text)}]
 
 
 def _two(prompt: Any, first: Any, second: Any, difference: float) -> dict[str, Any]:
@@ -94,17 +123,34 @@ def _votes(row: Row) -> dict[str, Any]:
         ]
 
     difference = _number(row, "winner_model_a") - _number(row, "winner_model_b")
-    answers = conversation("response_a"), conversation("response_b")
-    return {key: value for key, value in _two(None, *answers, difference).items() if key != "prompt"}
+    return _both(conversation("response_a"), conversation("response_b"), difference)
+
+
+def _both(first: Any, second: Any, difference: float) -> dict[str, Any]:
+    """Two whole conversations, of which the first is better by `difference`."""
+    return {key: value for key, value in _two(None, first, second, difference).items() if key != "prompt"}
 
 
 _SPEAKERS = ("user", "assistant")
 _WINNERS = {"model_a": 1.0, "model_b": -1.0, "tie": 0.0, "both_bad": 0.0, "tie (bothbad)": 0.0}
 
 
-def _conversations(row: Row) -> dict[str, Any]:
-    both = _two(None, row["conversation_a"], row["conversation_b"], _one_of(row, "winner", _WINNERS))
-    return {key: value for key, value in both.items() if key != "prompt"}
+def _with_input(row: Row) -> dict[str, Any]:
+    tools = row["input"].get("tools") if isinstance(row["input"], dict) else None
+    pair = _two(_part(row, "input", "messages"), row["preferred_output"], row["non_preferred_output"], 1.0)
+    return pair | ({"tools": tools} if tools else {})
+
+
+def _rated(row: Row) -> dict[str, Any]:
+    """The responses to one prompt, of rows that were joined, with their ratings."""
+    both = (row["response"], row["helpfulness"])
+    responses, scores = both if isinstance(both[0], list) else ([value] for value in both)
+    if len(responses) < 2:
+        raise NoPair("field 'response': no row before or after this one has another response to its prompt")
+    wrong = next((score for score in scores if isinstance(score, bool) or not isinstance(score, int | float)), 0)
+    if wrong != 0:
+        raise RowError(f"field 'helpfulness': expected a number, found {shorten(wrong)}")
+    return {"prompt": _asked(row["prompt"]), "responses": responses, "scores": scores}
 
 
 def _with_rejected(row: Row) -> dict[str, Any]:
@@ -117,8 +163,8 @@ def _with_rejected(row: Row) -> dict[str, Any]:
 
 
 def _best_first(row: Row) -> dict[str, Any]:
-    question = "\n".join(text for text in (row["instruction"], row.get("input")) if text)
-    return {"prompt": _asked(question), "responses": row["output"], "ranks": list(range(1, len(row["output"]) + 1))}
+    ranks = list(range(1, len(row["output"]) + 1))
+    return {"prompt": question(row, "instruction", "input"), "responses": row["output"], "ranks": ranks}
 
 
 def _choices(row: Row) -> dict[str, Any]:
@@ -126,7 +172,15 @@ def _choices(row: Row) -> dict[str, Any]:
     if len(texts) != 2:
         raise RowError(f"field 'summaries': expected two, found {len(texts)}")
     first, second = texts
-    return _two(_asked(_part(row, "info", "post", "article")), first, second, _one_of(row, "choice", {0: 1.0, 1: -1.0}))
+    return _two(_asked(_to_summarize(row)), first, second, _one_of(row, "choice", {0: 1.0, 1: -1.0}))
+
+
+def _to_summarize(row: Row) -> str:
+    """A post as the paper's prompts have it (Stiennon et al. 2020), or an article with its title."""
+    text, info = _part(row, "info", "post", "article"), row["info"]
+    lines = [f"SUBREDDIT: r/{info['subreddit']}"] if info.get("subreddit") else []
+    lines += [f"TITLE: {info['title']}"] if info.get("title") else []
+    return "\n\n".join([*lines, f"POST: {text}" if info.get("post") else text, "TL;DR:"])
 
 
 def _lists(row: Row) -> dict[str, Any]:
@@ -151,18 +205,18 @@ def _scored(
 
 
 FORMS = (
-    Form(
-        "OpenAI preferences",
-        ("input", "preferred_output", "non_preferred_output"),
-        lambda row: _two(_part(row, "input", "messages"), row["preferred_output"], row["non_preferred_output"], 1.0),
-    ),
+    Form("OpenAI preferences", ("input", "preferred_output", "non_preferred_output"), _with_input),
     Form(
         "Chatbot Arena, votes",
         ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"),
         _votes,
         ("winner_tie",),
     ),
-    Form("Chatbot Arena, conversations", ("conversation_a", "conversation_b", "winner"), _conversations),
+    Form(
+        "Chatbot Arena, conversations",
+        ("conversation_a", "conversation_b", "winner"),
+        lambda row: _both(row["conversation_a"], row["conversation_b"], _one_of(row, "winner", _WINNERS)),
+    ),
     Form(
         "PKU-SafeRLHF",
         ("prompt", "response_0", "response_1", "better_response_id"),
@@ -184,6 +238,13 @@ FORMS = (
         lambda row: _two(
             _asked(row["prompt"]), row["response_1"], row["response_2"], -_number(row, "preference_strength")
         ),
+    ),
+    Form(
+        "HelpSteer, ratings",
+        RATED,
+        _rated,
+        (),
+        lambda row: row.keys().isdisjoint(("chosen", "rejected", "responses")),
     ),
     Form("Nectar", ("prompt", "answers"), _scored("prompt", "answers", "answer", "rank", "ranks")),
     Form(
@@ -212,10 +273,26 @@ FORMS = (
     ),
     Form("ms-swift", ("messages", "rejected_response"), _with_rejected),
     Form(
+        "ms-swift, conversations",
+        ("messages", "rejected_messages"),
+        lambda row: _both(row["messages"], row["rejected_messages"], 1.0),
+    ),
+    Form(
+        "ms-swift, query",
+        ("query", "response", "rejected_response"),
+        lambda row: _two(question(row, "query"), row["response"], row["rejected_response"], 1.0),
+        ("history",),
+    ),
+    Form(
+        "argilla (Axolotl)",
+        ("instruction", "chosen_response", "rejected_response"),
+        lambda row: _two(question(row, "instruction"), row["chosen_response"], row["rejected_response"], 1.0),
+    ),
+    Form(
         "LLaMA-Factory, ranked",
         ("instruction", "output"),
         _best_first,
-        ("input",),
+        ("input", "history"),
         lambda row: _texts(row["output"]) and "chosen" not in row,
     ),
     Form(

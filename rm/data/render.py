@@ -23,14 +23,22 @@ class RowError(DataError):
         self.reason = reason
 
 
+class NoPair(RowError):
+    """A row that is well formed and has one response alone: it is left out and counted, and is no error."""
+
+    def __init__(self, message: str):
+        super().__init__(message, "single_response")
+
+
 def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -> tuple[str, str, bool]:
     """The text of prompt and response, its kind (`"text"` or `"chat"`), and whether the response is empty.
 
     Text: the end-of-sequence token is appended where missing, prompt and response are joined as strings. Chat: the
-    template renders prompt and response as one conversation.
+    template renders prompt and response as one conversation, after the system message of the column `system`. A text
+    prompt beside such a column is a chat, in every row, for there is no text to join a system message to.
     """
     prompt = row.get("prompt", row.get("conversations"))
-    if isinstance(response, str) and isinstance(prompt, str | None):
+    if isinstance(response, str) and (prompt is None or (isinstance(prompt, str) and "system" not in row)):
         eos = tokenizer.eos_token or ""
         text = (prompt or "") + (response if response.endswith(eos) else response + eos)
         return check_text(text), "text", response in ("", eos)
@@ -45,7 +53,19 @@ def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -
         raise RowError(f"field {field!r}: expected text or messages (and a prompt of the same kind), found {found}")
     last = turns[-1]
     empty = last.get("content") in ("", None) and not last.get("tool_calls")
-    return render_messages(row, [*earlier, *turns], tokenizer), "chat", empty
+    return render_messages(row, _with_system(row.get("system"), [*earlier, *turns]), tokenizer), "chat", empty
+
+
+def _with_system(system: Any, messages: Messages) -> Messages:
+    """The conversation after its system message; one that begins with that message already stays."""
+    if not system:
+        return messages
+    first = {"role": "system", "content": system}
+    if not isinstance(system, str):
+        raise RowError(f"field 'system': expected text, found {shorten(system)}")
+    if messages[0].get("role") == "system" and messages[0] != first:
+        raise RowError("field 'system': the conversation begins with another system message; remove one of them")
+    return messages if messages[0] == first else [first, *messages]
 
 
 def as_messages(value: Any) -> Messages | None:

@@ -13,6 +13,7 @@ from ..errors import ConfigError, DataError, first_line
 from ..files.repositories import fetch, find_files, quietly
 from ..files.row_files import file_type
 from .encode import Invalid
+from .joining import join_responses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,16 +97,17 @@ def load_comparisons(
     """The rows of local files, a directory that `datasets` saved, or a data set of the hub.
 
     Rows of JSON and CSV files are read one by one, and no value depends on other rows. A column of texts, numbers or
-    booleans has that type; any other column is JSON, with the values of the file.
+    booleans has that type; any other column is JSON, with the values of the file. Rows of one response and its rating,
+    HelpSteer's, are joined to one row for each prompt.
 
-    **Arguments:** `path_or_hub_id`, a `.json`, `.jsonl`, `.csv` (each also `.gz`), `.parquet` or `.arrow` file, a
-    pattern for several (`data/*.jsonl`; a slice of the split is taken of each), a directory, or a hub id; `split`, the
-    split to read, also with slices such as `train[:5%]` or `train[10:20]+test` (a file has the one split `train`);
-    `config_name` and `revision`, of a hub data set; `streaming`, whether to read rows one by one without a copy on disk
-    (an `IterableDataset`, whole splits only); `lines`, whether rows of JSON and CSV files get a column `__line__`, file
-    and line, for the errors of `tokenize_comparisons`; `invalid`, whether a line that is not JSON is an error or left
-    for `tokenize_comparisons(…, invalid="drop")` to count; `rename`, the columns to read under other names, such as
-    `{"chosen": "response_j"}`.
+    **Arguments:** `path_or_hub_id`, a `.json`, `.jsonl`, `.csv`, `.tsv` (each also `.gz` or `.zst`), `.parquet` or
+    `.arrow` file, a pattern for several (`data/*.jsonl`; a slice of the split is taken of each), a directory, or a hub
+    id; `split`, the split to read, also with slices such as `train[:5%]` or `train[10:20]+test` (a file has the one
+    split `train`); `config_name` and `revision`, of a hub data set; `streaming`, whether to read rows one by one
+    without a copy on disk (an `IterableDataset`, whole splits only); `lines`, whether rows of JSON and CSV files get a
+    column `__line__`, file and line, for the errors of `tokenize_comparisons`; `invalid`, whether a line that is not
+    JSON is an error or left for `tokenize_comparisons(…, invalid="drop")` to count; `rename`, the columns to read
+    under other names, such as `{"chosen": "response_j"}`.
 
     **Raises:** `DataError`, naming the file and the line.
 
@@ -117,7 +119,7 @@ def load_comparisons(
         parts = _load_files([Path(file) for file in files], split, **options)
     else:
         parts = [_load_named(file, split, config_name, revision, **options) for file in files]
-    rows = _renamed(_joined(parts, str(path_or_hub_id)), rename or {}, str(path_or_hub_id))
+    rows = join_responses(_renamed(_joined(parts, str(path_or_hub_id)), rename or {}, str(path_or_hub_id)))
     if not streaming and not len(rows):
         raise DataError(f"{path_or_hub_id}: no rows; expected at least one comparison")
     return rows

@@ -15,7 +15,6 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard, Union
 import numpy as np
 
 from ..errors import DataError, RmError, check_list, first_line
-from ..files.row_files import LINE
 from ..model.config import LlamaConfig
 from ..text.pad_token import check_vocabulary
 from ..text.tokenizer import Tokenizer, tokenizer_from_files
@@ -34,7 +33,8 @@ from .encode import (
     encode_examples,
     parse_chunk,
 )
-from .formats import COLUMNS
+from .formats import COLUMNS, NULLABLE, are_enough
+from .joining import join_responses
 from .public_forms import columns_of_forms
 from .render import Row
 from .segments import Segments
@@ -48,7 +48,6 @@ Rows = Union[list[Row], "pa.Table"]
 Job = tuple[Rows, int, bool]  # rows, the number of the first one, whether they have margins
 
 _CHUNK = 1024  # rows whose texts are in memory at a time
-_SIDES = ("chosen", "rejected")
 _NO_TOKENS = np.zeros(0, np.int32)
 _segments: Segments  # of a worker process
 
@@ -106,6 +105,7 @@ def tokenize_comparisons(
     >>> comparisons, table = tokenize_comparisons(rows, tokenizer, model.config)  # doctest: +SKIP
     """
     check_list("rows", rows)
+    rows = join_responses(rows)
     check_vocabulary(tokenizer, config)
     options = EncodeOptions(
         max_length=max_length,
@@ -149,12 +149,11 @@ def _split_columns(rows: "Dataset") -> tuple[list[str], Counts]:
     """The columns that are read, and counts of those that are not; a column that is all null is neither."""
     empty = {name for name in rows.column_names if rows.data.column(name).null_count == len(rows.data) > 0}
     known = COLUMNS | columns_of_forms(rows.column_names)
-    read = [name for name in rows.column_names if name in known and (name not in empty or name in _SIDES)]
+    read = [name for name in rows.column_names if name in known and (name not in empty or name in NULLABLE)]
     unread = [name for name in rows.column_names if name not in known and name not in empty]
     texts = {name for name in unread if "string" in str(rows.data.column(name).type)}
     counts = Counter({("text_unread" if name in texts else "unread", name): len(rows) for name in unread})
-    enough = len(set(read) - {LINE}) > 1
-    return (read, counts) if enough else (rows.column_names, Counter())  # errors then list all columns
+    return (read, counts) if are_enough(set(read)) else (rows.column_names, Counter())  # errors then list all columns
 
 
 def _read(rows: Any, columns: Sequence[str], source: str) -> Iterator[Rows]:

@@ -139,7 +139,7 @@ def _wrapped_rows(path: Path, document: Row) -> Numbered:
     rows, others = _wrapped(document), [name for name in document if name != _WRAPPER]
     if rows is None or any(isinstance(document[name], list) for name in others):
         expected = f"expected JSON lines, a list of rows, or an object with one list of rows, {_WRAPPER!r}"
-        raise DataError(f"{path}: document: {expected}; found an object of {', '.join(document) or 'nothing'}")
+        raise DataError(f"{path}: document: {expected}; found an object of {', '.join([*document][:9])}")
     if others:
         warn_once(f"{path}: the rows are those of {_WRAPPER!r}; not read: {', '.join(others)}")
     return ((f"row {number} of {_WRAPPER!r}", row) for number, row in enumerate(rows))
