@@ -1,15 +1,17 @@
-"""Pairs that occur twice, that contradict each other, or that an evaluation has too: counted, and left out if asked."""
+"""Doubtful pairs: counted, and some left out if asked."""
 
 import json
 import random
+import re
 
 import pytest
 
 import rm
 from rm.__main__ import main
 from rm.data.doubtful import contradicting, repeated, shared
+from rm.data.table import describe_table
 
-from .tiny import CONFIG, make_tokenizer
+from .tiny import CONFIG, NAMED, TEMPLATE, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,74 @@ def test_what_is_asked_for_is_left_out_and_counted(tokenizer):
         tokenized(rows[2:], tokenizer, drop_contradictions=True)
 
 
+# What the sides of a pair say.
+
+
+def talk(*said: str) -> list[dict[str, str]]:
+    """A user and an assistant in turns."""
+    return [{"role": ("user", "assistant")[k % 2], "content": text} for k, text in enumerate(said)]
+
+
+def marked(*said: str) -> str:
+    """The same as a transcript of hh-rlhf."""
+    return "".join(f"\n\n{('Human', 'Assistant')[k % 2]}: {text}" for k, text in enumerate(said))
+
+
+SIDES = {  # chosen, rejected, and what is doubtful about them
+    "nothing": (["a b", "c"], ["a b", "d"], []),
+    "another first question": (["a b", "c"], ["a c", "c"], ["without_prompt"]),
+    "another second question": (["a", "b", "a c", "c"], ["a", "b", "a d", "d"], []),
+    "answers of other lengths": (["a", "b"], ["a", "c", "d", "b"], []),
+    "an answer cut short": (["a", "b c"], ["a", "b c d"], ["begins_the_other"]),
+    "the same, the other way round": (["a", "b c d"], ["a", "b c"], ["begins_the_other"]),
+    "a conversation cut short": (["a", "b"], ["a", "b", "c", "d"], ["begins_the_other"]),
+    "and within its last answer": (["a", "b", "c", "d"], ["a", "b c"], []),
+    "an empty answer": (["a", ""], ["a", "b"], []),
+    "the user has the last word": (["a", "b", "c"], ["a", "c"], ["ends_with_user"]),
+    "all of it": (["a"], ["b"], ["without_prompt", "ends_with_user"]),
+}
+
+
+@pytest.mark.parametrize("write", [talk, marked])
+@pytest.mark.parametrize("name", SIDES)
+def test_what_the_sides_of_a_pair_say_is_counted(name, write, tmp_path):
+    """A model would learn to tell prompts apart, or that what ends early is worse, and nobody would know."""
+    chosen, rejected, expected = SIDES[name]
+    tokenizer = make_tokenizer(tmp_path, {**NAMED, "chat_template": TEMPLATE})
+    _, table = tokenized([{"chosen": write(*chosen), "rejected": write(*rejected)}], tokenizer)
+    counts = {key: table[key] for key in ("without_prompt", "begins_the_other", "ends_with_user")}
+    assert counts == {key: int(key in expected) for key in counts}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "a ", "chosen": "b", "rejected": "b c"}, ["begins_the_other"]),
+        ({"prompt": "a ", "chosen": "", "rejected": "b"}, []),  # an empty response, which is counted as such
+        ({"prompt": "a ", "chosen": "b", "rejected": "c"}, []),
+        ({"chosen": "b", "rejected": "c"}, ["without_prompt"]),
+        ({"chosen": "a b", "rejected": "a c"}, []),
+        ({"chosen": "a b", "rejected": "a b c"}, ["begins_the_other"]),
+        ({"prompt": "a ", "responses": ["b", "c", "b c"], "scores": [1, 2, 3]}, ["begins_the_other"]),
+        ({"chosen_ids": [3, 4], "rejected_ids": [4, 5]}, []),
+    ],
+)
+def test_texts_have_no_turns_and_are_compared_as_they_are(row, expected, tokenizer):
+    _, table = tokenized([row], tokenizer)
+    counts = {key: table[key] for key in ("without_prompt", "begins_the_other", "ends_with_user")}
+    assert counts == {key: int(key in expected) for key in counts}
+
+
+def test_the_table_says_what_is_doubtful(tokenizer):
+    rows = [{"chosen": "a b", "rejected": "a b c"}, {"chosen": marked("a"), "rejected": marked("b", "c")}]
+    text = describe_table("data", tokenized(rows, tokenizer)[1])
+    assert "  among the kept    1 where one side begins the other, 1 where a side ends with the user\n" in text
+    assert "  no prompt         pairs whose sides share no prompt: 1\n" in text
+    text = describe_table("data", tokenized([row | {"topic": "d"} for row in rows], tokenizer)[1])
+    advice = "if a column that is not read holds the prompt, rename it to 'prompt'"
+    assert f"  no prompt         pairs whose sides share no prompt: 1; {advice}\n" in text
+
+
 @pytest.mark.optax
 def test_a_run_says_which_of_its_evaluation_it_trains_on(llama_directory, tmp_path, capsys):
     """An accuracy would be that of pairs learned by heart."""
@@ -68,6 +138,6 @@ def test_a_run_says_which_of_its_evaluation_it_trains_on(llama_directory, tmp_pa
     command = ["train", "--model", str(llama_directory), "--dataset", str(tmp_path / "train.jsonl"), "--max-steps", "1"]
     command += ["--eval-dataset", str(tmp_path / "held_out.jsonl"), "--output", str(tmp_path / "run")]
     assert main([*command, "--batch-size", "4"]) == 0
-    assert "among the kept    3 in training" in capsys.readouterr().out
+    assert re.search(r"among the kept .*\b3 in training\n", capsys.readouterr().out)
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["data"]["eval_held_out"]["in_training"] == 3

@@ -1,11 +1,57 @@
-"""Pairs that occur twice, that contradict each other, or that an evaluation has as well."""
+"""Doubtful pairs: what their sides say, and whether they occur twice, contradict each other, or are an evaluation's."""
+
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from .comparisons import TokenizedComparisons
+from .public_forms import turns
+from .render import Messages, as_messages
 
 Keys = Int64[np.ndarray, "B 2"]
+
+
+def doubts(first: Any, second: Any, *, prompt_apart: bool) -> list[str]:
+    """What is doubtful about a pair by its responses as they stand in the row, texts or messages.
+
+    `without_prompt`: the prompt is not apart, and they have no turn of a user in common at their beginning; of texts
+    without marks of turns, not even a character. `begins_the_other`: the one goes on where the other ends.
+    `ends_with_user`: the last turn is the user's, in a chat or a transcript.
+
+    >>> doubts("4", "4, because", prompt_apart=True)
+    ['begins_the_other']
+    """
+    one, other = _turns(first), _turns(second)
+    shared = [a for a, _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False))]
+    plain = _TEXT in (one[0].get("role"), other[0].get("role"))
+    alike = first[:1] == second[:1] if plain else any(turn.get("role") == "user" for turn in shared)
+    found = {
+        "without_prompt": not prompt_apart and not alike,
+        "begins_the_other": _begins(one, other, len(shared)) or _begins(other, one, len(shared)),
+        "ends_with_user": "user" in (one[-1].get("role"), other[-1].get("role")),
+    }
+    return [name for name, holds in found.items() if holds]
+
+
+_TEXT = "text"  # the role of a text without turns
+
+
+def _turns(response: Any) -> Messages:
+    if isinstance(response, str):
+        return turns(response) if response.startswith("\n\nHuman:") else [{"role": _TEXT, "content": response}]
+    return as_messages(response) or [{"role": _TEXT, "content": ""}]
+
+
+def _begins(side: Messages, other: Messages, shared: int) -> bool:
+    """True if the last turn of a side, the first that is not shared, is the beginning of the other's turn there."""
+    if shared == len(side):
+        return True
+    if shared != len(side) - 1 or shared >= len(other) or side[-1].get("role") != other[shared].get("role"):
+        return False
+    said, more = side[-1].get("content"), other[shared].get("content")
+    return isinstance(said, str) and isinstance(more, str) and bool(said) and more.startswith(said)
 
 
 def repeated(comparisons: TokenizedComparisons) -> Bool[np.ndarray, "B"]:

@@ -13,6 +13,7 @@ from ..files.row_files import LINE
 from ..model.config import LlamaConfig
 from ..text.tokenizer import Tokenizer
 from .comparisons import TokenizedComparisons, common_prefix, flatten, with_reward_token
+from .doubtful import doubts
 from .formats import Example, Ranking, parse_row, unread
 from .left_out import count_fields
 from .render import NoPair, Row, RowError
@@ -72,10 +73,9 @@ def parse_chunk(
     parsed = Parsed(examples={}, names={}, counts=Counter({("rows", "read"): len(rows)}))
     for number, row in enumerate(rows, first):
         parsed.names[number] = row.get(LINE) or f"{source}: row {number}"
-        parsed.counts.update(("text_unread" if isinstance(row[name], str) else "unread", name) for name in unread(row))
+        parsed.counts.update(("unread", name) for name in unread(row))
         try:
-            parsed.examples[number] = example = _parse(row, tokenizer, options, has_margin)
-            parsed.counts["rows", "begin_differently"] += not example.same_beginning
+            parsed.examples[number] = _parse(row, tokenizer, options, has_margin)
         except RowError as error:
             _refuse(parsed, number, error, options)
     parsed.counts.update(count_fields(rows, parsed.examples, first, tokenizer))
@@ -124,6 +124,7 @@ def encode_chunk(
                 continue
             counts["kept", "empty_response"] += empty
             counts["kept", "truncated"] += kept is not sides
+            counts.update(("kept", doubt) for doubt in _doubts(example, ranking))
             pairs.append([with_reward_token(ids, config) for ids in kept])
             numbers.append(number)
             margins.append(ranking.difference if options.margin_from_scores else ranking.margin)
@@ -131,6 +132,13 @@ def encode_chunk(
     if not pairs:
         return None, counts
     return flatten(pairs, margins, config, share_prefix=options.share_prefix, rows=numbers), counts
+
+
+def _doubts(example: Example, ranking: Ranking) -> list[str]:
+    if example.kind == "ids" or len(ranking.order) != 2:
+        return []
+    chosen, rejected = (example.responses[k] for k in ranking.order)
+    return doubts(chosen, rejected, prompt_apart=example.prompt_apart)
 
 
 def _parse(row: Row, tokenizer: Tokenizer, options: EncodeOptions, has_margin: bool) -> Example:

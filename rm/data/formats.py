@@ -55,7 +55,7 @@ class Example:
     sequences: list[Any]  # texts, or lists of token ids
     empty: list[bool]  # the responses without content
     responses: list[Any]  # as they stand in the row
-    same_beginning: bool = True  # whether responses without a prompt begin alike
+    prompt_apart: bool = True
     rankings: list[Ranking]
 
 
@@ -100,7 +100,7 @@ def parse_row(row: Row, tokenizer: Tokenizer, *, expand_pairs: bool = True, use_
         sequences=[text for text, _, _ in rendered],
         empty=[empty for _, _, empty in rendered],
         responses=responses,
-        same_beginning="prompt" in row or "conversations" in row or _begin_alike(responses),
+        prompt_apart="prompt" in row or "conversations" in row,
         rankings=rankings,
     )
 
@@ -116,10 +116,6 @@ def _from_public(row: Row) -> tuple[Row, str | None]:
 
 def _names(row: Row) -> str:
     return ", ".join(name for name in row if name != LINE) or "none"
-
-
-def _begin_alike(responses: Sequence[Any]) -> bool:
-    return all(response[:1] == responses[0][:1] for response in responses if isinstance(response, str | list))
 
 
 def unread(row: Row) -> list[str]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .render import NoPair, Row, RowError, as_messages, shorten
+from .render import Messages, NoPair, Row, RowError, as_messages, shorten
 
 
 class Form(NamedTuple):
@@ -40,20 +40,29 @@ _HUMAN = re.compile(r"\n\n(Human|Assistant):")  # Anthropic's marks of turns
 _EXTRA_ID = re.compile(r"\n<extra_id_1>(User|Assistant)\n")  # HelpSteer2's, none before the first turn
 
 
-def _asked(text: Any) -> Any:
-    """A question, or the turns of a transcript, as a chat; what is one already stays."""
-    if not isinstance(text, str):
-        return text
+def turns(text: str) -> Messages:
+    """The turns of a transcript, with Anthropic's marks or HelpSteer2's; any other text is one turn of the user.
+
+    >>> turns("\\n\\nHuman: Hi\\n\\nAssistant: Hello")
+    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
+    """
     if text.startswith("\n\nHuman:"):
         _, *parts = (part.strip() for part in _HUMAN.split(text))
     else:
         parts = ["User", *_EXTRA_ID.split(text)]
-    turns = list(zip(parts[::2], parts[1::2], strict=True))
-    turns = turns[:-1] if turns[-1] == ("Assistant", "") else turns  # the answer stands here
-    return [{"role": "assistant" if name == "Assistant" else "user", "content": said} for name, said in turns]
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": "assistant" if name == "Assistant" else "user", "content": said} for name, said in pairs]
 
 
-def question(row: Row, *names: str) -> list[dict[str, Any]]:
+def _asked(text: Any) -> Any:
+    """A question, or a transcript up to its last answer, as a chat; what is one already stays."""
+    if not isinstance(text, str):
+        return text
+    *earlier, last = turns(text)
+    return earlier if last == {"role": "assistant", "content": ""} else [*earlier, last]
+
+
+def question(row: Row, *names: str) -> Messages:
     """The chat that the columns of a question make: the pairs of `history`, then their texts, one a line."""
     texts = [row.get(name) or "" for name in names]
     for name, text in zip(names, texts, strict=True):
@@ -62,8 +71,8 @@ def question(row: Row, *names: str) -> list[dict[str, Any]]:
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise RowError(f"field 'history': expected pairs of question and answer, found {shorten(history)}")
-    turns = [{"role": role, "content": text} for turn in history for role, text in zip(_SPEAKERS, turn, strict=True)]
-    return [*turns, {"role": "user", "content": "\n".join(text for text in texts if text)}]
+    earlier = [{"role": role, "content": text} for turn in history for role, text in zip(_SPEAKERS, turn, strict=True)]
+    return [*earlier, {"role": "user", "content": "\n".join(text for text in texts if text)}]
 
 
 def _two(prompt: Any, first: Any, second: Any, difference: float) -> dict[str, Any]:
@@ -147,9 +156,7 @@ def _rated(row: Row) -> dict[str, Any]:
     responses, scores = both if isinstance(both[0], list) else ([value] for value in both)
     if len(responses) < 2:
         raise NoPair("field 'response': no row before or after this one has another response to its prompt")
-    wrong = next((score for score in scores if isinstance(score, bool) or not isinstance(score, int | float)), 0)
-    if wrong != 0:
-        raise RowError(f"field 'helpfulness': expected a number, found {shorten(wrong)}")
+    scores = [_number({"helpfulness": score}, "helpfulness") for score in scores]
     return {"prompt": _asked(row["prompt"]), "responses": responses, "scores": scores}
 
 

@@ -9,7 +9,16 @@ from .comparisons import TokenizedComparisons
 from .doubtful import contradicting, repeated
 from .encode import Counts
 
-_NO_PROMPT = "rows without a prompt whose responses begin differently"
+_NOTES = {  # of comparisons that are kept, with their words
+    "empty_responses": "empty responses",
+    "truncated": "truncated",
+    "double_bos_removed": "double bos removed",
+    "begins_the_other": "where one side begins the other",
+    "ends_with_user": "where a side ends with the user",
+    "repeated": "repeated",
+    "contradicting": "contradicting",
+    "in_training": "in training",
+}
 _ADVICE = "if a column that is not read holds the prompt, rename it to 'prompt'"
 
 
@@ -27,7 +36,6 @@ def data_table(comparisons: TokenizedComparisons, counts: Counts) -> dict[str, A
     lengths = comparisons.lengths
     sequences = lengths[:, :1] + lengths[:, 1:]
     dropped = dropped_by_reason(counts)
-    unread_texts = any(kind == "text_unread" for kind, _ in counts)
     tokens = int(comparisons.num_tokens.sum())
     return {
         "read": counts["rows", "read"],
@@ -38,10 +46,12 @@ def data_table(comparisons: TokenizedComparisons, counts: Counts) -> dict[str, A
         "empty_responses": counts["kept", "empty_response"],
         "truncated": counts["kept", "truncated"],
         "double_bos_removed": counts["kept", "double_bos_removed"],
+        "begins_the_other": counts["kept", "begins_the_other"],
+        "ends_with_user": counts["kept", "ends_with_user"],
         "repeated": int(repeated(comparisons).sum()),
         "contradicting": int(contradicting(comparisons).sum()),
-        "columns_not_read": sorted({name for kind, name in counts if kind in ("unread", "text_unread")}),
-        "without_prompt": counts["rows", "begin_differently"] if unread_texts else 0,
+        "columns_not_read": sorted({name for kind, name in counts if kind == "unread"}),
+        "without_prompt": counts["kept", "without_prompt"],
         "fields_not_rendered": {
             name: count
             for (kind, name), count in sorted(counts.items())
@@ -64,11 +74,9 @@ def _percentiles(lengths: np.ndarray) -> dict[str, int]:
 def describe_table(name: str, table: Mapping[str, Any]) -> str:
     """The table as lines of text; its field `taken`, if there, is the number of comparisons in the mixture."""
     dropped = [f"{count} {reason.replace('_', ' ')}" for reason, count in table["dropped"].items()]
-    notes = [
-        f"{table[key]} {key.replace('_', ' ')}"
-        for key in ("empty_responses", "truncated", "double_bos_removed", "repeated", "contradicting", "in_training")
-        if table.get(key)
-    ]
+    notes = [f"{table[key]} {words}" for key, words in _NOTES.items() if table.get(key)]
+    no_prompt = f"pairs whose sides share no prompt: {table['without_prompt']}" if table["without_prompt"] else ""
+    no_prompt += f"; {_ADVICE}" if no_prompt and table["columns_not_read"] else ""
     length, prefix = (", ".join(f"{k} {v}" for k, v in table[key].items()) for key in ("length", "prefix_length"))
     ignored = table["fields_not_rendered"]
     taken = "" if table.get("taken", table["kept"]) == table["kept"] else f", {table['taken']} of them in the mixture"
@@ -78,7 +86,7 @@ def describe_table(name: str, table: Mapping[str, Any]) -> str:
         ("dropped", ", ".join(dropped) or "none"),
         ("among the kept", ", ".join(notes)),
         ("columns not read", ", ".join(table["columns_not_read"])),
-        ("no prompt", f"{_NO_PROMPT}: {table['without_prompt']}; {_ADVICE}" if table["without_prompt"] else ""),
+        ("no prompt", no_prompt),
         ("not rendered", ", ".join(f"{name!r} of messages (rows: {n})" for name, n in ignored.items())),
         ("tokens", f"{table['tokens']}, {table['saved_by_shared_prefix']:.0%} saved by shared prefixes"),
         ("sequence length", length),

@@ -151,8 +151,7 @@ def _split_columns(rows: "Dataset") -> tuple[list[str], Counts]:
     known = COLUMNS | columns_of_forms(rows.column_names)
     read = [name for name in rows.column_names if name in known and (name not in empty or name in NULLABLE)]
     unread = [name for name in rows.column_names if name not in known and name not in empty]
-    texts = {name for name in unread if "string" in str(rows.data.column(name).type)}
-    counts = Counter({("text_unread" if name in texts else "unread", name): len(rows) for name in unread})
+    counts = Counter({("unread", name): len(rows) for name in unread})
     return (read, counts) if are_enough(set(read)) else (rows.column_names, Counter())  # errors then list all columns
 
 
