@@ -108,11 +108,13 @@ def test_what_the_sides_of_a_pair_say_is_counted(name, write, tmp_path):
         ({"chosen": "a b", "rejected": "a b c"}, ["begins_the_other"]),
         ({"prompt": "a ", "responses": ["b", "c", "b c"], "scores": [1, 2, 3]}, ["begins_the_other"]),
         ({"chosen_ids": [3, 4], "rejected_ids": [4, 5]}, []),
+        ({"chosen": json.dumps(talk("a")) + " b", "rejected": "[1] c"}, ["messages_as_text"]),
+        ({"chosen": "[1] c", "rejected": str(talk("a")) + " b"}, ["messages_as_text"]),  # of pandas
     ],
 )
 def test_texts_have_no_turns_and_are_compared_as_they_are(row, expected, tokenizer):
     _, table = tokenized([row], tokenizer)
-    counts = {key: table[key] for key in ("without_prompt", "begins_the_other", "ends_with_user")}
+    counts = {key: table[key] for key in ("without_prompt", "begins_the_other", "ends_with_user", "messages_as_text")}
     assert counts == {key: int(key in expected) for key in counts}
 
 

@@ -195,6 +195,37 @@ def test_columns_are_read_under_other_names(llama_directory, tmp_path, capsys):
         assert line in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "saved"])
+def test_a_stream_is_read_under_other_names(name, tokenizer, tmp_path):
+    """A name that another column gives up was refused, and a missing column said without the file."""
+    data = datasets.Dataset.from_list([{"query": "a ", "better": "b", "worse": "c", "rejected": "d"}] * 2)
+    data.to_json(tmp_path / "rows.jsonl")
+    data.to_parquet(tmp_path / "rows.parquet")
+    data.save_to_disk(str(tmp_path / "saved"))
+    names = {"prompt": "query", "chosen": "better", "rejected": "worse", "old": "rejected"}
+    rows = rm.load_comparisons(tmp_path / name, streaming=True, rename=names, lines=True)
+    comparisons, table = rm.tokenize_comparisons(rows, tokenizer, CONFIG)
+    assert best(comparisons, tokenizer) == "<s> a b </s>"
+    assert table["columns_not_read"] == ["old"]
+    expected = rf"{name}: rename chosen=best: no column 'best'; found query, better, worse, rejected$"
+    with pytest.raises(rm.DataError, match=expected):
+        rm.load_comparisons(tmp_path / name, streaming=True, rename={"chosen": "best"}, lines=True)
+
+
+@pytest.mark.optax
+def test_every_command_reads_columns_under_other_names(loaded, tmp_path, capsys):
+    rows = [{"query": f"{word} ", "better": "b", "worse": "c"} for word in "abcd"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rm.save_reward_model(tmp_path / "model", *loaded)
+    given = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "rows.jsonl")]
+    given += ["--rename", "prompt=query", "chosen=better", "rejected=worse"]
+    held_out = ["--eval-dataset", str(tmp_path / "rows.jsonl"), "--max-steps", "1", "--batch-size", "4"]
+    assert main(["data", *given]) == 0
+    assert main(["evaluate", *given, "--output", str(tmp_path / "evaluation")]) == 0
+    assert main(["train", *given, *held_out, "--output", str(tmp_path / "run")]) == 0
+    assert "4 in training" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["UltraFeedback", "HelpSteer3", "Nectar", "HelpSteer, ratings"])
 def test_an_evaluation_reads_public_forms(name, loaded, tmp_path):
     """Best of n and the scores of people would be missing, or every row be refused."""

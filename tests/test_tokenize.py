@@ -137,6 +137,7 @@ def test_a_margin_stays_with_its_row_when_rows_before_it_are_dropped(tokenizer):
         "without_prompt": 2,
         "begins_the_other": 1,
         "ends_with_user": 0,
+        "messages_as_text": 0,
         "fields_not_rendered": {},
         "empty_responses": 0,
         "truncated": 0,

@@ -1,5 +1,6 @@
 """Doubtful pairs: what their sides say, and whether they occur twice, contradict each other, or are an evaluation's."""
 
+import re
 from itertools import takewhile
 from typing import Any
 
@@ -18,7 +19,8 @@ def doubts(first: Any, second: Any, *, prompt_apart: bool) -> list[str]:
 
     `without_prompt`: the prompt is not apart, and they have no turn of a user in common at their beginning; of texts
     without marks of turns, not even a character. `begins_the_other`: the one goes on where the other ends.
-    `ends_with_user`: the last turn is the user's, in a chat or a transcript.
+    `ends_with_user`: the last turn is the user's, in a chat or a transcript. `messages_as_text`: a text is a list of
+    messages as JSON or Python writes it.
 
     >>> doubts("4", "4, because", prompt_apart=True)
     ['begins_the_other']
@@ -31,11 +33,13 @@ def doubts(first: Any, second: Any, *, prompt_apart: bool) -> list[str]:
         "without_prompt": not prompt_apart and not alike,
         "begins_the_other": _begins(one, other, len(shared)) or _begins(other, one, len(shared)),
         "ends_with_user": "user" in (one[-1].get("role"), other[-1].get("role")),
+        "messages_as_text": any(isinstance(text, str) and _MESSAGES.match(text) for text in (first, second)),
     }
     return [name for name, holds in found.items() if holds]
 
 
 _TEXT = "text"  # the role of a text without turns
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 
 
 def _turns(response: Any) -> Messages:

@@ -216,7 +216,9 @@ def _pair(row: Row, use_scores: bool) -> Ranking:
     if use_scores:
         for name in ("score_chosen", "score_rejected"):
             if name not in row:
-                raise RowError(f"no column {name!r}, which the scores' difference needs", "missing_column")
+                other = "score_chosen=COLUMN score_rejected=COLUMN"
+                found = f"no column {name!r}, which the scores' difference needs; other names: --rename {other}"
+                raise RowError(found, "missing_column")
         difference = _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
     margin = _number(row["margin"], "margin") if "margin" in row else 0.0
     return Ranking(order=(0, 1), margin=margin, difference=difference)

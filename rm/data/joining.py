@@ -26,17 +26,17 @@ def join_responses(rows: Any) -> Any:
     """
     if not hasattr(rows, "select_columns"):
         return _join(rows)
-    if not _are_rated(rows.column_names or _first(rows)):
+    if not _are_rated(columns_of(rows)):
         return rows
     return _join_table(rows) if hasattr(rows, "__len__") else _join_stream(rows)
 
 
-def _first(rows: "IterableDataset") -> Iterable[str]:
-    """The columns of the first row of a stream that does not know its columns."""
+def columns_of(rows: "Dataset | IterableDataset") -> list[str]:
+    """The names of the columns; of a stream that does not know them, those of its first row."""
     try:
-        return next(iter(rows), {})
+        return rows.column_names or list(next(iter(rows), {}))
     except Exception:  # said with its place where the row is read
-        return ()
+        return []
 
 
 def _are_rated(names: Iterable[str]) -> bool:

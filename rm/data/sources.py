@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, first_line
 from ..files.repositories import fetch, find_files, quietly
-from ..files.row_files import file_type
+from ..files.row_files import LINE, file_type
 from .encode import Invalid
-from .joining import join_responses
+from .joining import columns_of, join_responses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,13 +144,22 @@ def parse_rename(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _renamed(rows: "Dataset", rename: Mapping[str, str], source: str) -> "Dataset":
-    names = rows.column_names or list(rename.values())  # a stream may not know its columns
+    if not rename or not (names := columns_of(rows)):
+        return rows
     for new, old in rename.items():
         if old not in names:
-            raise DataError(f"{source}: rename {new}={old}: no column {old!r}; found {', '.join(names)}")
+            found = ", ".join(name for name in names if name != LINE)
+            raise DataError(f"{source}: rename {new}={old}: no column {old!r}; found {found}")
         if new in names and new not in rename.values():
             raise DataError(f"{source}: rename {new}={old}: there is a column {new!r} already; rename that one as well")
-    return rows.rename_columns({old: new for new, old in rename.items()}) if rename else rows
+    if hasattr(rows, "__len__"):
+        return rows.rename_columns({old: new for new, old in rename.items()})
+    # `rename_columns` of a stream refuses a name that another column gives up
+    return rows.map(_under_new_names, fn_kwargs={"rename": rename}, remove_columns=list(rename.values()))
+
+
+def _under_new_names(row: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+    return {new: row[old] for new, old in rename.items() if old in row}
 
 
 def _joined(parts: "list[Dataset]", source: str) -> "Dataset":
