@@ -159,6 +159,14 @@ def test_ratings_that_are_no_numbers_and_rows_in_disorder_are_said(tokenizer):
         rm.tokenize_comparisons(rated(("a", "b", 3), ("b", "c", 1)), tokenizer, CONFIG)
 
 
+def test_a_public_row_of_one_response_is_counted(tokenizer):
+    """UltraFeedback has rows without completions, which ended the run."""
+    row, _ = PAGE["UltraFeedback"]
+    rows = [row, row | {"completions": []}, row | {"completions": row["completions"][:1]}]
+    _, table = rm.tokenize_comparisons(rows, tokenizer, CONFIG)
+    assert (table["read"], table["kept"], table["dropped"]) == (3, 1, {"single_response": 2})
+
+
 def test_the_strength_of_a_preference_is_a_margin(tokenizer, tmp_path):
     path, (row, _) = tmp_path / "rows.jsonl", PAGE["HelpSteer3"]
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")

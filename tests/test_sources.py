@@ -94,6 +94,12 @@ def test_what_a_document_has_beside_its_rows_is_said(tmp_path, caplog):
     assert rm.load_comparisons(file, lines=True)[10]["__line__"] == f"{file}: row 10 of 'data'"
 
 
+@pytest.mark.parametrize("text", [json.dumps(ROWS), json.dumps({"data": ROWS}), json.dumps({"data": ROWS}, indent=1)])
+def test_a_document_may_begin_with_the_mark_of_its_encoding(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8-sig")
+    assert rm.load_comparisons(tmp_path / "rows.json").to_list() == ROWS
+
+
 def test_lines_of_json_whose_first_is_cut_short_are_lines(tmp_path):
     (tmp_path / "rows.json").write_text('{"chosen": "a",\n' + json.dumps(ROWS[0]) + "\n")
     with pytest.raises(rm.DataError, match=r"rows\.json: line 1: not valid JSON"):

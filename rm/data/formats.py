@@ -8,7 +8,7 @@ from typing import Any
 from ..files.row_files import LINE, UNREADABLE
 from ..text.tokenizer import Tokenizer
 from .public_forms import columns_of_forms, find_form, question
-from .render import Row, RowError, as_messages, is_sharegpt, render_response, shorten
+from .render import NoPair, Row, RowError, as_messages, is_sharegpt, render_response, shorten
 
 # token ids of chosen and rejected, and their attention masks: TRL's columns, now and before, and EasyDeL's
 _IDS = (
@@ -111,7 +111,10 @@ def _from_public(row: Row) -> tuple[Row, str | None]:
     if form is None:
         return row, None
     kept = {name: row[name] for name in _BESIDE_A_FORM if name in row}
-    return kept | form.read(row), form.name
+    read = form.read(row)
+    if isinstance(read["responses"], list) and len(read["responses"]) < 2:
+        raise NoPair(f"{form.name}: expected two responses or more, found {len(read['responses'])}")
+    return kept | read, form.name
 
 
 def _names(row: Row) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .render import Messages, NoPair, Row, RowError, as_messages, shorten
+from .render import Messages, Row, RowError, as_messages, shorten
 
 
 class Form(NamedTuple):
@@ -154,8 +154,6 @@ def _rated(row: Row) -> dict[str, Any]:
     """The responses to one prompt, of rows that were joined, with their ratings."""
     both = (row["response"], row["helpfulness"])
     responses, scores = both if isinstance(both[0], list) else ([value] for value in both)
-    if len(responses) < 2:
-        raise NoPair("field 'response': no row before or after this one has another response to its prompt")
     scores = [_number({"helpfulness": score}, "helpfulness") for score in scores]
     return {"prompt": _asked(row["prompt"]), "responses": responses, "scores": scores}
 
@@ -294,6 +292,16 @@ FORMS = (
         "argilla (Axolotl)",
         ("instruction", "chosen_response", "rejected_response"),
         lambda row: _two(question(row, "instruction"), row["chosen_response"], row["rejected_response"], 1.0),
+    ),
+    *(
+        Form(
+            name,
+            (asked, "output_1", "output_2", "label"),
+            lambda row, asked=asked: _two(
+                question(row, asked), row["output_1"], row["output_2"], _one_of(row, "label", {1: 1.0, 2: -1.0})
+            ),
+        )
+        for name, asked in (("LLMBar", "input"), ("OffsetBias", "instruction"))
     ),
     Form(
         "LLaMA-Factory, ranked",

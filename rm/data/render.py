@@ -24,7 +24,7 @@ class RowError(DataError):
 
 
 class NoPair(RowError):
-    """A row that is well formed and has one response alone: it is left out and counted, and is no error."""
+    """A row of a public form without two responses to compare, which is left out and counted, and no error."""
 
     def __init__(self, message: str):
         super().__init__(message, "single_response")
@@ -48,6 +48,8 @@ def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -
         user = [{"role": "user", "content": prompt}]
         questions = [message.get("content") for message in turns if message.get("role") == "user"]
         earlier = [] if prompt in questions else user if turns[0].get("role") == "assistant" else None
+    if earlier and turns and turns[: len(earlier)] == earlier:  # the response is the whole conversation
+        earlier = []
     if not turns or earlier is None:
         found = shorten(response) + ("" if prompt is None else f" with a prompt {shorten(prompt)}")
         raise RowError(f"field {field!r}: expected text or messages (and a prompt of the same kind), found {found}")

@@ -113,7 +113,7 @@ def _json_rows(path: Path, file: IO[bytes], parse: Callable[[bytes, str], Any]) 
     before = []
     for first in file:
         before.append(first)
-        if start := first.strip():
+        if start := first.removeprefix(codecs.BOM_UTF8).strip():
             break
     else:
         return iter(())
