@@ -456,7 +456,7 @@ DATA = {
         "'attention_mask_chosen'",
     ),
     "responses without scores": (data({"responses": ["a", "b"]}), "line 1", "'responses'", "'scores'"),
-    "one response": (data({"responses": ["a"], "scores": [1.0]}), "line 1", "'responses'", "at least two"),
+    "one response": (data({"responses": ["a"], "scores": [1.0]}), "single response: 1"),
     "a score too few": (data({"responses": ["a", "b"], "scores": [1.0]}), "line 1", "'scores'", "expected 2"),
     "a score that is a text": (data({"responses": ["a", "b"], "scores": ["1", "2"]}), "line 1", "'scores'", "'1'"),
     "a rank null": (data({"responses": ["a", "b"], "ranks": [1, None]}), "line 1", "'ranks'", "None"),

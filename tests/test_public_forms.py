@@ -234,6 +234,17 @@ def test_every_command_reads_columns_under_other_names(loaded, tmp_path, capsys)
     assert "4 in training" in capsys.readouterr().out
 
 
+def test_an_evaluation_leaves_out_malformed_public_rows(loaded, tmp_path):
+    """Their prompts are texts, and those of the others messages: the evaluation ended with a traceback."""
+    path, (row, _) = tmp_path / "rows.jsonl", PAGE["PKU-SafeRLHF"]
+    rm.save_reward_model(tmp_path / "model", *loaded)
+    path.write_text("\n".join(map(json.dumps, [row, row | {"better_response_id": 7}])), encoding="utf-8")
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--dataset", str(path), "--invalid", "drop"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    (table,) = json.loads((tmp_path / "out/evaluation.json").read_text())["data"].values()
+    assert (table["kept"], table["dropped"]) == (1, {"malformed": 1})
+
+
 @pytest.mark.parametrize("name", ["UltraFeedback", "HelpSteer3", "Nectar", "HelpSteer, ratings"])
 def test_an_evaluation_reads_public_forms(name, loaded, tmp_path):
     """Best of n and the scores of people would be missing, or every row be refused."""
@@ -241,6 +252,8 @@ def test_an_evaluation_reads_public_forms(name, loaded, tmp_path):
     rm.save_reward_model(tmp_path / "model", *loaded)
     rows = row if isinstance(row, list) else [row]
     lines = [json.dumps(row | {"domain": d} | ({"prompt": d} if "prompt" in row else {})) for d in "xy" for row in rows]
+    if len(rows) > 1:
+        lines.append(json.dumps({**rows[0], "domain": "y", "prompt": "z"}))  # nothing to be compared with
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     command = [
         "evaluate",

@@ -18,7 +18,7 @@ from ..data.tokenize import NoComparisons, tokenize_comparisons
 from ..errors import RmError
 from ..evaluation.scoring import reward_chunks
 from ..files.output import append_line
-from ..files.row_files import read_lines, write_lines
+from ..files.row_files import UNREADABLE, read_lines, write_lines
 from ..model.compute import Compute
 from ..model.config import LlamaConfig
 from ..model.llama import RewardModel
@@ -68,13 +68,17 @@ def as_ranked(rows: "Dataset") -> "Dataset":
 
     def read(row: dict[str, Any]) -> dict[str, Any]:
         form = find_form({name: value for name, value in row.items() if value is not None})
-        try:
-            kept = {n: v for n, v in row.items() if form is None or n not in (*form.columns, *form.beside)}
-            return kept if form is None else kept | form.read(row)
-        except RowError:  # said, or counted, with the name of the row where it is read again
+        if form is None:
             return row
+        kept = {name: value for name, value in row.items() if name not in (*form.columns, *form.beside)}
+        try:
+            return kept | form.read(row)
+        except RowError as error:  # said, or counted, with the name of the row where it is read again
+            return kept | {UNREADABLE: str(error)}
 
-    return datasets.Dataset.from_list([read(dict(row)) for row in rows])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    found = [read(dict(row)) for row in rows]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    names = dict.fromkeys(name for row in found for name in row)  # `datasets` takes those of the first row
+    return datasets.Dataset.from_list([{name: row.get(name) for name in names} for row in found])  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def tokenize_by_size(

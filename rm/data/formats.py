@@ -111,10 +111,7 @@ def _from_public(row: Row) -> tuple[Row, str | None]:
     if form is None:
         return row, None
     kept = {name: row[name] for name in _BESIDE_A_FORM if name in row}
-    read = form.read(row)
-    if isinstance(read["responses"], list) and len(read["responses"]) < 2:
-        raise NoPair(f"{form.name}: expected two responses or more, found {len(read['responses'])}")
-    return kept | read, form.name
+    return kept | form.read(row), form.name
 
 
 def _names(row: Row) -> str:
@@ -234,12 +231,14 @@ def _ranked(row: Row, expand_pairs: bool) -> tuple[list[Any], list[Ranking]]:
         raise RowError("column 'responses' needs 'scores' (higher is better) or 'ranks' (1 is best)", "missing_column")
     if row.get("margin") is not None:
         raise RowError("field 'margin': expected none beside several responses; take margins from the scores")
-    if not isinstance(responses, list) or len(responses) < 2:
-        raise RowError(f"field 'responses': expected a list of at least two, found {shorten(responses)}")
+    if not isinstance(responses, list):
+        raise RowError(f"field 'responses': expected a list, found {shorten(responses)}")
     values = row[name]
     if not isinstance(values, list) or len(values) != len(responses):
         raise RowError(f"field {name!r}: expected {len(responses)} values, one per response, found {shorten(values)}")
     scores = [_number(value, name) * (1 if name == "scores" else -1) for value in values]
+    if len(scores) < 2:
+        raise NoPair
     order = sorted(range(len(scores)), key=lambda k: -scores[k])
     if not expand_pairs:
         return responses, [Ranking(order=tuple(order), tied=scores[order[0]] == scores[order[-1]])]

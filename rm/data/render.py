@@ -24,10 +24,10 @@ class RowError(DataError):
 
 
 class NoPair(RowError):
-    """A row of a public form without two responses to compare, which is left out and counted, and no error."""
+    """A row without two responses to compare, which is left out and counted, and no error."""
 
-    def __init__(self, message: str):
-        super().__init__(message, "single_response")
+    def __init__(self):
+        super().__init__("field 'responses': expected at least two", "single_response")
 
 
 def render_response(row: Row, response: Any, field: str, tokenizer: Tokenizer) -> tuple[str, str, bool]:

@@ -125,7 +125,7 @@ def _json_rows(path: Path, file: IO[bytes], parse: Callable[[bytes, str], Any]) 
         document = _parse(before[-1], "")
         if isinstance(document, dict):
             return _wrapped_rows(path, document)
-        before[-1:] = before[-1].splitlines(keepends=True)  # lines after all, of which the first is cut short
+        before[-1:] = io.BytesIO(before[-1])  # lines after all, of which the first is cut short
     return _line_rows(path, chain(before, file), parse)
 
 
@@ -162,21 +162,20 @@ def _list_rows(path: Path, text: bytes) -> Numbered:
 def _csv_rows(path: Path, file: IO[bytes], separator: str) -> Numbered:
     csv.field_size_limit(sys.maxsize)  # the library's own limit is shorter than long responses are
     reader = csv.DictReader(codecs.iterdecode(file, "utf-8-sig"), delimiter=separator)
-    _ = reader.fieldnames  # reads the first line, so that the next one has its number
-    while True:
+    names, where = (), "line 1"
+    try:
+        names = reader.fieldnames or ()
         where = f"line {reader.line_num + 1}"  # where the row begins; texts may have several lines
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{path}: {where}: not valid CSV ({error})") from None
-        if None in row or None in row.values():
-            found = len(reader.fieldnames or ()) + (len(row[None]) if None in row else -list(row.values()).count(None))
-            columns = f"expected {len(reader.fieldnames or ())} values as in the first line, found {found}"
-            yield where, DataError(f"{path}: {where}: {columns}")
-        else:
-            yield where, {name: _csv_value(name, text) for name, text in row.items()}
+        for row in reader:
+            if None in row or None in row.values():
+                found = len(names) + (len(row[None]) if None in row else -list(row.values()).count(None))
+                columns = f"expected {len(names)} values as in the first line, found {found}"
+                yield where, DataError(f"{path}: {where}: {columns}")
+            else:
+                yield where, {name: _csv_value(name, text) for name, text in row.items()}
+            where = f"line {reader.line_num + 1}"
+    except csv.Error as error:
+        raise DataError(f"{path}: {where}: not valid CSV ({error})") from None
 
 
 def _csv_value(name: str, text: str) -> Any:
