@@ -335,6 +335,7 @@ SYSTEM = {"role": "system", "content": "d"}
         ({"system": "d", "question": "a"}, [SYSTEM, *chat("a")], "question (orca pairs)"),
         ({"system": "", "question": "a"}, chat("a"), "question (orca pairs)"),
         ({"system": "d", "input": "a"}, [SYSTEM, *chat("a")], "input (Axolotl)"),
+        ({"question": "a", "": "0"}, chat("a"), "question (orca pairs)"),  # the index that pandas writes
         ({"messages": chat("a", "c", "d")}, chat("a", "c", "d"), "messages (Axolotl)"),
         ({"trajectory": [{"from": "user", "value": "a"}]}, chat("a"), "trajectory (UltraInteract)"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from .comparisons import TokenizedComparisons
-from .public_forms import turns
+from .questions import turns
 from .render import Messages, as_messages
 
 Keys = Int64[np.ndarray, "B 2"]

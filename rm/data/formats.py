@@ -7,7 +7,8 @@ from typing import Any
 
 from ..files.row_files import LINE, UNREADABLE
 from ..text.tokenizer import Tokenizer
-from .public_forms import columns_of_forms, find_form, question
+from .public_forms import columns_of_forms, find_form
+from .questions import question
 from .render import NoPair, Row, RowError, as_messages, is_sharegpt, render_response, shorten
 
 # token ids of chosen and rejected, and their attention masks: TRL's columns, now and before, and EasyDeL's
@@ -147,7 +148,7 @@ def _with_prompt(row: Row) -> tuple[Row, str | None]:
     found = set(row) & set(_PROMPTS)
     for first, second, format_name in _QUESTIONS:
         if first in row and not found - {first, second, "system", "history"}:
-            return {**row, "prompt": question(row, first, second)}, format_name
+            return {**row, "prompt": question(row, *filter(None, (first, second)))}, format_name
     for name, format_name in _CHATS.items():
         messages = as_messages(row.get(name))
         if messages and messages[-1].get("role") != "assistant" and not found - {name, "system"}:

@@ -66,12 +66,13 @@ def _join_stream(rows: "IterableDataset") -> "IterableDataset":
 
 
 def _join_table(rows: "Dataset") -> "Dataset":
-    """The same with columns in place of rows, which are not copied into Python."""
+    """The same by columns, of which Python sees the prompts alone."""
     import pyarrow as pa
     from datasets import Dataset
 
     table: pa.Table = rows.with_format("arrow")[:]  # pyright: ignore[reportAssignmentType]
-    if not all(pa.types.is_string(table.schema.field(name).type) for name in (_PROMPT, "response")):
+    kinds = [table.schema.field(name).type for name in (_PROMPT, "response")]
+    if not all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds):
         return rows  # joined already, or refused where they are read
     prompts = table[_PROMPT].to_pylist()
     new = [number for number, text in enumerate(prompts) if not number or text is None or text != prompts[number - 1]]

@@ -1,11 +1,11 @@
 """The forms of public preference data, each brought to a prompt with responses and scores (or ranks)."""
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .render import Messages, Row, RowError, as_messages, shorten
+from .questions import SPEAKERS, asked, question
+from .render import Row, RowError, as_messages, shorten
 
 
 class Form(NamedTuple):
@@ -34,45 +34,6 @@ def columns_of_forms(names: Iterable[str]) -> set[str]:
     """
     names = set(names)
     return {name for form in FORMS if names >= set(form.columns) for name in (*form.columns, *form.beside)} & names
-
-
-_HUMAN = re.compile(r"\n\n(Human|Assistant):")  # Anthropic's marks of turns
-_EXTRA_ID = re.compile(r"\n<extra_id_1>(User|Assistant)\n")  # HelpSteer2's, none before the first turn
-
-
-def turns(text: str) -> Messages:
-    """The turns of a transcript, with Anthropic's marks or HelpSteer2's; any other text is one turn of the user.
-
-    >>> turns("\\n\\nHuman: Hi\\n\\nAssistant: Hello")
-    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
-    """
-    if text.startswith("\n\nHuman:"):
-        _, *parts = (part.strip() for part in _HUMAN.split(text))
-    else:
-        parts = ["User", *_EXTRA_ID.split(text)]
-    pairs = zip(parts[::2], parts[1::2], strict=True)
-    return [{"role": "assistant" if name == "Assistant" else "user", "content": said} for name, said in pairs]
-
-
-def _asked(text: Any) -> Any:
-    """A question, or a transcript up to its last answer, as a chat; what is one already stays."""
-    if not isinstance(text, str):
-        return text
-    *earlier, last = turns(text)
-    return earlier if last == {"role": "assistant", "content": ""} else [*earlier, last]
-
-
-def question(row: Row, *names: str) -> Messages:
-    """The chat that the columns of a question make: the pairs of `history`, then their texts, one a line."""
-    texts = [row.get(name) or "" for name in names]
-    for name, text in zip(names, texts, strict=True):
-        if not isinstance(text, str):
-            raise RowError(f"field {name!r}: expected text, found {shorten(text)}")
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise RowError(f"field 'history': expected pairs of question and answer, found {shorten(history)}")
-    earlier = [{"role": role, "content": text} for turn in history for role, text in zip(_SPEAKERS, turn, strict=True)]
-    return [*earlier, {"role": "user", "content": "\n".join(text for text in texts if text)}]
 
 
 def _two(prompt: Any, first: Any, second: Any, difference: float) -> dict[str, Any]:
@@ -123,12 +84,12 @@ def _votes(row: Row) -> dict[str, Any]:
             raise RowError(f"field {field!r}: expected a list of turns, or its JSON text, found {shorten(row[field])}")
         return found
 
-    asked = turns("prompt")
+    questions = turns("prompt")
 
     def conversation(field: str) -> list[dict[str, Any]]:
-        both = zip(asked, turns(field), strict=False)
+        both = zip(questions, turns(field), strict=False)
         return [
-            {"role": role, "content": text or ""} for pair in both for role, text in zip(_SPEAKERS, pair, strict=True)
+            {"role": role, "content": text or ""} for pair in both for role, text in zip(SPEAKERS, pair, strict=True)
         ]
 
     difference = _number(row, "winner_model_a") - _number(row, "winner_model_b")
@@ -140,7 +101,6 @@ def _both(first: Any, second: Any, difference: float) -> dict[str, Any]:
     return {key: value for key, value in _two(None, first, second, difference).items() if key != "prompt"}
 
 
-_SPEAKERS = ("user", "assistant")
 _WINNERS = {"model_a": 1.0, "model_b": -1.0, "tie": 0.0, "both_bad": 0.0, "tie (bothbad)": 0.0}
 
 
@@ -155,7 +115,7 @@ def _rated(row: Row) -> dict[str, Any]:
     both = (row["response"], row["helpfulness"])
     responses, scores = both if isinstance(both[0], list) else ([value] for value in both)
     scores = [_number({"helpfulness": score}, "helpfulness") for score in scores]
-    return {"prompt": _asked(row["prompt"]), "responses": responses, "scores": scores}
+    return {"prompt": asked(row["prompt"]), "responses": responses, "scores": scores}
 
 
 def _with_rejected(row: Row) -> dict[str, Any]:
@@ -177,7 +137,7 @@ def _choices(row: Row) -> dict[str, Any]:
     if len(texts) != 2:
         raise RowError(f"field 'summaries': expected two, found {len(texts)}")
     first, second = texts
-    return _two(_asked(_to_summarize(row)), first, second, _one_of(row, "choice", {0: 1.0, 1: -1.0}))
+    return _two(asked(_to_summarize(row)), first, second, _one_of(row, "choice", {0: 1.0, 1: -1.0}))
 
 
 def _to_summarize(row: Row) -> str:
@@ -190,7 +150,7 @@ def _to_summarize(row: Row) -> str:
 
 def _lists(row: Row) -> dict[str, Any]:
     scores = [1.0] * len(row["chosen"]) + [0.0] * len(row["rejected"])
-    return {"prompt": _asked(row["prompt"]), "responses": [*row["chosen"], *row["rejected"]], "scores": scores}
+    return {"prompt": asked(row["prompt"]), "responses": [*row["chosen"], *row["rejected"]], "scores": scores}
 
 
 def _texts(value: Any) -> bool:
@@ -204,7 +164,7 @@ def _scored(
 
     def read(row: Row) -> dict[str, Any]:
         responses, values = _items(row, field, response, score)
-        return {"prompt": _asked(row[prompt]), "responses": responses, name: values}
+        return {"prompt": asked(row[prompt]), "responses": responses, name: values}
 
     return read
 
@@ -226,7 +186,7 @@ FORMS = (
         "PKU-SafeRLHF",
         ("prompt", "response_0", "response_1", "better_response_id"),
         lambda row: _two(
-            _asked(row["prompt"]),
+            asked(row["prompt"]),
             row["response_0"],
             row["response_1"],
             _one_of(row, "better_response_id", {0: 1.0, 1: -1.0}),
@@ -241,7 +201,7 @@ FORMS = (
         "HelpSteer2, preferences",
         ("prompt", "response_1", "response_2", "preference_strength"),
         lambda row: _two(
-            _asked(row["prompt"]), row["response_1"], row["response_2"], -_number(row, "preference_strength")
+            asked(row["prompt"]), row["response_1"], row["response_2"], -_number(row, "preference_strength")
         ),
     ),
     Form(
@@ -256,7 +216,7 @@ FORMS = (
         "SHP",
         ("history", "human_ref_A", "human_ref_B", "labels"),
         lambda row: _two(
-            _asked(row["history"]), row["human_ref_A"], row["human_ref_B"], _one_of(row, "labels", {1: 1.0, 0: -1.0})
+            asked(row["history"]), row["human_ref_A"], row["human_ref_B"], _one_of(row, "labels", {1: 1.0, 0: -1.0})
         ),
     ),
     Form(
@@ -270,7 +230,7 @@ FORMS = (
         "WebGPT comparisons",
         ("question", "answer_0", "answer_1", "score_0", "score_1"),
         lambda row: _two(
-            _asked(_part(row, "question", "full_text")),
+            asked(_part(row, "question", "full_text")),
             row["answer_0"],
             row["answer_1"],
             _number(row, "score_0") - _number(row, "score_1"),
@@ -296,12 +256,12 @@ FORMS = (
     *(
         Form(
             name,
-            (asked, "output_1", "output_2", "label"),
-            lambda row, asked=asked: _two(
-                question(row, asked), row["output_1"], row["output_2"], _one_of(row, "label", {1: 1.0, 2: -1.0})
+            (column, "output_1", "output_2", "label"),
+            lambda row, column=column: _two(
+                question(row, column), row["output_1"], row["output_2"], _one_of(row, "label", {1: 1.0, 2: -1.0})
             ),
         )
-        for name, asked in (("LLMBar", "input"), ("OffsetBias", "instruction"))
+        for name, column in (("LLMBar", "input"), ("OffsetBias", "instruction"))
     ),
     Form(
         "LLaMA-Factory, ranked",
