@@ -1,4 +1,4 @@
-"""The page on EasyDeL's tutorial: no argument of the tutorial lacks a counterpart, and its Python and its command agree."""
+"""The page on EasyDeL's tutorial: every argument has its counterpart, and the Python and the command agree."""
 
 import re
 import shlex
