@@ -46,13 +46,7 @@ HISTORY = ("CHANGELOG.md", "benchmarks/LOG.md")  # true of their time
 PRESENT = {name: text for name, text in PAGES.items() if name not in HISTORY}
 THEIRS = "docs/coming_from.md"  # flags of other systems; see test_coming_from.py
 REFERENCE = {name: text for name, text in PAGES.items() if name.startswith("docs/reference/")}
-PEERS = {
-    "torch",
-    "transformers",
-    "trl",
-    "datasets",
-    "easydel",
-}  # what the code of the pages may need that the tests lack
+PEERS = {"torch", "transformers", "trl", "datasets", "easydel"}  # what code of the pages may need that the tests lack
 
 
 def blocks(page: str, language: str) -> list[str]:
