@@ -2,10 +2,12 @@
 
 import functools
 import logging
+import os
 import re
 from collections.abc import Mapping
 
 _SECRETS = re.compile(r"(?<=:/)/?[^/\s@]+(?=@)|\bhf_\w{8,}")  # NAME:PASSWORD in a URL, tokens of the hub
+_SYSTEM = re.compile(r"(?i:os_error_code='|os error |\[errno )(\d+)")  # of TensorStore; of Rust; of Arrow and Python
 _LONGEST = 2000  # characters of a message; the values it quotes can have any length
 
 
@@ -16,6 +18,16 @@ def first_line(error: BaseException) -> str:
     ('no room', 'KeyError')
     """
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def system_reason(error: BaseException) -> str:
+    """The system's own reason in an exception, such as a full disk, else the first line of its message.
+
+    >>> system_reason(ValueError("Error writing …: 7 bytes [os_error_code='28']")), system_reason(ValueError("no"))
+    ('No space left on device', 'no')
+    """
+    found = _SYSTEM.search(str(error))
+    return os.strerror(int(found[1])) if found else getattr(error, "strerror", None) or first_line(error)
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def one_line(text: str) -> str:
 
 def flags(command: str) -> set[str]:
     """Every flag of a command, the negations of switches included."""
-    names = {"--help"}
+    names = {"--help", "--help-all", "--config"}
     for field in dataclasses.fields(COMMANDS[command]):
         name = field.name.replace("_", "-")
         names |= {f"--{name}", f"--no-{name}"} if field.type is bool else {f"--{name}"}
@@ -348,7 +348,7 @@ def documented(command: str) -> dict[str, str]:
 def test_help_explains_every_flag(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([command, "--help-all"])
     assert stop.value.code == 0
     printed = one_line(capsys.readouterr().out)
     texts = documented(command)

@@ -125,13 +125,13 @@ def test_the_command_says_its_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ("train --modle x", "train has no flag --modle, perhaps --model; python -m rm train --help lists all"),
+        ("train --modle x", "train has no flag --modle, perhaps --model; python -m rm train --help-all lists all"),
         (
             "trian --model x",
             "no command 'trian', perhaps train; there are train, data, score, evaluate, serve, plan, demo",
         ),
-        ("score --max_length=3 --model x", "score needs --input, --output; python -m rm score --help lists all"),
-        ("data --zzz", "data has no flag --zzz; python -m rm data --help lists all"),
+        ("score --max_length=3 --model x", "score needs --input, --output; python -m rm score --help-all lists all"),
+        ("data --zzz", "data has no flag --zzz; python -m rm data --help-all lists all"),
     ],
 )
 def test_a_misspelt_command_line_is_one_line_with_the_nearest_name(argv, line, capsys):

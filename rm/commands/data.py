@@ -2,6 +2,7 @@
 
 import dataclasses
 from itertools import pairwise
+from typing import ClassVar
 
 from ..data.comparisons import TokenizedComparisons
 from ..data.sources import parse_source
@@ -16,6 +17,19 @@ from .read import describe_plan, plan_updates, read_comparisons, read_tokenizer
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataArguments(ReadOptions):
     """Show what training would read: what is kept and dropped, how it is packed, and rows as the model sees them."""
+
+    common: ClassVar = (
+        "model",
+        "dataset",
+        "split",
+        "rename",
+        "chat_template",
+        "max_length",
+        "truncation",
+        "invalid",
+        "batch_size",
+        "show",
+    )
 
     show: int = 3
     """Comparisons to show as the model sees them."""

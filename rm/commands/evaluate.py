@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..data.encode import Invalid
 from ..data.render import Row
@@ -63,6 +63,21 @@ class ScoredOptions(HeadOptions, PrecisionOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(ForwardOptions, ScoredOptions):
     """Evaluate one reward model, or compare several, on preference data: statistics, every score, and a page."""
+
+    common: ClassVar = (
+        "model",
+        "dataset",
+        "output",
+        "split",
+        "rename",
+        "by",
+        "sections",
+        "batch_size",
+        "max_length",
+        "dtype",
+        "mesh",
+        "resume",
+    )
 
     model: tuple[str, ...]
     """Exported reward models (RUN/model), any sequence classifier of one label, hub ids, or RUN/checkpoints/STEP."""

@@ -22,9 +22,10 @@ from ..files.output import append_line
 from ..files.row_files import read_lines, write_lines
 from ..training.objectives import TAKEN
 from .progress import Reporter
+from .signs import Signs, after_evaluation, after_update, after_window, at_the_end
 from .trackers import Track, finite_numbers
 
-_NOTES = ("num_tokens", "skipped", "skipped_in_a_row", "window", "norms")
+_NOTES = ("num_tokens", "skipped", "skipped_in_a_row", "window", "norms", "signs")
 _AVERAGED = ("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward")
 _NORMS, _FEWEST_NORMS = 50, 10  # of which a median is taken
 
@@ -44,6 +45,7 @@ class TrainingLog:
     report: Reporter
     comparisons: TokenizedComparisons
     max_skipped: int
+    pairwise: bool = True  # whether the loss of a model that knows nothing is ln 2
     spike: float | None = None  # times the median of earlier norms that a gradient's may have
     tracks: Sequence[Track] = ()  # called with the numbers of every line
     num_tokens: int = 0
@@ -51,18 +53,21 @@ class TrainingLog:
     skipped_in_a_row: int = 0
     window: list[dict[str, float]] = dataclasses.field(default_factory=list)
     norms: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # of the last updates, with their steps
+    signs: Signs = dataclasses.field(default_factory=Signs)
     _since: float = dataclasses.field(default_factory=time.perf_counter)
     _waiting: tuple[int, Mapping[str, jax.Array], np.ndarray] | None = None
 
     @property
     def notes(self) -> dict[str, Any]:
         """The part of the log's state that a checkpoint keeps, so that a resumed log continues exactly."""
-        return {name: getattr(self, name) for name in _NOTES}
+        return {name: getattr(self, name) for name in _NOTES} | {"signs": dataclasses.asdict(self.signs)}
 
     def resume(self, step: int, notes: Mapping[str, Any]) -> None:
         """Goes back to a checkpoint: later lines are taken out of the file."""
         for name in _NOTES:
             setattr(self, name, notes.get(name, getattr(self, name)))
+        signs = notes.get("signs", {})
+        self.signs = Signs(**signs | {"told": tuple(signs.get("told", ()))})
         if leads():
             write_lines(self.path, [line for line in read_lines(self.path) if step and line["step"] <= step])
 
@@ -94,6 +99,8 @@ class TrainingLog:
         else:
             self.skipped_in_a_row = 0
             self.norms = [*self.norms, (step, values["grad_norm"])][-_NORMS - 2 :]
+        self.signs, sign = after_update(self.signs, values)
+        self._warn(step, sign)
         if step % self.log_every == 0 or step == self.steps:
             self._close_window(step)
 
@@ -126,6 +133,21 @@ class TrainingLog:
         }
         self.window = []
         self.write(step, entry)
+        self.signs = after_window(self.signs, entry["loss"])
+        if self.pairwise and step == self.steps:
+            self._warn(step, at_the_end(self.signs, self.steps))
+
+    def evaluated(self, step: int, evaluation: Mapping[str, Any]) -> None:
+        """Writes an evaluation down, and says what is wrong with it; before the first update, a head may be zero."""
+        self.write(step, evaluation)
+        if step:
+            self.signs, said = after_evaluation(self.signs, evaluation)
+            for text in said:
+                self._warn(step, text)
+
+    def _warn(self, step: int, text: str) -> None:
+        if text:
+            self.write(step, {"warning": text})
 
     def write(self, step: int, entry: Mapping[str, Any]) -> None:
         """Appends a line to the file, shows it and gives it to the trackers."""

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..devices.mesh import parse_mesh
-from ..files.output import check_file
+from ..files.output import check_file, replace_file
 from ..model.compute import Remat
 from ..planning.plans import Plan, plan
 from ..training.optimizers import Dtype
@@ -16,6 +16,20 @@ from .options import PartOptions, StateOptions, UpdateOptions, names_of
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanArguments(PartOptions, UpdateOptions, StateOptions):
     """Say what an update needs on devices that need not be here; exits with 1 where it does not fit."""
+
+    common: ClassVar = (
+        "model",
+        "topology",
+        "mesh",
+        "batch_size",
+        "max_length",
+        "optimizer",
+        "dtype",
+        "remat",
+        "lora_rank",
+        "offload",
+        "json",
+    )
 
     model: str
     """llama-1b, -3b, -8b, -70b or -405b, qwen3-0.6b, -4b or -8b, qwen2.5-7b or mistral-7b; or a config.json, a
@@ -50,7 +64,7 @@ def plan_command(args: PlanArguments) -> int:
     print("\n".join(describe(found)))
     if args.json:
         values = dataclasses.asdict(found) | {"missing_bytes": found.missing_bytes, "seconds": found.seconds}
-        args.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        replace_file(args.json, json.dumps(values, indent=2) + "\n")
     return 1 if found.missing_bytes else 0
 
 

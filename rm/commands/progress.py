@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 
@@ -77,7 +77,7 @@ class Reporter(AbstractContextManager):
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
-    def line(self, entry: Mapping[str, float]) -> None:
+    def line(self, entry: Mapping[str, Any]) -> None:
         """Shows a line of metrics.jsonl."""
         place = f"step {entry['step']}/{self._steps}"
         if "pairs_per_second" in entry:
@@ -86,6 +86,8 @@ class Reporter(AbstractContextManager):
             if self._bar.disable:
                 shown = "  ".join(f"{name} {entry[name]:.{digits}f}" for name, digits in _SHOWN.items())
                 self.print(f"{place}  {shown}{self._speed.replace(', ', '  ')}")
+        elif "warning" in entry:
+            warn(f"{place}: {entry['warning']}")
         elif "rows" in entry:
             say = warn if self._quiet else self.print
             say(f"{place}  skipped: loss {entry['loss']}, grad_norm {entry['grad_norm']}")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import islice, tee
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -33,6 +33,8 @@ _PART = 2**17  # tokens that are scored and written together
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreArguments(HeadOptions, ForwardOptions):
     """Add a reward to every row of a JSON-lines file."""
+
+    common: ClassVar = ("model", "input", "output", "batch_size", "max_length", "normalize", "resume", "dtype", "mesh")
 
     model: str
     """Reward model: a directory that train exported (RUN/model), any sequence classifier of one label, a hub id, or

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from ..data.sources import parse_source
 from ..errors import ConfigError
@@ -23,6 +24,19 @@ _TOKEN = "RM_SERVE_TOKEN"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeArguments(HeadOptions, ForwardOptions):
     """Give rewards over HTTP, to OpenRLHF (POST /get_reward) and others (POST /score)."""
+
+    common: ClassVar = (
+        "model",
+        "host",
+        "port",
+        "normalize",
+        "max_batch_size",
+        "max_length",
+        "truncation",
+        "token_file",
+        "dtype",
+        "mesh",
+    )
 
     model: str
     """Reward model: a directory that train exported (RUN/model), any sequence classifier of one label, a hub id, or

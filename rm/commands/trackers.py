@@ -136,6 +136,7 @@ def open_trackers(
     *,
     step: int,
     run_id: str,
+    name: str | None = None,
     wandb: str | None = None,
     tensorboard: bool = False,
     trackio: str | None = None,
@@ -144,16 +145,17 @@ def open_trackers(
     """The trackers that a run asked for, by name.
 
     **Arguments:** `output`, the directory of the run; `about`, what `run.json` says; `step`, the update after which the
-    run goes on; `run_id`, by which it is known to services; `wandb` and `trackio`, projects there.
+    run goes on; `run_id`, by which it is known to services; `name`, shown there in place of the directory's; `wandb`
+    and `trackio`, projects there.
     """
-    about = json.loads(json.dumps(about, default=str))
+    about, name = json.loads(json.dumps(about, default=str)), name or output.name
     found: dict[str, AbstractContextManager[Track]] = {}
     if tensorboard:
         found["tensorboard"] = tensorboard_tracker(output / "tensorboard", about, step=step)
     if wandb:
-        found["wandb"] = wandb_tracker(wandb, about, run_id=run_id, name=output.name, directory=output, quiet=quiet)
+        found["wandb"] = wandb_tracker(wandb, about, run_id=run_id, name=name, directory=output, quiet=quiet)
     if trackio:
-        found["trackio"] = trackio_tracker(trackio, about, name=f"{output.name}-{run_id}", quiet=quiet)
+        found["trackio"] = trackio_tracker(trackio, about, name=f"{name}-{run_id}", quiet=quiet)
     return found
 
 

@@ -356,7 +356,7 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None, *,
         log.resume(start, notes)
         if args.eval_on_start and not start:
             with log.paused():
-                log.write(0, evaluate_all(prepared.whole(state.model), prepared, args))
+                log.evaluated(0, evaluate_all(prepared.whole(state.model), prepared, args))
         step, vote = start, ballot()
         ahead = stack.enter_context(contextlib.closing(prefetch(plan, start, steps, mesh=prepared.mesh)))
         for step, batches in enumerate(ahead, start + 1):
@@ -367,11 +367,11 @@ def run(args: TrainArguments, prepared: Prepared, track: Track | None = None, *,
             evaluating = held_out and (step == steps or due(args.eval_every, step))
             saving = stopped or due(args.save_every, step) or (args.load_best and evaluating)
             saving = saving or (step == steps and not args.save_final_only)
-            if evaluating or saving:
-                with log.paused():
+            if evaluating or saving or step == steps:
+                with log.paused():  # reads what the log still waits for, too
                     if evaluating:
                         evaluation = evaluate_all(prepared.whole(state.model), prepared, args)
-                        log.write(step, evaluation)
+                        log.evaluated(step, evaluation)
                     if saving:
                         checkpoints.save(step, state, log.notes, evaluation if evaluating else {})
             if stopped:
@@ -464,6 +464,10 @@ def opened_log(
         for name, table in prepared.tables.items():
             report.print(describe_table(f"{name} ({table['source']})", table))
         report.print(f"{describe_plan(plan)}\n{steps} updates of {args.batch_size} comparisons")
+        numbers = (
+            "" if args.optimizer in ("lion", "adafactor") else " ({:g}, {:g}, {:g})".format(*args.rates().values())
+        )
+        report.print(f"{args.optimizer}{numbers}, peak learning rate {args.learning_rate:g}, {args.schedule}")
         report.print(f"computes in {args.dtype}, --remat {args.remat}, up to {args.micro_batch} tokens at once")
         if prepared.objective:
             report.print(
@@ -483,7 +487,9 @@ def opened_log(
         if leads():
             chosen = {name: getattr(args, name) for name in PACKAGES}
             run_id, quiet = record["run_id"], args.quiet
-            trackers |= open_trackers(args.output, record, step=start, run_id=run_id, quiet=quiet, **chosen)
+            trackers |= open_trackers(
+                args.output, record, step=start, run_id=run_id, name=args.run_name, quiet=quiet, **chosen
+            )
             trackers |= {"track": contextlib.nullcontext(track)} if track is not None else {}
         yield TrainingLog(
             args.output / "metrics.jsonl",
@@ -494,6 +500,7 @@ def opened_log(
             report,
             prepared.comparisons,
             max_skipped=args.max_skipped,
+            pairwise=prepared.objective is None,
             spike=args.skip_spikes,
             tracks=[stack.enter_context(guarded(name, tracker, warn)) for name, tracker in trackers.items()],
         )
@@ -506,11 +513,12 @@ def training_optimizer(args: TrainArguments, steps: int) -> tuple[optax.Schedule
         peak=args.learning_rate,
         end=args.learning_rate_end,
         steps=steps,
-        warmup_steps=math.ceil(args.warmup_ratio * steps),
+        warmup_steps=math.ceil(args.warmup_ratio * steps) if args.warmup_steps is None else args.warmup_steps,
     )
     return schedule, make_optimizer(
         args.optimizer,
         schedule,
+        **args.rates(),
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm or None,
         moments=args.moments,

@@ -2,13 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..errors import ConfigError
 from ..files.hub import is_repository
 from ..model.compute import Compute
 from ..planning.advice import LEAST_TOKENS
-from ..training.optimizers import Schedule
+from ..training.optimizers import Schedule, check_rates
 from .options import (
     HeadOptions,
     PartOptions,
@@ -21,6 +21,7 @@ from .options import (
     check_not_negative,
     check_positive,
     choose_mesh,
+    flag,
     names_of,
     parse_duration,
     parse_head_std,
@@ -42,6 +43,14 @@ class TrainingOptions(HeadOptions, PartOptions, StateOptions, PrecisionOptions):
     """Decay of the learning rate after the warm-up."""
     warmup_ratio: float = 0.0
     """Share of the updates over which the learning rate rises from 0."""
+    warmup_steps: int | None = None
+    """Number of the updates over which it rises, in place of --warmup-ratio."""
+    adam_beta1: float = 0.9
+    """Decay rate of AdamW's first moment; with muon, of the parameters that AdamW trains there."""
+    adam_beta2: float = 0.999
+    """Decay rate of AdamW's second moment, likewise."""
+    adam_epsilon: float = 1e-8
+    """Added to the square root of AdamW's second moment, likewise."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; norms and biases do not decay."""
     max_grad_norm: float = 1.0
@@ -96,6 +105,8 @@ class RunOptions:
     """Write the metrics as TensorBoard's event files, too, in --output/tensorboard."""
     trackio: str | None = None
     """Project of trackio to write the metrics to as well: on this machine, or to the Space in TRACKIO_SPACE_ID."""
+    run_name: str | None = None
+    """Name of the run at Weights & Biases and in trackio; by default that of --output."""
     quiet: bool = False
     """Say nothing but warnings and errors."""
     push_to: str | None = None
@@ -132,11 +143,29 @@ class MemoryOptions(UpdateOptions):
 # groups that may change when a run is resumed: they do not decide what it computes
 _MAY_CHANGE = names_of(ReadingOptions, MemoryOptions, RunOptions, ProcessOptions)
 MAY_GROW = {"epochs", "max_steps"}
+ADAM = {"b1": "adam_beta1", "b2": "adam_beta2", "eps": "adam_epsilon"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArguments(ProcessOptions, RunOptions, MemoryOptions, TrainingOptions, ReadOptions):
     """Train a reward model on preference pairs."""
+
+    common: ClassVar = (
+        "model",
+        "dataset",
+        "output",
+        "resume",
+        "eval_dataset",
+        "epochs",
+        "learning_rate",
+        "batch_size",
+        "max_length",
+        "lora_rank",
+        "dtype",
+        "mesh",
+        "save_every",
+        "wandb",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -147,6 +176,7 @@ class TrainArguments(ProcessOptions, RunOptions, MemoryOptions, TrainingOptions,
         check_finite(self)
         check_not_negative(self, "max_grad_norm", "weight_decay", "learning_rate_end")
         self.part()
+        check_rates(self.optimizer, names={name: flag(each) for name, each in ADAM.items()}, **self.rates())
         parse_head_std(self.head_std, hidden_size=1)
         given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(self, name) is not None]
         if given and (not self.distributed or len(given) < 3):
@@ -156,6 +186,8 @@ class TrainArguments(ProcessOptions, RunOptions, MemoryOptions, TrainingOptions,
             raise ConfigError(f"--push-to: expected org/name, found {self.push_to!r}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
+        if self.warmup_steps is not None and (self.warmup_ratio or self.warmup_steps < 0):
+            raise ConfigError("--warmup-steps must not be negative, and leaves no place for --warmup-ratio")
         if self.eval_on_start and not (self.eval_dataset or self.eval_split):
             raise ConfigError("--eval-on-start needs something to evaluate on: --eval-dataset or --eval-split")
         if self.load_best and self.keep_best is None:
@@ -174,6 +206,10 @@ class TrainArguments(ProcessOptions, RunOptions, MemoryOptions, TrainingOptions,
     def micro_batch(self) -> int:
         """The tokens that a device computes at once."""
         return LEAST_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens
+
+    def rates(self) -> dict[str, float]:
+        """What `rm.make_optimizer` calls AdamW's numbers."""
+        return {name: getattr(self, each) for name, each in ADAM.items()}
 
     def decisive(self) -> dict[str, Any]:
         """The arguments that decide what the run computes; when it is resumed, they stay or, as its length, grow."""

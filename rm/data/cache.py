@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import tokenizers
 
-from ..errors import OutputError
+from ..errors import OutputError, warn_once
 from ..files.output import new_directory
 from ..files.row_files import LINE
 from ..model.config import LlamaConfig
@@ -77,7 +77,7 @@ def load_entry(entry: Path) -> Result | None:
 
 
 def save_entry(entry: Path, tokens: IO[bytes], comparisons: TokenizedComparisons, counts: Counts) -> None:
-    """Saves a result, its tokens copied from the file `tokens`; a failure to write the cache is ignored."""
+    """Saves a result, its tokens copied from the file `tokens`; a cache that cannot be written is a warning."""
     try:
         with new_directory(entry) as draft:
             tokens.seek(0)
@@ -87,5 +87,5 @@ def save_entry(entry: Path, tokens: IO[bytes], comparisons: TokenizedComparisons
                 np.save(draft / f"{name}.npy", getattr(comparisons, name))
             listed = [[kind, name, n] for (kind, name), n in counts.items()]
             (draft / "counts.json").write_text(json.dumps(listed), encoding="utf-8")
-    except OutputError:
-        pass
+    except OutputError as error:
+        warn_once(f"{error}: these rows are tokenized again next time")

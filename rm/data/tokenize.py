@@ -10,11 +10,13 @@ from concurrent.futures.process import BrokenProcessPool
 from datetime import date
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeGuard, Union
 
 import numpy as np
 
 from ..errors import DataError, RmError, check_list, first_line
+from ..files.output import writing
 from ..model.config import LlamaConfig
 from ..text.pad_token import check_vocabulary
 from ..text.tokenizer import Tokenizer, tokenizer_from_files
@@ -267,14 +269,15 @@ def _collect(
         counts.update(counted)
         if part is None:
             continue
-        file.write(part.tokens.tobytes())
+        with writing(Path(tempfile.gettempdir())):
+            file.write(part.tokens.tobytes())
+            file.flush()
         parts.append(dataclasses.replace(part, tokens=_NO_TOKENS, offsets=part.offsets + size))
         kept, size = kept + len(part), size + len(part.tokens)
         if limit is not None and kept >= limit:
             counts["dropped", "not_needed"] += kept - limit
             kept = limit
             break
-    file.flush()
     if not kept:
         raise NoComparisons(_nothing_left(counts, options, source), counts)
     check_same_number([part.ends.shape[1] for part in parts], source)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 
-from ..errors import WeightsError
+from ..errors import WeightsError, system_reason
 from .hub import own_file, read_json
 
 INDEX = "model.safetensors.index.json"
@@ -275,6 +275,7 @@ def write_tensors(
     Without a directory everything is read and nothing written. Returns the checksum of every tensor.
     """
     from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     if directory is None:
@@ -291,7 +292,10 @@ def write_tensors(
     for file, names in shards.filename_to_tensors.items():
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
         checksums |= {name: xxhash.xxh3_64(array.view(np.uint8).data).hexdigest() for name, array in tensors.items()}
-        save_file(tensors, directory / file, metadata={"format": "pt"})  # transformers refuses files without it
+        try:
+            save_file(tensors, directory / file, metadata={"format": "pt"})  # transformers refuses files without it
+        except SafetensorError as error:  # as which an error of the system arrives
+            raise OSError(system_reason(error)) from None
         (directory / file).chmod(0o644)  # the library leaves it to its owner alone
     if shards.is_sharded:
         weight_map = dict(sorted(shards.tensor_to_filename.items()))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from ..devices.agreement import agree
 from ..devices.mesh import shardings, standard_mesh
 from ..devices.processes import leads
-from ..errors import CheckpointError, OutputError, first_line
+from ..errors import CheckpointError, OutputError, first_line, system_reason
 from ..files.checksum import checksums, key_data, named_leaves
 from ..model.sharding import partition_specs
 from ..training.step import TrainState
@@ -187,7 +187,7 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = system_reason(error)
             advice = "earlier ones are intact, and --resume auto continues from them"
             raise OutputError(f"{self.directory}: a checkpoint cannot be written ({reason}); {advice}") from None
 

@@ -1,11 +1,14 @@
 """Optimizers and schedules composed from optax; any other optax transformation works as well."""
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import optax
 from jaxtyping import Array
 
+from ..errors import ConfigError
 from ..model.llama import RewardModel
 from .layerwise import per_layer
 from .offload import keep_on_host
@@ -14,6 +17,8 @@ from .rounding import keep_moments
 Schedule = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["adamw", "lion", "muon", "adafactor"]
 Dtype = Literal["float32", "bfloat16"]
+
+_ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}  # AdamW's, by default
 
 
 def learning_rate_schedule(
@@ -44,23 +49,36 @@ def learning_rate_schedule(
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
     moments: Dtype = "float32",
 ) -> optax.GradientTransformation:
-    """AdamW(0.9, 0.999, 1e-8) after clipping by global norm, TRL's defaults; no weight decay on norms and biases.
+    """AdamW after clipping by global norm, with TRL's defaults; no weight decay on norms and biases.
+
+    **Arguments:** `b1`, `b2`, decay rates of the first and the second moment; `eps`, added to the square root of the
+    second moment, as `torch.optim.AdamW` does.
+
+    **Raises:** `ConfigError` for a decay rate outside of `[0, 1)` and an `eps` that is not positive.
 
     **Source:** Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2.
+
+    >>> adamw(1e-5, b2=0.95, eps=1e-5).init({"weight": jax.numpy.zeros(2)})[1][0].nu["weight"].shape
+    (2,)
     """
-    return make_optimizer(
-        "adamw", learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm, moments=moments
-    )
+    options: Any = {"weight_decay": weight_decay, "max_grad_norm": max_grad_norm, "moments": moments}
+    return make_optimizer("adamw", learning_rate, b1=b1, b2=b2, eps=eps, **options)
 
 
 def make_optimizer(
     name: OptimizerName,
     learning_rate: optax.ScalarOrSchedule,
     *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
     moments: Dtype = "float32",
@@ -75,16 +93,22 @@ def make_optimizer(
     | `muon`      | one for matrices of blocks, else as `adamw`   | Liu et al. 2025, arXiv 2502.16982, eq. 4     |
     | `adafactor` | sums over rows and columns: almost none       | Shazeer & Stern 2018, arXiv 1804.04235, alg. 4 |
 
-    **Arguments:** `moments`, their type between updates; bfloat16 ones are rounded stochastically (`keep_moments`);
-    `offload`, whether to keep them in host memory between updates (`keep_on_host`).
+    **Arguments:** `b1`, `b2`, `eps`, those of AdamW, also of the part that Muon leaves to it; `moments`, their type
+    between updates; bfloat16 ones are rounded stochastically (`keep_moments`); `offload`, whether to keep them in host
+    memory between updates (`keep_on_host`).
+
+    **Raises:** `ConfigError` where `b1`, `b2` or `eps` is changed for Lion or Adafactor, which have no such number or
+    another one, and for a decay rate outside of `[0, 1)` or an `eps` that is not positive.
 
     >>> make_optimizer("lion", 1e-4).init({"weight": jax.numpy.zeros((2, 2))})[1][0].mu["weight"].shape
     (2, 2)
     """
+    check_rates(name, b1=b1, b2=b2, eps=eps)
+    adam = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
     rule = {
-        "adamw": lambda: optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask),
+        "adamw": lambda: adam,
         "lion": lambda: optax.lion(learning_rate, weight_decay=weight_decay, mask=decay_mask),
-        "muon": lambda: _muon(learning_rate, weight_decay),
+        "muon": lambda: _muon(learning_rate, weight_decay, rest=adam),
         "adafactor": lambda: per_layer(  # its rates follow the size of an array, here of one layer
             optax.adafactor(learning_rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decay_mask)
         ),
@@ -94,7 +118,29 @@ def make_optimizer(
     return optax.chain(clip, keep_on_host(rule) if offload else rule)
 
 
-def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+def check_rates(name: OptimizerName, *, names: Mapping[str, str] = {}, **rates: float) -> None:
+    """Refuses decay rates and epsilons that no AdamW has, and such as the optimizer would not use.
+
+    **Arguments:** `rates`, of `b1`, `b2` and `eps`; `names`, what the user calls them.
+
+    **Raises:** `ConfigError`, naming the argument.
+
+    >>> check_rates("adafactor", names={"b2": "--adam-beta2"}, b2=0.95)
+    Traceback (most recent call last):
+    rm.errors.ConfigError: --adam-beta2 0.95 has no effect on adafactor; leave it out, or take adamw or muon
+    """
+    for argument, value in rates.items():
+        shown = names.get(argument, argument)
+        if not (0 < value < math.inf if argument == "eps" else 0 <= value < 1):
+            expected = "greater than 0" if argument == "eps" else "at least 0 and less than 1"
+            raise ConfigError(f"{shown} must be {expected}, found {value}")
+        if name in ("lion", "adafactor") and value != _ADAM[argument]:
+            raise ConfigError(f"{shown} {value} has no effect on {name}; leave it out, or take adamw or muon")
+
+
+def _muon(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float, *, rest: optax.GradientTransformation
+) -> optax.GradientTransformation:
     """Muon for the matrices of blocks, AdamW for the rest; Muon's updates have AdamW's size, so rates carry over."""
     from optax.contrib import MuonDimensionNumbers, muon
 
@@ -108,7 +154,6 @@ def _muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.G
         return jax.tree.map(lambda leaf: MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2), params)
 
     matrix = muon(learning_rate, weight_decay=weight_decay, muon_weight_dimension_numbers=axes, consistent_rms=0.2)  # pyright: ignore
-    rest = optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask)
     return optax.partition({"matrix": matrix, "rest": rest}, kinds)
 
 
