@@ -70,6 +70,7 @@ def _run(given: list[str], *, debug: bool) -> int:
             check_command(given[0], _KINDS)
             print(describe_command(given[0], _KINDS[given[0]], everything="--help-all" in given))
             sys.exit(0)
+        given = ["--help" if each == "--help-all" else each for each in given]
         given, said = with_config(given, _KINDS)
         check_usage(given, _KINDS)
         args = _parse(given)
@@ -95,7 +96,7 @@ def _parse(argv: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(usage):
             options: Any = {"prog": "python -m rm", "description": _ABOUT, "config": (tyro.conf.OmitArgPrefixes,)}
-            return tyro.cli(_Command, args=["--help" if each == "--help-all" else each for each in argv], **options)  # pyright: ignore
+            return tyro.cli(_Command, args=argv, **options)  # pyright: ignore
     except SystemExit as stop:
         if stop.code:
             raise RmError(_one_line(usage.getvalue())) from None

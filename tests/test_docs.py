@@ -22,6 +22,7 @@ import pytest
 
 import rm
 from rm.__main__ import _parse, main
+from rm.commands.config_file import with_config
 from rm.commands.data import DataArguments
 from rm.commands.demo import DemoArguments
 from rm.commands.evaluate import EvaluateArguments
@@ -196,21 +197,24 @@ def test_flags_exist(page):
         assert set(re.findall(r"--[a-z-]+", arguments)) <= taken, name
     for line in command_lines(text):
         command, *_ = line.split()
-        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", line)) <= flags(command), line
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", line)) <= flags(command), line
     known = set().union(*(flags(command) for command in COMMANDS))
     other = r"python (?:benchmarks/|-m pip |-m sglang)[^`\n]*|vllm serve [^`\n]*|mkdocs [^`\n]*|git [^`\n]*"
     own = re.sub(other, "", text) if page != "CONTRIBUTING.md" else ""
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", own)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", own)) <= known
 
 
 @pytest.mark.parametrize("page", [page for page in PRESENT if page != THEIRS])
-def test_commands_are_understood(page):
-    """A flag's value, too, is one that the command takes."""
+def test_commands_are_understood(page, tmp_path, monkeypatch):
+    """A flag's value, too, is one that the command takes, and so is what stands in a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "run.toml").write_text("".join(blocks(page, "toml")))
     for block in blocks(page, "bash"):
         for line in command_lines(block):
             if "…" not in line:
                 command, *_ = words = shlex.split(line)
-                assert isinstance(_parse(words), COMMANDS[command]), line
+                assert isinstance(_parse(with_config(words, COMMANDS)[0]), COMMANDS[command]), line
 
 
 def test_every_command_is_shown():

@@ -54,6 +54,8 @@ def read_config(path: Path, command: str, commands: Mapping[str, type]) -> tuple
     of_train = flags_of(commands["train"]) if command == "data" else {}  # which shows what train would read
     for key, value in found.items():
         name = f"--{key.replace('_', '-')}"
+        if isinstance(value, dict):
+            raise ConfigError(f"{path}: {key}: is a table; every flag stands at the top, with its value")
         if name in flags and flags[name].name in values:
             raise ConfigError(f"{path}: {key}: stands there twice, with dashes and with underscores; take one out")
         if name in flags and not (value is None and flags[name].takes.optional):
