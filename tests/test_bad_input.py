@@ -598,6 +598,11 @@ def test_score_gzip_cut_short(place, refused):
         ([*TRAIN, "--head", "lm_head:0"], ["has a head", "'score.weight'"]),
         ([*SCORE, "--label-weights", "1", "2"], ["--label-weights", "expected 1 finite number,", "[1.0, 2.0]"]),
         ([*TRAIN, "--label-weights", "nan"], ["--label-weights", "nan"]),
+        ([*TRAIN, "--adam-beta1", "1"], ["--adam-beta1", "less than 1, found 1.0"]),
+        ([*TRAIN, "--adam-epsilon", "0"], ["--adam-epsilon", "greater than 0, found 0.0"]),
+        ([*TRAIN, "--optimizer", "lion", "--adam-beta2", "0.95"], ["--adam-beta2 0.95", "no effect on lion"]),
+        ([*TRAIN, "--warmup-steps", "-1"], ["--warmup-steps", "negative"]),
+        ([*TRAIN, "--warmup-steps", "9", "--warmup-ratio", "0.1"], ["--warmup-steps", "--warmup-ratio"]),
     ],
     ids=lambda value: " ".join(value[7:] or value)[:60] if value and value[0] in ("train", "score") else None,
 )

@@ -1,5 +1,7 @@
 """Optimizers and what they keep in bfloat16, against optax itself and against arithmetic done by hand."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from optax.contrib import muon
 
 import rm
+from rm.commands.train import TrainArguments, training_optimizer
 from rm.training.offload import keep_on_host
 from rm.training.rounding import add_updates, keep_moments, stochastic_round
 from rm.training.step import Sums
@@ -140,6 +143,64 @@ def test_muon_leaves_the_rest_to_adamw():
     expected, _ = jax.jit(adam.update)(gradients(), adam.init(model()), model())
     for name in ("embed_tokens", "norm", "score"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-8)
+
+
+def test_adamw_takes_decay_rates_and_epsilon():
+    """Three steps in float64, by Loshchilov & Hutter's algorithm 2; epsilon is as large as the moments here."""
+    b1, b2, eps, rate, decay = 0.8, 0.95, 0.5, 1e-2, 0.1
+    optimizer = rm.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=decay, max_grad_norm=None)
+    state, update = optimizer.init(model()), jax.jit(optimizer.update)
+    p = np.asarray(model().embed_tokens, np.float64)
+    found, m, v = model(), np.zeros_like(p), np.zeros_like(p)
+    for step in range(1, 4):
+        updates, state = update(gradients(step), state, found)
+        found = optax.apply_updates(found, updates)
+        g = np.asarray(gradients(step).embed_tokens, np.float64)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        corrected = m / (1 - b1**step) / (np.sqrt(v / (1 - b2**step)) + eps)
+        p = p - rate * (corrected + decay * p)
+    np.testing.assert_allclose(found.embed_tokens, p, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "line"),
+    [
+        ("lion", {"b2": 0.95}, "b2 0.95 has no effect on lion; leave it out, or take adamw or muon"),
+        ("adafactor", {"eps": 1e-5}, "eps 1e-05 has no effect on adafactor; leave it out, or take adamw or muon"),
+        ("adamw", {"b1": 1.0}, "b1 must be at least 0 and less than 1, found 1.0"),
+        ("adamw", {"eps": 0.0}, "eps must be greater than 0, found 0.0"),
+        ("muon", {"b2": float("nan")}, "b2 must be at least 0 and less than 1, found nan"),
+    ],
+)
+def test_numbers_that_would_do_nothing_or_harm_are_refused(name, numbers, line):
+    with pytest.raises(rm.ConfigError) as error:
+        rm.make_optimizer(name, 1e-3, **numbers)
+    assert str(error.value) == line
+
+
+def test_muon_leaves_its_rest_the_numbers_of_adamw():
+    """They would be taken, and have no effect."""
+    numbers = {"b1": 0.5, "b2": 0.6, "eps": 0.1}
+    optimizer = rm.make_optimizer("muon", 1e-2, **numbers, max_grad_norm=None)
+    found, _ = jax.jit(optimizer.update)(gradients(), optimizer.init(model()), model())
+    adam = optax.adamw(1e-2, **numbers, weight_decay=0.0)
+    expected, _ = jax.jit(adam.update)(gradients(), adam.init(model()), model())
+    np.testing.assert_allclose(found.embed_tokens, expected.embed_tokens, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({"warmup_steps": 4}, [0.0, 0.25, 0.5, 0.75, 1.0, 0.9375]),
+        ({"warmup_ratio": 0.2}, [0.0, 0.25, 0.5, 0.75, 1.0, 0.9375]),
+        ({"warmup_steps": 0}, [1.0, 0.95]),
+    ],
+)
+def test_the_rate_rises_over_a_share_or_a_number_of_updates(changes, rates):
+    """By hand: 20 updates, of which 4 rise and 16 fall."""
+    args = TrainArguments(model="m", dataset=("d",), output=Path("o"), learning_rate=1.0, **changes)
+    schedule, _ = training_optimizer(args, 20)
+    assert [float(schedule(step)) for step in range(len(rates))] == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("name", ["adamw", *(pytest.param(n, marks=pytest.mark.long) for n in NAMES if n != "adamw")])

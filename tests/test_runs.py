@@ -445,7 +445,9 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(command, tmp_path, whole):
     try:
         code, errors = end(start(command, disk / "run"))
         assert code == 2
-        assert re.search(r"^rm: .*: (a checkpoint )?cannot be written \(.*\)?.*$", errors.splitlines()[-1]), errors
+        assert re.search(
+            r"^rm: .*: (a checkpoint )?cannot be written \(No space left on device\)", errors.splitlines()[-1]
+        ), errors
         assert "Traceback" not in errors
         kept = checkpoints(disk / "run")
         assert kept, "the first one was whole"

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 import rm
 from rm.__main__ import main
+from rm.commands import trackers
 from rm.commands.progress import Reporter
 from rm.commands.trackers import guarded
 from rm.commands.train import TrainArguments, train
@@ -96,6 +97,30 @@ def cut_and_resumed(command: list[str], output: Path, *flags: str, **environment
     assert second.returncode == 0, second.stderr
     assert "training goes on without it" not in first.stderr + second.stderr
     return output
+
+
+@pytest.mark.parametrize(("name", "shown"), [(None, "run"), ("first try", "first try")])
+def test_a_run_is_named_after_its_output_or_by_a_flag(arguments, tmp_path, monkeypatch, name, shown):
+    """Every run would be called `run` where each has a directory of its own above that."""
+    named = {}
+
+    def tracker(kind):
+        @contextmanager
+        def opened(project, about, **options):
+            named[kind] = options["name"]
+            yield lambda step, values: None
+
+        return opened
+
+    for kind in ("wandb", "trackio"):
+        monkeypatch.setattr(trackers, f"{kind}_tracker", tracker(kind))
+    opened = trackers.open_trackers(tmp_path / "run", {}, step=0, run_id="1a", name=name, wandb="p", trackio="p")
+    for each in opened.values():
+        with each:
+            pass
+    assert named == {"wandb": shown, "trackio": f"{shown}-1a"}
+    args = TrainArguments(output=tmp_path / "run", run_name=name, **arguments)
+    assert (args.run_name, "run_name" in args.decisive()) == (name, False)
 
 
 def test_event_files_equal_the_metrics_also_of_a_resumed_run(command, tmp_path, untracked):

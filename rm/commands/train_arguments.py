@@ -186,8 +186,10 @@ class TrainArguments(ProcessOptions, RunOptions, MemoryOptions, TrainingOptions,
             raise ConfigError(f"--push-to: expected org/name, found {self.push_to!r}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"--warmup-ratio must be between 0 and 1, found {self.warmup_ratio}")
-        if self.warmup_steps is not None and (self.warmup_ratio or self.warmup_steps < 0):
-            raise ConfigError("--warmup-steps must not be negative, and leaves no place for --warmup-ratio")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ConfigError(f"--warmup-steps must not be negative, found {self.warmup_steps}")
+        if self.warmup_steps is not None and self.warmup_ratio:
+            raise ConfigError("--warmup-steps and --warmup-ratio are two ways to say one thing; leave one out")
         if self.eval_on_start and not (self.eval_dataset or self.eval_split):
             raise ConfigError("--eval-on-start needs something to evaluate on: --eval-dataset or --eval-split")
         if self.load_best and self.keep_best is None:

@@ -119,7 +119,8 @@ def test_the_command_sets_trls_defaults(tmp_path):
     assert args.center_rewards_coefficient == (config.center_rewards_coefficient or 0)
     assert (args.epochs, args.warmup_ratio) == (config.num_train_epochs, config.warmup_steps)
     assert args.schedule == config.lr_scheduler_type
-    for name in ("learning_rate", "weight_decay", "max_grad_norm", "max_length"):
+    adam = ("adam_beta1", "adam_beta2", "adam_epsilon")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "max_length", *adam):
         assert getattr(args, name) == getattr(config, name), name
 
 
@@ -128,6 +129,9 @@ OTHER = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.3,
     "weight_decay": 0.1,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.95,
+    "adam_epsilon": 1e-3,
     "max_grad_norm": 0.05,
     "center_rewards_coefficient": 0.1,
 }
