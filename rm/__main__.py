@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     prints = not given or given[0] not in _KINDS or given[0] in _PRINT or bool(_HELP & set(given))
     try:
         with outliving_readers(ends=prints):
-            return _run(given, debug=debug)
+            return _dispatch(given, debug=debug)
     except ReaderGone:
         return 128 + 13
 
 
-def _run(given: list[str], *, debug: bool) -> int:
+def _dispatch(given: list[str], *, debug: bool) -> int:
     if "--version" in given:
         print(f"rm {__version__}, jax {version('jax')}, equinox {version('equinox')}, Python {sys.version.split()[0]}")
         return 0

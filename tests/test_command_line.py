@@ -1,15 +1,18 @@
 """The command line: a help that fits a screen, wrong values in one line, flags from files, recipes."""
 
 import dataclasses
+import datetime
 import json
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rm.__main__ import _KINDS, _parse, main
 from rm.commands.config_file import with_config
+from rm.commands.evaluate import EvaluateArguments
 from rm.commands.flags import flags_of
 from rm.commands.options import flag
 from rm.commands.train import TrainArguments
@@ -98,7 +101,7 @@ def test_negative_numbers_and_lists_are_values():
 # Flags from files.
 
 
-def parsed(argv: list[str]) -> TrainArguments:
+def parsed(argv: list[str]) -> Any:
     """The arguments of a command line with its file."""
     return _parse(with_config(argv, _KINDS)[0])
 
@@ -228,6 +231,49 @@ def test_data_shows_what_a_file_for_train_would_read(tmp_path):
         with_config(["data", "--config", str(write(tmp_path / "a.toml", "epoch = 1"))], _KINDS)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        TrainArguments(model="m", dataset=("d",), output=Path("o")),
+        TrainArguments(
+            model="m@v",
+            dataset=("d=0.7", "e=0.3"),
+            output=Path("o"),
+            chat_template=Path("t.jinja"),
+            chat_template_date=datetime.date(2024, 1, 31),
+            rename=("chosen=a", "rejected=b"),
+            label_weights=(1.0, -0.5),
+            max_steps=3,
+            shuffle=False,
+            drop_empty=True,
+            micro_batch_tokens=512,
+            learning_rate=1e-5,
+            lora_rank=4,
+            lora_targets=("q", "v"),
+            eval_dataset=("f",),
+            time_limit="90",
+        ),
+        EvaluateArguments(model=("m", "n"), dataset="d", output=Path("o"), by="kind", sections="rewardbench"),
+    ],
+    ids=["defaults", "other values", "an evaluation"],
+)
+def test_every_argument_comes_back_from_a_record(tmp_path, args):
+    """A value that JSON has in another form would be refused, or be another one."""
+    record = {"arguments": dataclasses.asdict(args) | {"output": "elsewhere", "resume": "auto"}}
+    path = write(tmp_path / "run.json", json.dumps(record, default=str))
+    command = "train" if isinstance(args, TrainArguments) else "evaluate"
+    assert parsed([command, "--config", str(path), "--output", "o"]) == args
+
+
+def test_machines_and_uploads_are_not_repeated(tmp_path):
+    """All processes would be the first one, and the upload of the run would be replaced."""
+    given = {"distributed": True, "coordinator": "a:1", "num_processes": 2, "process_id": 0, "push_to": "org/name"}
+    args = TrainArguments(model="m", dataset=("d",), output=Path("o"), **given)
+    path = write(tmp_path / "run.json", json.dumps({"arguments": dataclasses.asdict(args)}, default=str))
+    found = parsed(["train", "--config", str(path), "--output", "o"])
+    assert {name: getattr(found, name) for name in given} == dict.fromkeys(given) | {"distributed": False}
+
+
 @pytest.mark.optax
 def test_the_record_of_a_run_repeats_it(tmp_path, llama_directory, pairs_file, capsys):
     """All but its place: with the record alone, the run would be written over."""
@@ -235,12 +281,13 @@ def test_the_record_of_a_run_repeats_it(tmp_path, llama_directory, pairs_file, c
     options = ["--max-steps", "2", "--batch-size", "4", "--adam-beta2", "0.95", "--no-shuffle", "--save-final-only"]
     assert main(["train", *fixed, *options, "--output", str(tmp_path / "one"), "--log-every", "1"]) == 0
     record = tmp_path / "one/run.json"
-    capsys.readouterr()
+    assert "\nadamw (0.9, 0.95, 1e-08), peak learning rate 5e-06, linear\n" in capsys.readouterr().out
+    assert "adam_beta2" in (tmp_path / "one/model/README.md").read_text()
     assert main(["train", "--config", str(record)]) == 2
     expected = f"rm: {record}: repeats the run but for its --output, which holds it; give another --output\n"
     assert capsys.readouterr().err == expected
     assert main(["train", "--config", str(record), "--output", str(tmp_path / "two")]) == 0
-    assert capsys.readouterr().out.startswith(f"{record}: repeats a run, but for --output, --resume and --push-to\n")
+    assert capsys.readouterr().out.startswith(f"{record}: repeats a run, but for --output, ")
     one, two = (json.loads((tmp_path / name / "run.json").read_text())["arguments"] for name in ("one", "two"))
     assert {name for name in one if one[name] != two[name]} == {"output"}
     assert (two["adam_beta2"], two["run_name"]) == (0.95, "first")

@@ -269,7 +269,7 @@ def test_resuming_before_the_first_checkpoint_starts_the_log_again(run, monkeypa
 )
 def test_resuming_with_other_arguments_is_refused(tmp_path, llama_directory, pairs_file, capsys, flag, value):
     given = {"--model": llama_directory, "--dataset": pairs_file, "--output": tmp_path / "run", "--max-steps": 6}
-    arguments = {"model": str(llama_directory), "dataset": (str(pairs_file),), "max_steps": 6}
+    arguments = {"model": str(llama_directory), "dataset": (str(pairs_file),), "max_steps": 6, "dtype": "float32"}
     defaults = dataclasses.asdict(TrainArguments(**arguments, output=tmp_path / "run"))
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/run.json").write_text(json.dumps({"arguments": defaults, "steps": 6}, default=str))

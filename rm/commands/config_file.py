@@ -11,8 +11,8 @@ from ..errors import ConfigError
 from .flags import Flag, Takes, find_flag, flags_of, nearest, spelling
 from .usage import check_command
 
-# what the record of a run has and another run must not repeat: its place, and where it was uploaded to
-_NOT_REPEATED = ("output", "resume", "push_to")
+# what the record of a run has and another run must not repeat: its place, where it was uploaded to, its machines
+_NOT_REPEATED = {"output", "resume", "push_to", "distributed", "coordinator", "num_processes", "process_id"}
 
 
 def with_config(argv: Sequence[str], commands: Mapping[str, type]) -> tuple[list[str], list[str]]:
@@ -49,7 +49,7 @@ def read_config(path: Path, command: str, commands: Mapping[str, type]) -> tuple
     found, said = _read(path), []
     if path.suffix == ".json" and isinstance(found.get("arguments"), dict):
         found = {name: value for name, value in found["arguments"].items() if name not in _NOT_REPEATED}
-        said.append(f"{path}: repeats a run, but for --output, --resume and --push-to")
+        said.append(f"{path}: repeats a run, but for --output, --resume, --push-to and the flags of several processes")
     flags, values, others = flags_of(commands[command]), {}, []
     of_train = flags_of(commands["train"]) if command == "data" else {}  # which shows what train would read
     for key, value in found.items():

@@ -158,9 +158,9 @@ class TrainingLog:
             append_line(self.path, json.dumps(line))
         self.report.line({**line, **entry})
         shown = {"skipped": entry["skipped"]} if "rows" in entry else entry  # whose loss would hide the window's mean
-        numbers = {"epoch": line["epoch"], **finite_numbers(shown)}
-        for track in self.tracks:
-            track(step, numbers)
+        if numbers := finite_numbers(shown):
+            for track in self.tracks:
+                track(step, {"epoch": line["epoch"], **numbers})
 
     @contextmanager
     def paused(self) -> Iterator[None]:
