@@ -64,6 +64,14 @@ def test_so_do_help_version_and_plan(argv):
 
 
 @pytest.mark.long
+def test_a_plan_is_written_before_it_is_shown(tmp_path):
+    """The file that was asked for would be missing because nobody read the rest."""
+    argv = ["--model", "llama-1b", "--topology", "cpu:1", "--batch-size", "1", "--max-length", "128"]
+    assert unread("plan", *argv, "--json", str(tmp_path / "plan.json"))[::2] == (141, "")
+    assert json.loads((tmp_path / "plan.json").read_text())["topology"] == "cpu:1"
+
+
+@pytest.mark.long
 @pytest.mark.gate
 def test_a_run_goes_on_to_its_end(tmp_path, llama_directory, pairs_file):
     """Hours of training would be lost with a pipe."""

@@ -178,6 +178,15 @@ def test_numbers_that_would_do_nothing_or_harm_are_refused(name, numbers, line):
     assert str(error.value) == line
 
 
+def test_decay_rates_may_be_traced():
+    """`optax.inject_hyperparams` makes arrays of all numbers, which cannot be compared while they are traced."""
+    optimizer = optax.inject_hyperparams(rm.adamw)(1e-2, b2=0.95)
+    found, _ = jax.jit(optimizer.update)(gradients(), optimizer.init(model()), model())
+    plain = rm.adamw(1e-2, b2=0.95)
+    expected, _ = jax.jit(plain.update)(gradients(), plain.init(model()), model())
+    np.testing.assert_allclose(found.embed_tokens, expected.embed_tokens, rtol=1e-5, atol=1e-8)
+
+
 def test_muon_leaves_its_rest_the_numbers_of_adamw():
     """They would be taken, and have no effect."""
     numbers = {"b1": 0.5, "b2": 0.6, "eps": 0.1}

@@ -103,7 +103,7 @@ def _checked(where: str, takes: Takes, value: Any) -> Any:
 def _fits(takes: Takes, value: Any) -> bool:
     if takes.kind is bool or isinstance(value, bool):
         return takes.kind is bool and isinstance(value, bool)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float):
         return takes.kind in (int, float) and takes.accepts(str(value))
     if isinstance(value, str):  # YAML takes 1e-5 for a text
         return value in takes.choices or (takes.kind is not int and takes.accepts(value))

@@ -82,12 +82,9 @@ def _columns(left: str, right: str) -> list[str]:
 
 
 def _wrap(before: str, text: str) -> list[str]:
-    options: Any = {
-        "subsequent_indent": " " * min(len(before), _INDENT),
-        "break_long_words": False,
-        "break_on_hyphens": False,
-    }
-    return textwrap.wrap(text, _width(), initial_indent=before, **options)
+    after = " " * (2 if before.strip() else len(before))
+    whole: Any = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, _width(), initial_indent=before, subsequent_indent=after, **whole)
 
 
 def _width() -> int:

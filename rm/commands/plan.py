@@ -61,10 +61,10 @@ def plan_command(args: PlanArguments) -> int:
     given["part"] = args.part()
     given["mesh"] = None if args.mesh is None else parse_mesh(args.mesh)
     found = plan(**given)
-    print("\n".join(describe(found)))
     if args.json:
         values = dataclasses.asdict(found) | {"missing_bytes": found.missing_bytes, "seconds": found.seconds}
         replace_file(args.json, json.dumps(values, indent=2) + "\n")
+    print("\n".join(describe(found)))
     return 1 if found.missing_bytes else 0
 
 

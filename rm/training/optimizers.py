@@ -130,6 +130,8 @@ def check_rates(name: OptimizerName, *, names: Mapping[str, str] = {}, **rates: 
     rm.errors.ConfigError: --adam-beta2 0.95 has no effect on adafactor; leave it out, or take adamw or muon
     """
     for argument, value in rates.items():
+        if not isinstance(value, int | float):
+            continue  # traced, as by `optax.inject_hyperparams`
         shown = names.get(argument, argument)
         if not (0 < value < math.inf if argument == "eps" else 0 <= value < 1):
             expected = "greater than 0" if argument == "eps" else "at least 0 and less than 1"
