@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,8 +32,10 @@ from rm.evaluation import scoring
 from rm.packing import sequences
 from rm.saving.calibration import Calibration, load_calibration, require_calibration
 from rm.serving import requests, scorer
-from rm.serving.app import encode_within, make_app, openrlhf_inputs, score_inputs
+from rm.serving.app import make_app
 from rm.serving.batching import Batcher
+from rm.serving.models import ServedModel, encode_within
+from rm.serving.protocols import ADDRESSES, understand
 from rm.serving.requests import Limits
 from rm.serving.scorer import Scorer
 from rm.serving.server import make_server
@@ -56,19 +59,30 @@ def running(loaded, score=None, *, limits=LIMITS, warm_up=(), token=None, calibr
     metrics = make_metrics()
     score = score or Scorer(model, rm.Compute(), **SIZES)
     batcher = Batcher(score, warm_up=warm_up, observe=metrics.batch.observe, **queue)
-    app = make_app(tokenizer, model.config, batcher, metrics, limits=limits, token=token, calibration=calibration)
+    served = ServedModel(
+        name="the-model", tokenizer=tokenizer, config=model.config, batcher=batcher, calibration=calibration
+    )
+    with serving([served], metrics, limits, token) as port:
+        if not warm_up:
+            batcher.ready.result(timeout=60)
+        yield port, batcher, partial(ask, port)
+
+
+@contextlib.contextmanager
+def serving(models, metrics, limits=LIMITS, token=None):
+    """A real server of models on loopback; gives its port."""
+    app = make_app(models, metrics, limits=limits, token=token)
     server, listener = make_server(app, limits.request_timeout), socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        if not warm_up:
-            batcher.ready.result(timeout=60)
-        yield port, batcher, partial(ask, port)
+        yield port
     finally:
         server.should_exit = True
         thread.join()
-        batcher.close()
+        for model in models:
+            model.batcher.close()
         listener.close()
 
 
@@ -200,21 +214,28 @@ def test_openrlhf_gets_rewards_of_whole_texts(loaded):
 def encoded(tmp_path, inputs, limits=LIMITS, metrics=None):
     """The token ids of inputs, as lists."""
     tokenizer = make_tokenizer(tmp_path)
-    found = encode_within(inputs, "inputs", tokenizer, CONFIG, limits, metrics or make_metrics())
-    return [ids.tolist() for ids in found]
+    batcher: Any = None
+    model = ServedModel(name="x", tokenizer=tokenizer, config=CONFIG, batcher=batcher)
+    named = inputs if isinstance(inputs, dict) else {f"inputs[{i}]": each for i, each in enumerate(inputs)}
+    return [ids.tolist() for ids in encode_within(named, model, limits, metrics or make_metrics())]
+
+
+def inputs_of(path, body):
+    """The inputs of a body at an address, by their names."""
+    return understand(body, ADDRESSES[path], 8).inputs
 
 
 def test_openrlhf_texts_do_not_begin_twice(tmp_path):
     """It decodes with special tokens: the model would see a beginning that training never has."""
-    assert encoded(tmp_path, openrlhf_inputs({"query": ["<s> a b </s>", "a b"]}, LIMITS)) == [[1, 3, 4, 2], [1, 3, 4]]
+    assert encoded(tmp_path, inputs_of("/get_reward", {"query": ["<s> a b </s>", "a b"]})) == [[1, 3, 4, 2], [1, 3, 4]]
 
 
 def test_a_text_is_the_same_tokens_at_both_addresses(tmp_path):
     """The same text would have two rewards, by the address that was asked."""
     texts = ["<s> a b </s>", "a b"]
-    expected = encoded(tmp_path, openrlhf_inputs({"query": texts}, LIMITS))
+    expected = encoded(tmp_path, inputs_of("/get_reward", {"query": texts}))
     for inputs in (texts, [{"text": text} for text in texts]):
-        assert encoded(tmp_path, score_inputs({"inputs": inputs}, LIMITS)) == expected
+        assert encoded(tmp_path, inputs_of("/score", {"inputs": inputs})) == expected
 
 
 def test_openrlhf_queries_over_the_limit_are_cut_where_its_own_server_cuts(tmp_path):
@@ -247,19 +268,19 @@ REFUSED = [
     ("/score", b"", 400, "body: expected JSON ("),
     ("/score", b"[" * 3000, 400, "body: expected JSON ("),
     ("/score", b"\xff\xfe\xfa", 400, "body: expected JSON ("),
-    ("/score", [1], 422, "body: expected an object with the field 'inputs', found list"),
+    ("/score", [1], 422, "body: expected an object with the field 'inputs', found a list"),
     ("/score", {}, 422, "inputs: missing; expected this field, found an empty object"),
-    ("/score", {"input": []}, 422, "inputs: missing; expected this field, found input"),
-    ("/score", {"inputs": ["a"], "max_length": 5}, 422, "max_length: unknown field; expected 'inputs' alone"),
-    ("/score", {"inputs": "a"}, 422, "inputs: expected a list, found str"),
-    ("/score", {"inputs": ["a", None]}, 422, "inputs[1]: expected a text or an object, found NoneType"),
+    ("/score", {"input": []}, 422, "input: unknown field; expected inputs, model"),
+    ("/score", {"inputs": ["a"], "max_length": 5}, 422, "max_length: unknown field; expected inputs, model"),
+    ("/score", {"inputs": "a"}, 422, "inputs: expected a list, found a text"),
+    ("/score", {"inputs": ["a", None]}, 422, "inputs[1]: expected a text or an object, found null"),
     ("/score", {"inputs": ["a", {"txt": "a"}]}, 422, "inputs[1]: expected text, prompt and response, or messages;"),
     ("/score", {"inputs": [{"messages": [{"role": 5}]}]}, 422, "inputs[0]: a message needs a role and a content"),
     ("/score", b'{"inputs": ["\\ud800"]}', 422, "inputs[0]: the text holds half a character"),
     ("/score", {"inputs": ["a"] * 9}, 422, "inputs: expected at most 8 items (--max-inputs), found 9"),
     ("/score", {"inputs": ["a", "tree " * 300]}, 422, "inputs[1]: expected at most 256 tokens (--max-length, --"),
     ("/get_reward", {"prompts": ["a"]}, 422, "query: missing; expected this field, found prompts"),
-    ("/get_reward", {"query": [{"text": "a"}]}, 422, "query[0]: expected a text, found dict"),
+    ("/get_reward", {"query": [{"text": "a"}]}, 422, "query[0]: expected a text, found an object"),
     ("/score", {"inputs": ["a" * 4000]}, 413, "body: expected at most 4000 bytes (--max-request-bytes)"),
     ("/score", None, 405, "Method Not Allowed"),
     ("/rewards", {"inputs": []}, 404, "Not Found"),
@@ -385,13 +406,13 @@ def test_a_full_queue_refuses_for_the_time_being_and_loses_nothing(loaded):
 
 def test_room_in_the_queue_comes_before_tokens(loaded, monkeypatch):
     """A burst of large requests would be tokenized for minutes, and a word wait for its refusal behind them."""
-    application, go, tokenized = importlib.import_module("rm.serving.app"), threading.Event(), []
+    application, go, tokenized = importlib.import_module("rm.serving.service"), threading.Event(), []
     usual = application.encode_within
 
-    def encode(inputs, *options):
+    def encode(inputs, *arguments, **options):
         tokenized.append(len(inputs))
         go.wait(30)
-        return usual(inputs, *options)
+        return usual(inputs, *arguments, **options)
 
     monkeypatch.setattr(application, "encode_within", encode)
     with running(loaded, constant, max_queue=8) as (_, batcher, post), ThreadPoolExecutor() as clients:
@@ -486,15 +507,19 @@ def test_metrics_count_what_was_done(loaded):
 
 def test_health_says_when_the_model_is_ready(loaded):
     """A load balancer would send requests that have to wait for compilations."""
+
+    def state(status):
+        return {"status": status, "parameter_bytes": 0}
+
     go = threading.Event()
     compiled = (16 for _ in range(1) if go.wait(30))
     with running(loaded, constant, warm_up=compiled) as (_, batcher, post):
-        assert post("/health")[::2] == (503, {"status": "not ready"})
+        assert post("/health")[::2] == (503, {"status": "not ready", "models": {"the-model": state("not ready")}})
         status, headers, _ = post("/score", {"inputs": [TEXT]})
         assert (status, headers["retry-after"]) == (503, "1")
         go.set()
         batcher.ready.result(30)
-        assert post("/health")[::2] == (200, {"status": "ready"})
+        assert post("/health")[::2] == (200, {"status": "ready", "models": {"the-model": state("ready")}})
 
 
 def test_a_signal_lets_what_is_queued_finish(loaded, tmp_path):
@@ -514,7 +539,7 @@ def test_a_signal_lets_what_is_queued_finish(loaded, tmp_path):
             compile, __call__ = lambda _: iter([8, 4096]), slow
 
         command.Scorer = Slow
-        command.serve(command.ServeArguments(model={str(tmp_path / "model")!r}, port=0, max_batch_size=1))
+        command.serve(command.ServeArguments(model=({str(tmp_path / "model")!r},), port=0, max_batch_size=1))
     """)
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -573,14 +598,14 @@ def test_who_normalizes_without_a_scale_is_told_how_to_get_one(tmp_path):
 )
 def test_flags_that_cannot_work_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
-        ServeArguments(model="x", **flags)
+        ServeArguments(model=("x",), **flags)
 
 
 def test_a_place_that_is_taken_is_named_before_the_model_is_read():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: cannot be listened at \(.+\); choose another"):
-            command.serve(ServeArguments(model="no-such-model", port=port))
+            command.serve(ServeArguments(model=("no-such-model",), port=port))
 
 
 def test_the_token_comes_from_a_file_or_the_environment_and_is_not_repeated(tmp_path, monkeypatch):
@@ -603,4 +628,4 @@ def test_the_token_comes_from_a_file_or_the_environment_and_is_not_repeated(tmp_
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda package: None if package == "uvicorn" else package)
     with pytest.raises(ConfigError, match=r"needs uvicorn.*python -m pip install 'rm-jax\[serve\]'"):
-        command.serve(ServeArguments(model="x"))
+        command.serve(ServeArguments(model=("x",)))

@@ -29,13 +29,15 @@ def encode_inputs(
     names: Iterable[str],
     counts: Counter[str] | None = None,
     max_length: int | None = None,
+    special_tokens: bool = True,
 ) -> Iterator[Int32[np.ndarray, "_"]]:
     """Yields the token ids of the inputs of `score`, in order; the tokenizer gets a slice of the texts at a time.
 
     Where the model reads rewards at a token of its own (`reward_token_id`), it is appended.
 
     **Arguments:** `names`, of the inputs in errors; `counts`, a counter to which `double_bos_removed` is added;
-    `max_length`, beyond twice which the rest of an input is not tokenized, for who cuts it off or refuses it.
+    `max_length`, beyond twice which the rest of an input is not tokenized, for who cuts it off or refuses it;
+    `special_tokens`, false where the texts hold all of theirs, as those that a chat template has rendered do.
 
     **Raises:** `DataError`, naming the input.
     """
@@ -43,6 +45,7 @@ def encode_inputs(
     most = None if max_length is None else _CHARACTERS * max_length
     bos, counts = tokenizer.token_id(tokenizer.bos_token), Counter() if counts is None else counts
     for part in _slices(inputs, names, tokenizer, most):
+        part = [(name, text, is_chat or not special_tokens) for name, text, is_chat in part]
         for (name, *_), tokens in zip(part, _encode(part, tokenizer, bos, max_length), strict=True):
             if not tokens:
                 raise DataError(f"{name}: no tokens; expected at least one")

@@ -2,6 +2,7 @@
 
 from .app import make_app
 from .batching import Batcher
+from .models import ServedModel
 from .requests import Limits
 from .scorer import Scorer
 from .server import make_server, run_server
@@ -11,6 +12,7 @@ __all__ = [
     "Batcher",
     "Limits",
     "Scorer",
+    "ServedModel",
     "make_app",
     "make_metrics",
     "make_server",

@@ -85,6 +85,9 @@ class Batcher:
         job = Job(sequences, Future(), max(map(len, sequences), default=0))
         with self._changed:
             self._check_room(len(sequences))
+            if not sequences:
+                job.rewards.set_result(np.zeros(0, np.float32))
+                return job.rewards
             self._jobs.append(job)
             self.waiting += len(sequences)
             self._changed.notify_all()

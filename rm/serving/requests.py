@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import DataError
-
 if TYPE_CHECKING:
     from starlette.requests import Request
 
@@ -92,32 +90,3 @@ def parse_body(body: bytearray) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # thousands of nested lists
         raise HTTPException(400, f"body: expected JSON ({error})") from None
-
-
-def list_of(body: Any, name: str, kinds: dict[type, str], most: int, *, alone: bool = False) -> list[Any]:
-    """The list in the field `name` of a request's body.
-
-    **Arguments:** `kinds` of its items, and what errors call them; `most` items; `alone`, without other fields.
-
-    **Raises:** `DataError`, naming the field.
-
-    >>> list_of({"inputs": ["a", 5]}, "inputs", {str: "a text", dict: "an object"}, 8)
-    Traceback (most recent call last):
-    rm.errors.DataError: inputs[1]: expected a text or an object, found int
-    """
-    if not isinstance(body, dict):
-        raise DataError(f"body: expected an object with the field {name!r}, found {type(body).__name__}")
-    if name not in body:
-        raise DataError(f"{name}: missing; expected this field, found {', '.join(body) or 'an empty object'}")
-    others = [other for other in body if other != name]
-    if alone and others:
-        raise DataError(f"{others[0]}: unknown field; expected {name!r} alone")
-    values = body[name]
-    if not isinstance(values, list):
-        raise DataError(f"{name}: expected a list, found {type(values).__name__}")
-    if len(values) > most:
-        raise DataError(f"{name}: expected at most {most} items (--max-inputs), found {len(values)}")
-    for i, value in enumerate(values):
-        if not isinstance(value, tuple(kinds)):
-            raise DataError(f"{name}[{i}]: expected {' or '.join(kinds.values())}, found {type(value).__name__}")
-    return values

@@ -3,7 +3,7 @@
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,21 +44,25 @@ def make_server(app: Any, request_timeout: float) -> Any:
     return uvicorn.Server(config)
 
 
-def run_server(server: Any, batcher: Batcher, listener: socket.socket, greeting: str) -> None:
-    """Serves until a signal comes; prints the greeting when the first request would be scored."""
+def run_server(server: Any, batchers: Sequence[Batcher], listener: socket.socket, greeting: str) -> None:
+    """Serves until a signal comes; prints the greeting when the first request would be scored by every model."""
+    waiting = threading.Semaphore(len(batchers) - 1)
 
     def begin(ready: Any) -> None:
         if ready.cancelled() or ready.exception():
             server.should_exit = True
-        else:
+        elif not waiting.acquire(blocking=False):  # the last of them
             print(greeting, flush=True)
 
-    batcher.ready.add_done_callback(begin)
+    for batcher in batchers:
+        batcher.ready.add_done_callback(begin)
     with _kept_signals():
         server.run(sockets=[listener])
-        batcher.close()
-    if not batcher.ready.cancelled():
-        batcher.ready.result()
+        for batcher in batchers:
+            batcher.close()
+    for batcher in batchers:
+        if not batcher.ready.cancelled():
+            batcher.ready.result()
 
 
 @contextmanager
