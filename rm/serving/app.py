@@ -18,6 +18,7 @@ from .traffic import Metrics, counted
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import Route
     from starlette.types import ASGIApp
 
 
@@ -26,21 +27,25 @@ def make_app(models: Sequence[ServedModel], metrics: Metrics, *, limits: Limits,
 
     **Arguments:** `token`, which every request but those for /health must bring.
     """
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+
+    routes = make_routes(models, metrics, limits, token)
+    watch(models, metrics)
+    handlers: dict[Any, Any] = {HTTPException: _refuse, Exception: _refuse}
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    return counted(app, metrics, [route.path for route in routes])
+
+
+def make_routes(
+    models: Sequence[ServedModel], metrics: Metrics, limits: Limits, token: str | None = None
+) -> "list[Route]":
+    """What is answered at which path."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.responses import Response
     from starlette.routing import Route
 
     service, started = Service(models, metrics, limits), int(time.time())
-    watch(models, metrics)
-
-    def allowed(answer: "Callable[[Request], Awaitable[Response]]") -> Callable:
-        async def endpoint(request: "Request") -> Response:
-            _check_token(request, token)
-            return await answer(request)
-
-        return endpoint
 
     async def score(request: "Request") -> Response:
         return _json(await service.answer(request, request.url.path))
@@ -48,23 +53,32 @@ def make_app(models: Sequence[ServedModel], metrics: Metrics, *, limits: Limits,
     async def say_models(_: "Request") -> Response:
         return _json(list_models(models, started, limits.max_length))
 
-    async def say_health(_: "Request") -> Response:
-        found = health_of(models)
-        return _json(found, 200 if found.status == "ready" else 503)
-
     async def say_metrics(_: "Request") -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def describe(_: "Request") -> Response:
         return _json(describe_server(needs_token=token is not None))
 
-    routes = [Route(path, allowed(score), methods=["POST"]) for path in ADDRESSES]
+    async def say_health(_: "Request") -> Response:
+        found = health_of(models)
+        return _json(found, 200 if found.status == "ready" else 503)
+
     said = {"/v1/models": say_models, "/metrics": say_metrics, "/openapi.json": describe}
-    routes += [Route(path, allowed(answer)) for path, answer in said.items()]
-    routes.append(Route("/health", say_health))
-    handlers: dict[Any, Any] = {HTTPException: _refuse, Exception: _refuse}
-    app = Starlette(routes=routes, exception_handlers=handlers)
-    return counted(app, metrics, [route.path for route in routes])
+    return [
+        *(Route(path, _allowed(score, token), methods=["POST"]) for path in ADDRESSES),
+        *(Route(path, _allowed(answer, token)) for path, answer in said.items()),
+        Route("/health", say_health),
+    ]
+
+
+def _allowed(answer: "Callable[[Request], Awaitable[Response]]", token: str | None) -> Callable:
+    """The same, for those who bring the token."""
+
+    async def endpoint(request: "Request") -> "Response":
+        _check_token(request, token)
+        return await answer(request)
+
+    return endpoint
 
 
 def _check_token(request: "Request", token: str | None) -> None:

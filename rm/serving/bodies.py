@@ -135,7 +135,7 @@ class PredictRequest(Body):
                 raise DataError(f"inputs[{i}]: expected a list of one text; {advice}")
         return by_name(self.field, [each[0] for each in batch])
 
-    def answer(self, scored: Scored) -> "list[Prediction] | list[list[Prediction]]":
+    def answer(self, scored: Scored) -> "list[Prediction | list[Prediction]]":
         """A list for one text, a list of lists for a batch."""
         raw = self.raw_scores or self.parameters.function_to_apply == "none"
         found = [[Prediction(score=reward if raw else sigmoid(reward))] for reward in scored.rewards]

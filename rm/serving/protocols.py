@@ -42,7 +42,7 @@ ADDRESSES = {
     "/pooling": Address("vLLM", {PoolingRequest: PoolingAnswer}, OpenAIError, 400),
     "/v1/embeddings": Address("SGLang and OpenAI", {EmbeddingsRequest: EmbeddingsAnswer}, OpenAIError, 400),
     "/predict": Address(
-        "text-embeddings-inference", {PredictRequest: list[Prediction] | list[list[Prediction]]}, PredictError
+        "text-embeddings-inference", {PredictRequest: list[Prediction | list[Prediction]]}, PredictError
     ),
 }
 
