@@ -138,8 +138,9 @@ class PredictRequest(Body):
     def answer(self, scored: Scored) -> "list[Prediction | list[Prediction]]":
         """A list for one text, a list of lists for a batch."""
         raw = self.raw_scores or self.parameters.function_to_apply == "none"
-        found = [[Prediction(score=reward if raw else sigmoid(reward))] for reward in scored.rewards]
-        return found[0] if all(isinstance(each, str) for each in self.inputs) else found
+        found = [Prediction(score=reward if raw else sigmoid(reward)) for reward in scored.rewards]
+        alone = all(isinstance(each, str) for each in self.inputs)
+        return [*found] if alone else [[each] for each in found]
 
 
 class Prediction(msgspec.Struct, kw_only=True):
