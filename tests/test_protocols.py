@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import inspect
 import json
 import threading
 from functools import partial
@@ -21,7 +22,7 @@ from rm.serving.app import make_routes
 from rm.serving.batching import Batcher
 from rm.serving.models import ServedModel
 from rm.serving.openapi import describe_server
-from rm.serving.protocols import ADDRESSES
+from rm.serving.protocols import ADDRESSES, understand
 from rm.serving.scorer import Scorer
 from rm.serving.traffic import make_metrics
 
@@ -336,7 +337,7 @@ def test_models_that_cannot_be_told_apart_are_refused(flags, message):
         ServeArguments(**{"model": ("a", "b")} | flags)
 
 
-# The description.
+# The description, and the requests that it is tried with.
 
 REQUESTS = [
     ("/score", {"inputs": ["a", {"prompt": "a ", "response": "b"}, {"messages": CHAT}], "model": NAME}),
@@ -399,3 +400,11 @@ def test_the_description_is_openapi():
     validator = pytest.importorskip("openapi_spec_validator", reason="needs the extra `dev`")
     for needs_token in (False, True):
         validator.validate(describe_server(needs_token=needs_token))
+
+
+@pytest.mark.parametrize(("path", "body"), REQUESTS)
+def test_what_waits_for_rewards_holds_no_texts(path, body):
+    """The queue is limited in sequences: their texts, of any length, would fill the memory."""
+    answering = understand(body, ADDRESSES[path], 8).answering
+    kept = getattr(answering, "keywords", {}), inspect.getclosurevars(getattr(answering, "func", answering)).nonlocals
+    assert all(isinstance(value, bool) or value in ("float", "base64") for each in kept for value in each.values())

@@ -1,7 +1,7 @@
 """Bodies of requests and of their answers, as clients of rm, OpenRLHF and text-embeddings-inference know them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -23,6 +23,9 @@ class Scored(NamedTuple):
     created: int
 
 
+Answering = Callable[[Scored], Any]
+
+
 class Request(Protocol):
     """The body of a request, as a class that says what is scored and what is answered."""
 
@@ -33,8 +36,8 @@ class Request(Protocol):
         """The inputs, under the names that errors give them."""
         ...
 
-    def answer(self, scored: Scored) -> Any:
-        """What the client reads."""
+    def answering(self) -> Answering:
+        """What makes the answer that the client reads; it holds no input, for those are let go before."""
         ...
 
 
@@ -64,9 +67,9 @@ class ScoreRequest(Body):
         """Texts and mappings."""
         return by_name(self.field, self.inputs)
 
-    def answer(self, scored: Scored) -> "ScoreAnswer":
+    def answering(self) -> Answering:
         """One reward for each input."""
-        return ScoreAnswer(rewards=scored.rewards)
+        return lambda scored: ScoreAnswer(rewards=scored.rewards)
 
 
 class ScoreAnswer(msgspec.Struct, kw_only=True):
@@ -92,9 +95,9 @@ class OpenRLHFRequest(Body):
         """Texts."""
         return by_name(self.field, self.query)
 
-    def answer(self, scored: Scored) -> "OpenRLHFAnswer":
+    def answering(self) -> Answering:
         """What openrlhf/cli/serve_rm.py answers."""
-        return OpenRLHFAnswer(rewards=scored.rewards, scores=scored.rewards)
+        return lambda scored: OpenRLHFAnswer(rewards=scored.rewards, scores=scored.rewards)
 
 
 class OpenRLHFAnswer(msgspec.Struct, kw_only=True):
@@ -135,12 +138,16 @@ class PredictRequest(Body):
                 raise DataError(f"inputs[{i}]: expected a list of one text; {advice}")
         return by_name(self.field, [each[0] for each in batch])
 
-    def answer(self, scored: Scored) -> "list[Prediction | list[Prediction]]":
+    def answering(self) -> Answering:
         """A list for one text, a list of lists for a batch."""
         raw = self.raw_scores or self.parameters.function_to_apply == "none"
-        found = [Prediction(score=reward if raw else sigmoid(reward)) for reward in scored.rewards]
         alone = all(isinstance(each, str) for each in self.inputs)
-        return [*found] if alone else [[each] for each in found]
+
+        def answer(scored: Scored) -> list[Prediction | list[Prediction]]:
+            found = [Prediction(score=reward if raw else sigmoid(reward)) for reward in scored.rewards]
+            return [*found] if alone else [[each] for each in found]
+
+        return answer
 
 
 class Prediction(msgspec.Struct, kw_only=True):

@@ -1,6 +1,7 @@
 """Bodies in the manner of OpenAI's, as clients of vLLM, SGLang and veRL know them."""
 
 import base64
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -8,7 +9,7 @@ import numpy as np
 
 from ..data.inputs import Input
 from ..errors import DataError
-from .bodies import LABEL, Body, Scored, Unread, by_name
+from .bodies import LABEL, Answering, Body, Scored, Unread, by_name
 
 Encoding = Literal["float", "base64"]
 
@@ -62,10 +63,9 @@ class VLLMBody(Body):
 class ClassifyRequest(VLLMBody):
     """What vLLM takes at /classify."""
 
-    def answer(self, scored: Scored) -> "ClassifyAnswer":
+    def answering(self) -> Answering:
         """The rewards as the only `probs`."""
-        data = [ClassifyItem(index=i, probs=[reward]) for i, reward in enumerate(scored.rewards)]
-        return ClassifyAnswer(id=f"classify-{scored.id}", created=scored.created, data=data, **_common(scored))
+        return ClassifyAnswer.of
 
 
 class ClassifyItem(msgspec.Struct, kw_only=True):
@@ -84,6 +84,12 @@ class ClassifyAnswer(ListAnswer):
     created: int
     data: list[ClassifyItem]
 
+    @classmethod
+    def of(cls, scored: Scored) -> "ClassifyAnswer":
+        """The rewards in this form."""
+        data = [ClassifyItem(index=i, probs=[reward]) for i, reward in enumerate(scored.rewards)]
+        return cls(id=f"classify-{scored.id}", created=scored.created, data=data, **_common(scored))
+
 
 class PoolingRequest(VLLMBody):
     """What vLLM takes at /pooling."""
@@ -91,11 +97,9 @@ class PoolingRequest(VLLMBody):
     task: Literal["classify"] | None = None
     encoding_format: Encoding = "float"
 
-    def answer(self, scored: Scored) -> "PoolingAnswer":
+    def answering(self) -> Answering:
         """The rewards as vectors of one number."""
-        vectors = [encode(reward, self.encoding_format) for reward in scored.rewards]
-        data = [PoolingItem(index=i, data=vector) for i, vector in enumerate(vectors)]
-        return PoolingAnswer(id=f"pool-{scored.id}", created=scored.created, data=data, **_common(scored))
+        return partial(PoolingAnswer.of, encoding=self.encoding_format)
 
 
 class PoolingItem(msgspec.Struct, kw_only=True):
@@ -112,6 +116,12 @@ class PoolingAnswer(ListAnswer):
     id: str
     created: int
     data: list[PoolingItem]
+
+    @classmethod
+    def of(cls, scored: Scored, *, encoding: Encoding) -> "PoolingAnswer":
+        """The rewards in this form."""
+        data = [PoolingItem(index=i, data=encode(reward, encoding)) for i, reward in enumerate(scored.rewards)]
+        return cls(id=f"pool-{scored.id}", created=scored.created, data=data, **_common(scored))
 
 
 class EmbeddingsRequest(Body):
@@ -130,12 +140,9 @@ class EmbeddingsRequest(Body):
         """Texts."""
         return by_name(self.field, self.input)
 
-    def answer(self, scored: Scored) -> "EmbeddingsAnswer":
+    def answering(self) -> Answering:
         """The rewards as vectors of one number."""
-        vectors = [encode(reward, self.encoding_format) for reward in scored.rewards]
-        return EmbeddingsAnswer(
-            data=[EmbeddingItem(index=i, embedding=vector) for i, vector in enumerate(vectors)], **_common(scored)
-        )
+        return partial(EmbeddingsAnswer.of, encoding=self.encoding_format)
 
 
 class EmbeddingItem(msgspec.Struct, kw_only=True):
@@ -150,6 +157,12 @@ class EmbeddingsAnswer(ListAnswer):
     """What SGLang answers; veRL 0.9.1 reads `data[-1].embedding[-1]`."""
 
     data: list[EmbeddingItem]
+
+    @classmethod
+    def of(cls, scored: Scored, *, encoding: Encoding) -> "EmbeddingsAnswer":
+        """The rewards in this form."""
+        data = [EmbeddingItem(index=i, embedding=encode(reward, encoding)) for i, reward in enumerate(scored.rewards)]
+        return cls(data=data, **_common(scored))
 
 
 class SGLangRequest(Body):
@@ -166,13 +179,9 @@ class SGLangRequest(Body):
         """Texts."""
         return by_name(self.field, self.text)
 
-    def answer(self, scored: Scored) -> "SGLangAnswer | list[SGLangAnswer]":
+    def answering(self) -> Answering:
         """An object for one text, a list of them for a list."""
-        found = [
-            SGLangAnswer(embedding=[reward], meta_info=SGLangMeta(id=scored.id, prompt_tokens=tokens))
-            for reward, tokens in zip(scored.rewards, scored.tokens, strict=True)
-        ]
-        return found[0] if isinstance(self.text, str) else found
+        return (lambda scored: SGLangAnswer.of(scored)[0]) if isinstance(self.text, str) else SGLangAnswer.of
 
 
 class SGLangMeta(msgspec.Struct, kw_only=True):
@@ -187,6 +196,12 @@ class SGLangAnswer(msgspec.Struct, kw_only=True):
 
     embedding: list[float]
     meta_info: SGLangMeta
+
+    @classmethod
+    def of(cls, scored: Scored) -> "list[SGLangAnswer]":
+        """The rewards in this form."""
+        pairs = zip(scored.rewards, scored.tokens, strict=True)
+        return [cls(embedding=[reward], meta_info=SGLangMeta(id=scored.id, prompt_tokens=n)) for reward, n in pairs]
 
 
 class ModelCard(msgspec.Struct, kw_only=True):

@@ -7,7 +7,16 @@ import msgspec
 
 from ..data.inputs import Input
 from ..errors import DataError
-from .bodies import OpenRLHFAnswer, OpenRLHFRequest, Prediction, PredictRequest, Request, ScoreAnswer, ScoreRequest
+from .bodies import (
+    Answering,
+    OpenRLHFAnswer,
+    OpenRLHFRequest,
+    Prediction,
+    PredictRequest,
+    Request,
+    ScoreAnswer,
+    ScoreRequest,
+)
 from .error_bodies import Error, OpenAIError, PredictError
 from .openai_bodies import (
     ClassifyAnswer,
@@ -53,8 +62,11 @@ _WORDS |= {"object": "an object", "int": "a number", "float": "a number", "bool"
 class Asked(NamedTuple):
     """A request that has been understood."""
 
-    request: Any
     inputs: dict[str, Input]  # by their names in errors
+    answering: Answering
+    model: str | None
+    truncate: bool | None  # what is too long, or refuse it; `None` for what the server does
+    special_tokens: bool  # to be added to texts
     unread: tuple[str, ...]  # fields that were sent and are not read
 
 
@@ -77,7 +89,14 @@ def understand(body: Any, address: Address, most: int) -> Asked:
     inputs = request.named_inputs()
     if len(inputs) > most:
         raise DataError(f"{kind.field}: expected at most {most} items (--max-inputs), found {len(inputs)}")
-    return Asked(request, inputs, tuple(name for name in kind.unread if name in given))
+    return Asked(
+        inputs=inputs,
+        answering=request.answering(),
+        model=getattr(request, "model", None),
+        truncate=getattr(request, "truncate", None),
+        special_tokens=getattr(request, "add_special_tokens", None) is not False,
+        unread=tuple(name for name in kind.unread if name in given),
+    )
 
 
 def _line(text: str, body: Any, kinds: list[type[Request]], kind: type[Request]) -> str:

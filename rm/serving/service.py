@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from ..errors import RmError
 from .batching import Batcher
-from .bodies import Scored
+from .bodies import Answering, Scored
 from .models import Chosen, Ids, ServedModel, choose, encode_within
 from .protocols import ADDRESSES, Asked, understand
 from .requests import Limits, body_holder, busy, parse_body
@@ -32,7 +32,7 @@ _TOKENIZING = 2  # requests that are tokenized at the same time
 class Submitted(NamedTuple):
     """A request whose rewards are under way: the token ids for each of its models, and the rewards to come."""
 
-    asked: Asked
+    answering: Answering
     chosen: Chosen
     sequences: list[list[Ids]]
     rewards: list[Future]
@@ -49,11 +49,11 @@ class Service:
         """The answer to a request at one of `ADDRESSES`; raises `HTTPException`."""
         if not any(model.batcher.is_ready for model in self._models):
             raise busy("the model is not ready")
-        asked, chosen, sequences, rewards = await self._submit(request, path)
+        answering, chosen, sequences, rewards = await self._submit(request, path)
         found = [await self._finished(*each) for each in zip(rewards, sequences, strict=True)]
         lengths = list(map(len, sequences[0]))
         scored = Scored(chosen.add(found).tolist(), lengths, chosen.name, uuid.uuid4().hex, int(time.time()))
-        return asked.request.answer(scored)
+        return answering(scored)
 
     async def _submit(self, request: "Request", path: str) -> Submitted:
         """Reads a request and has it scored; what it took to understand it is let go."""
@@ -70,7 +70,7 @@ class Service:
                     sequences = await _elsewhere(partial(self._encode, asked, chosen, path), _SMALL)
             with _room(batchers, 0):  # nothing has come between
                 rewards = [batcher.submit(ids) for batcher, ids in zip(batchers, sequences, strict=True)]
-                return Submitted(asked, chosen, sequences, rewards)
+                return Submitted(asked.answering, chosen, sequences, rewards)
 
     def _understand(self, body: bytearray, path: str) -> Asked:
         """What a body asks for; it is cleared."""
@@ -82,7 +82,7 @@ class Service:
         from starlette.exceptions import HTTPException
 
         try:
-            chosen = choose(self._models, getattr(asked.request, "model", None))
+            chosen = choose(self._models, asked.model)
         except RmError as error:
             raise HTTPException(404, str(error)) from None
         for model in chosen.models:
@@ -92,16 +92,11 @@ class Service:
 
     def _encode(self, asked: Asked, chosen: Chosen, path: str) -> list[list[Ids]]:
         """The token ids of a request's inputs, for each model by its own tokenizer."""
-        limits, truncate = self._limits, getattr(asked.request, "truncate", None)
-        if truncate is not None:
-            limits = replace(limits, truncation="truncate-right" if truncate else "refuse")
-        special_tokens = getattr(asked.request, "add_special_tokens", None) is not False
-        return [
-            _refusing(
-                partial(encode_within, asked.inputs, model, limits, self._metrics, special_tokens=special_tokens), path
-            )
-            for model in chosen.models
-        ]
+        limits = self._limits
+        if asked.truncate is not None:
+            limits = replace(limits, truncation="truncate-right" if asked.truncate else "refuse")
+        encode = partial(encode_within, asked.inputs, special_tokens=asked.special_tokens)
+        return [_refusing(partial(encode, model, limits, self._metrics), path) for model in chosen.models]
 
     async def _finished(self, rewards: Future, sequences: Sequence[Ids]) -> Float[np.ndarray, "n"]:
         """The rewards when they are there, counted."""
