@@ -14,7 +14,9 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -29,7 +31,8 @@ from rm.errors import ConfigError
 from rm.evaluation import scoring
 from rm.packing import sequences
 from rm.saving.calibration import Calibration, load_calibration, require_calibration
-from rm.serving import requests, scorer
+from rm.serving import batching, requests, scorer
+from rm.serving.batching import Batcher
 from rm.serving.models import ServedModel, encode_within
 from rm.serving.protocols import ADDRESSES, understand
 from rm.serving.requests import Limits
@@ -341,6 +344,7 @@ def test_room_in_the_queue_comes_before_tokens(loaded, monkeypatch):
         return usual(inputs, *arguments, **options)
 
     monkeypatch.setattr(application, "encode_within", encode)
+    monkeypatch.setattr(application, "_FEW", 0)  # by threads, as long texts are
     with running(loaded, constant, max_queue=8) as (_, batcher, post), ThreadPoolExecutor() as clients:
         accepted = [clients.submit(post, "/score", {"inputs": [TEXT] * 4}) for _ in range(2)]
         wait_until(lambda: batcher.reserved == 8)
@@ -369,6 +373,37 @@ def test_a_long_text_is_refused_before_all_of_it_is_tokenized(tmp_path, monkeypa
     assert sum(taken) < 100_000
     with pytest.raises(rm.RmError, match=r"found 301$"):
         encoded(tmp_path, ["a " * 300])
+
+
+def test_requests_that_have_waited_for_a_batch_do_not_wait_for_company(monkeypatch):
+    """Under load the model would stand still before every batch."""
+    clock, go, taken = [0.0], threading.Event(), []
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def score(sequences):
+        taken.append(len(sequences))
+        assert go.wait(30)
+        return constant(sequences)
+
+    with contextlib.closing(Batcher(score, max_batch_size=2, max_wait=3600)) as batcher:
+        batcher.submit([[1]] * 2)
+        wait_until(lambda: taken == [2])
+        rewards = batcher.submit([[1]])
+        clock[0] += 3600
+        go.set()
+        assert rewards.result(30).shape == (1,)
+    assert taken == [2, 1]
+
+
+def test_requests_that_would_leave_a_long_row_half_empty_are_scored_in_turn():
+    """Counted by hand, with rows of 512, 768 and 1024 tokens."""
+    fit = partial(Scorer.fit, SimpleNamespace(_whole=True, _compiled=[256, 512, 768, 1024]))
+    assert fit([300, 300, 300]) == 3  # 900 of 1024
+    assert fit([300, 300, 210]) == 2  # 810 of 1024, or 600 of 768
+    assert fit([400, 368, 30]) == 2  # 768 of 768
+    assert fit([100, 100, 100]) == 3  # a short row costs little
+    assert fit([800]) == 1
+    assert Scorer.fit(SimpleNamespace(_whole=False, _compiled=[256, 512, 768, 1024]), [300, 300, 210]) == 3
 
 
 def test_who_needs_what_is_not_compiled_waits_and_is_passed(loaded):

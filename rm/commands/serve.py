@@ -64,7 +64,7 @@ class ServeArguments(HeadOptions, ForwardOptions):
     max_batch_size: int = 64
     """Sequences, of whatever requests wait, that go through the model together."""
     max_wait: float = 5.0
-    """Milliseconds for which a batch that is not full waits for more."""
+    """Milliseconds for which the first request of a batch that is not full waits for more."""
     max_length: int = 4096
     """Tokens of an input; a longer one is treated as --truncation says."""
     truncation: Truncation = "refuse"
@@ -134,6 +134,7 @@ def _make_batcher(args: ServeArguments, model: RewardModel, compute: Compute, me
         max_wait=args.max_wait / 1000,
         max_queue=args.max_queue,
         observe=metrics.batch.observe,
+        fit=scorer.fit,
     )
 
 

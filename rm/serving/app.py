@@ -1,5 +1,6 @@
 """Rewards over HTTP: the routes, and who may ask them."""
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def make_app(models: Sequence[ServedModel], metrics: Metrics, *, limits: Limits, token: str | None = None) -> "ASGIApp":
@@ -48,7 +49,7 @@ def make_routes(
     service, started = Service(models, metrics, limits), int(time.time())
 
     async def score(request: "Request") -> Response:
-        return _json(await service.answer(request, request.url.path))
+        return _json(await service.answer(request, request.scope["path"]))
 
     async def say_models(_: "Request") -> Response:
         return _json(list_models(models, started, limits.max_length))
@@ -65,27 +66,35 @@ def make_routes(
 
     said = {"/v1/models": say_models, "/metrics": say_metrics, "/openapi.json": describe}
     return [
-        *(Route(path, _allowed(score, token), methods=["POST"]) for path in ADDRESSES),
-        *(Route(path, _allowed(answer, token)) for path, answer in said.items()),
+        *(Route(path, Endpoint(score, token), methods=["POST"]) for path in ADDRESSES),
+        *(Route(path, Endpoint(answer, token), methods=["GET"]) for path, answer in said.items()),
         Route("/health", say_health),
     ]
 
 
-def _allowed(answer: "Callable[[Request], Awaitable[Response]]", token: str | None) -> Callable:
-    """The same, for those who bring the token."""
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """An answer for those who bring the token; an application of its own, which Starlette wraps less often."""
 
-    async def endpoint(request: "Request") -> "Response":
-        _check_token(request, token)
-        return await answer(request)
+    answer: "Callable[[Request], Awaitable[Response]]"
+    token: str | None
 
-    return endpoint
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Answers one request."""
+        from starlette.requests import Request
+
+        request = Request(scope, receive)
+        if self.token is not None:
+            _check_token(request, self.token)
+        response = await self.answer(request)
+        await response(scope, receive, send)
 
 
-def _check_token(request: "Request", token: str | None) -> None:
+def _check_token(request: "Request", token: str) -> None:
     from starlette.exceptions import HTTPException
 
     given = request.headers.get("authorization", "")
-    if token is not None and not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
+    if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
         challenge = {"WWW-Authenticate": "Bearer"}
         raise HTTPException(401, "header Authorization: expected 'Bearer' and the server's token", challenge)
 
@@ -99,4 +108,4 @@ def _json(answer: Any, status: int = 200, headers: Any = None) -> "Response":
 async def _refuse(request: "Request", error: Exception) -> "Response":
     status, headers = getattr(error, "status_code", 500), getattr(error, "headers", None)
     line = getattr(error, "detail", "the server failed; its log says why")
-    return _json(error_at(request.url.path).of(status, line), status, headers)
+    return _json(error_at(request.scope["path"]).of(status, line), status, headers)

@@ -3,8 +3,9 @@
 import math
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ class Job(NamedTuple):
     sequences: Sequences
     rewards: Future
     longest: int  # tokens
+    came: float  # when, in seconds of a clock that only goes on
 
 
 class Batcher:
@@ -28,9 +30,9 @@ class Batcher:
 
     **Arguments:** `score`, rewards of sequences; `warm_up`, compiles in a thread of its own, and gives the tokens of
     the longest sequence that can be scored from then on: longer ones wait, and the first makes the batcher ready;
-    `max_batch_size`, sequences that are taken together, unless one request has more; `max_wait`, seconds for which a
-    batch that is not full waits for company; `max_queue`, sequences that may wait; `observe`, is told how many
-    sequences each batch has.
+    `max_batch_size`, sequences that are taken together, unless one request has more; `max_wait`, seconds for which the
+    first request of a batch that is not full waits for company; `max_queue`, sequences that may wait; `observe`, told
+    how many sequences each batch has; `fit`, says how many of the first requests go together, by the tokens of each.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Batcher:
         max_wait: float = 0.005,
         max_queue: int = 4096,
         observe: Callable[[int], Any] = lambda _: None,
+        fit: Callable[[Sequence[int]], int] = len,
     ):
-        self.score, self.warm_up, self.observe = score, warm_up, observe
+        self.score, self.warm_up, self.observe, self.fit = score, warm_up, observe, fit
         self.max_batch_size, self.max_wait, self.max_queue = max_batch_size, max_wait, max_queue
         self.waiting = self.reserved = 0  # sequences that wait to be scored, and to be tokenized
         self.ready: Future[None] = Future()  # done when the first rows are compiled, cancelled where that was cut short
@@ -82,7 +85,7 @@ class Batcher:
 
         **Raises:** `queue.Full`.
         """
-        job = Job(sequences, Future(), max(map(len, sequences), default=0))
+        job = Job(sequences, Future(), max(map(len, sequences), default=0), time.monotonic())
         with self._changed:
             self._check_room(len(sequences))
             if not sequences:
@@ -134,16 +137,19 @@ class Batcher:
         """The next batch, of jobs that need nothing that is not compiled; `None` after the last one."""
         with self._changed:
             self._changed.wait_for(lambda: self._allowed() or (self._closed and not self._jobs))
-            self._changed.wait_for(lambda: self._closed or self.waiting >= self.max_batch_size, self.max_wait)
+            first = next(iter(self._allowed()), None)
+            left = 0 if first is None else first.came + self.max_wait - time.monotonic()
+            self._changed.wait_for(lambda: self._closed or self.waiting >= self.max_batch_size, max(0, left))
             jobs, size = [], 0
             for job in self._allowed():
                 if jobs and size + len(job.sequences) > self.max_batch_size:
                     break
                 jobs.append(job)
                 size += len(job.sequences)
+            jobs = jobs[: self.fit([sum(map(len, job.sequences)) for job in jobs])]
             taken = set(map(id, jobs))
             self._jobs = deque(job for job in self._jobs if id(job) not in taken)
-            self.waiting -= size
+            self.waiting -= sum(len(job.sequences) for job in jobs)
             return jobs or None
 
     def _allowed(self) -> list[Job]:

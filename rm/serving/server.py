@@ -32,8 +32,8 @@ def make_server(app: Any, request_timeout: float) -> Any:
 
     config = uvicorn.Config(
         app,
-        http="h11",
-        loop="asyncio",
+        http="auto",
+        loop="auto",
         ws="none",
         lifespan="off",
         log_level="warning",

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _SMALL = 2**16  # bytes of a body that is parsed at once, rather than by a thread that may have to wait for its turn
-_TOKENIZING = 2  # requests that are tokenized at the same time
+_FEW = 2**12  # characters of texts that are tokenized at once, in a millisecond at most
+_TOKENIZING = 2  # requests that are tokenized at the same time by threads
 
 
 class Submitted(NamedTuple):
@@ -66,11 +67,18 @@ class Service:
             for field in asked.unread:
                 self._metrics.unread.labels(path, field).inc()
             with _room(batchers, len(asked.inputs)):  # before anything is tokenized
-                async with self._tokenizing:
-                    sequences = await _elsewhere(partial(self._encode, asked, chosen, path), _SMALL)
+                sequences = await self._tokenize(asked, partial(self._encode, asked, chosen, path))
             with _room(batchers, 0):  # nothing has come between
                 rewards = [batcher.submit(ids) for batcher, ids in zip(batchers, sequences, strict=True)]
                 return Submitted(asked.answering, chosen, sequences, rewards)
+
+    async def _tokenize(self, asked: Asked, encode: Callable[[], list[list[Ids]]]) -> list[list[Ids]]:
+        """What `encode` gives, from a thread unless there is little to do; chat templates may take any time."""
+        texts = [each for each in asked.inputs.values() if isinstance(each, str)]
+        if len(texts) == len(asked.inputs) and sum(map(len, texts)) <= _FEW:
+            return encode()
+        async with self._tokenizing:
+            return await asyncio.to_thread(encode)
 
     def _understand(self, body: bytearray, path: str) -> Asked:
         """What a body asks for; it is cleared."""
