@@ -14,7 +14,6 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -393,17 +392,6 @@ def test_requests_that_have_waited_for_a_batch_do_not_wait_for_company(monkeypat
         go.set()
         assert rewards.result(30).shape == (1,)
     assert taken == [2, 1]
-
-
-def test_requests_that_would_leave_a_long_row_half_empty_are_scored_in_turn():
-    """Counted by hand, with rows of 512, 768 and 1024 tokens."""
-    fit = partial(Scorer.fit, SimpleNamespace(_whole=True, _compiled=[256, 512, 768, 1024]))
-    assert fit([300, 300, 300]) == 3  # 900 of 1024
-    assert fit([300, 300, 210]) == 2  # 810 of 1024, or 600 of 768
-    assert fit([400, 368, 30]) == 2  # 768 of 768
-    assert fit([100, 100, 100]) == 3  # a short row costs little
-    assert fit([800]) == 1
-    assert Scorer.fit(SimpleNamespace(_whole=False, _compiled=[256, 512, 768, 1024]), [300, 300, 210]) == 3
 
 
 def test_who_needs_what_is_not_compiled_waits_and_is_passed(loaded):

@@ -134,7 +134,6 @@ def _make_batcher(args: ServeArguments, model: RewardModel, compute: Compute, me
         max_wait=args.max_wait / 1000,
         max_queue=args.max_queue,
         observe=metrics.batch.observe,
-        fit=scorer.fit,
     )
 
 

@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Batcher:
     the longest sequence that can be scored from then on: longer ones wait, and the first makes the batcher ready;
     `max_batch_size`, sequences that are taken together, unless one request has more; `max_wait`, seconds for which the
     first request of a batch that is not full waits for company; `max_queue`, sequences that may wait; `observe`, told
-    how many sequences each batch has; `fit`, says how many of the first requests go together, by the tokens of each.
+    how many sequences each batch has.
     """
 
     def __init__(
@@ -44,9 +44,8 @@ class Batcher:
         max_wait: float = 0.005,
         max_queue: int = 4096,
         observe: Callable[[int], Any] = lambda _: None,
-        fit: Callable[[Sequence[int]], int] = len,
     ):
-        self.score, self.warm_up, self.observe, self.fit = score, warm_up, observe, fit
+        self.score, self.warm_up, self.observe = score, warm_up, observe
         self.max_batch_size, self.max_wait, self.max_queue = max_batch_size, max_wait, max_queue
         self.waiting = self.reserved = 0  # sequences that wait to be scored, and to be tokenized
         self.ready: Future[None] = Future()  # done when the first rows are compiled, cancelled where that was cut short
@@ -146,10 +145,9 @@ class Batcher:
                     break
                 jobs.append(job)
                 size += len(job.sequences)
-            jobs = jobs[: self.fit([sum(map(len, job.sequences)) for job in jobs])]
             taken = set(map(id, jobs))
             self._jobs = deque(job for job in self._jobs if id(job) not in taken)
-            self.waiting -= sum(len(job.sequences) for job in jobs)
+            self.waiting -= size
             return jobs or None
 
     def _allowed(self) -> list[Job]:

@@ -1,7 +1,5 @@
 """Rewards in rows of few lengths, which a server compiles while it answers already."""
 
-import bisect
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +15,6 @@ from ..packing.sequences import ROW_TOKENS, TOKENS_OF_SLOT, round_up
 
 Sequences = Sequence[Sequence[int] | Int32[np.ndarray, "_"]]
 _FIRST = 512  # tokens of the first rows to be compiled: what is no longer is scored as soon as these are there
-_FULL = 0.85  # of a row that is filled well enough; below, of long rows, what fits into a shorter one is scored first
 
 
 class Scorer:
@@ -51,19 +48,6 @@ class Scorer:
                 compile_sequences(self._model, [[0] * length] * count, compute=self._compute, **options)
             self._compiled = sorted([*self._compiled, length])
             yield self._compiled[-1]
-
-    def fit(self, sizes: Sequence[int]) -> int:
-        """How many of the requests that wait go through the model at once, by their tokens; the others go next.
-
-        Where all of them would leave much of a long row empty, those that fill the one below it.
-        """
-        total = sum(sizes)
-        rows = [each for each in self._compiled if each >= _FIRST] if self._whole else []
-        above = next((each for each in rows if each >= total), total)
-        below = max((each for each in rows if each < total), default=0)
-        if total >= _FULL * above or not below:
-            return len(sizes)
-        return max(1, bisect.bisect_right(list(itertools.accumulate(sizes)), below))
 
 
 def _lengths(longest: int) -> list[int]:
