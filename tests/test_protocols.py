@@ -330,6 +330,8 @@ def test_readiness_and_memory_are_said_for_each_model(tmp_path):
         ({"names": ("x", "x")}, "--names: expected different ones, none of them empty or 'sum', .*; found 'x', 'x'"),
         ({"names": ("x", "sum")}, "--names: expected different ones"),
         ({"model": "x"}, "model: expected a list, found a single text"),
+        ({"model": ()}, "--model: expected at least one reward model, found none"),
+        ({"model": ("a",), "weights": (2.0,)}, "--weights: expected finite numbers for several models"),
     ],
 )
 def test_models_that_cannot_be_told_apart_are_refused(flags, message):

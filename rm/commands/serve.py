@@ -94,6 +94,8 @@ class ServeArguments(HeadOptions, ForwardOptions):
 
     def _check_models(self):
         check_list("model", self.model)
+        if not self.model:
+            raise ConfigError("--model: expected at least one reward model, found none")
         count, names = len(self.model), self.names or self.model
         for flag, found in (("--weights", self.weights), ("--names", self.names)):
             if found and len(found) != count:
