@@ -196,6 +196,8 @@ REFUSED = [
     ),
     ("/classify", {"input": "a", "model": "b"}, 404, "model: expected one of the-model, found 'b'"),
     ("/classify", b"{", 400, "body: expected JSON ("),
+    ("/classify", b'{"\\ud800": 1}', 400, "body: holds half a character (a lone surrogate)"),
+    ("/classify", b'{"input": "\\ud800"}', 400, "input: the text holds half a character"),
     ("/classify", [1], 400, "body: expected an object with the field 'input', found a list"),
     ("/pooling", {"input": "a", "task": "embed"}, 400, "task: invalid enum value 'embed'"),
     ("/pooling", {"input": "a", "dimensions": 5}, 400, "dimensions: unknown field; expected "),

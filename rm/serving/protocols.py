@@ -85,7 +85,9 @@ def understand(body: Any, address: Address, most: int) -> Asked:
     try:
         request = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise DataError(_line(str(error), body, kinds, kind)) from None
+        raise DataError(_line(str(error), given, kinds, kind)) from None
+    except UnicodeEncodeError:  # in a name, or where no text is expected
+        raise DataError("body: holds half a character (a lone surrogate); expected Unicode text") from None
     inputs = request.named_inputs()
     if len(inputs) > most:
         raise DataError(f"{kind.field}: expected at most {most} items (--max-inputs), found {len(inputs)}")
@@ -99,13 +101,13 @@ def understand(body: Any, address: Address, most: int) -> Asked:
     )
 
 
-def _line(text: str, body: Any, kinds: list[type[Request]], kind: type[Request]) -> str:
+def _line(text: str, given: Any, kinds: list[type[Request]], kind: type[Request]) -> str:
     """msgspec's words for what is wrong, in the form of our errors."""
     what, _, where = text.partition(" - at `$")
     where = where.strip(".`")
     if found := re.fullmatch(r"Object missing required field `(.*)`", what):
         expected = " or ".join(["this field", *(repr(each.field) for each in kinds if each is not kind)])
-        return f"{found[1]}: missing; expected {expected}, found {', '.join(body) or 'an empty object'}"
+        return f"{found[1]}: missing; expected {expected}, found {', '.join(given) or 'an empty object'}"
     if found := re.fullmatch(r"Object contains unknown field `(.*)`", what):
         known = getattr(kind, "__struct_fields__", ())
         name = f"{where}.{found[1]}" if where else found[1]
