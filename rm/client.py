@@ -31,7 +31,7 @@ def score(
     """The rewards of rows, in their order, from the server at `url`; those of `rm.score` for the same rows.
 
     A server that cannot be reached, is not ready or has no room is asked again: after as many seconds as it says, else
-    after 0.5, 1, 2, … of them, up to 60. With the default of `retries` that is about two minutes.
+    at once, then after 1, 2, 4, … of them, up to 60. With the default of `retries` that is about two minutes.
 
     **Arguments:** `url`, such as `http://127.0.0.1:8000`; `rows`, one or a list, each a text or a mapping, as
     `rm.score` takes them; `model`, one of a server's several models, by default their weighted sum; `token`, by
