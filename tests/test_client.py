@@ -102,7 +102,7 @@ def test_it_waits_for_the_model(loaded):
 
 
 def test_a_server_that_asks_for_hours_is_not_waited_for_that_long(monkeypatch):
-    monkeypatch.setattr("rm.client._LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("rm.client.http._LONGEST_WAIT", 0.1)
     with stubborn((503, {"Retry-After": "7200"})) as (url, times):
         assert score(url, ["a"]) == [1.0]
     assert times[1] - times[0] < 10

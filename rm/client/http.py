@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, DataError, RmError, first_line
+from ..errors import ConfigError, DataError, RmError, first_line
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
