@@ -11,9 +11,11 @@ def check_usage(argv: Sequence[str], commands: Mapping[str, type]) -> None:
     """Checks the names and the values in a command line before it is parsed.
 
     **Raises:** `RmError` for a command or a flag that does not exist, for a value of another type than the flag's, and
-    where a value or a flag that is needed is missing.
+    where a command, a value, or a flag that is needed is missing.
     """
-    if not argv or argv[0].startswith("-"):
+    if not argv:
+        raise RmError(f"expected a command: {', '.join(commands)}; python -m rm --help says what each does")
+    if argv[0].startswith("-"):
         return
     name, *rest = argv
     check_command(name, commands)
