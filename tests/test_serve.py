@@ -1,6 +1,7 @@
 """The server: rewards as offline, whoever asks beside; what it refuses; what happens when it is told to stop."""
 
 import contextlib
+import gc
 import importlib
 import itertools
 import json
@@ -36,6 +37,7 @@ from rm.serving.models import ServedModel, encode_within
 from rm.serving.protocols import ADDRESSES, understand
 from rm.serving.requests import Limits
 from rm.serving.scorer import Scorer
+from rm.serving.server import run_server
 from rm.serving.traffic import make_metrics
 
 from .servers import LIMITS, SIZES, TEXT, ask, constant, numbers, running, wait_until
@@ -578,3 +580,21 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda package: None if package == "uvicorn" else package)
     with pytest.raises(ConfigError, match=r"needs uvicorn.*python -m pip install 'rm-jax\[serve\]'"):
         command.serve(ServeArguments(model=("x",)))
+
+
+def test_the_collector_passes_over_what_a_server_begins_with():
+    """One request in a hundred would wait a fifth of a second, while Python's collector goes through all of JAX."""
+
+    class Once:
+        should_exit = False
+
+        def run(self, sockets):
+            batcher.compiled.result(timeout=60)
+
+    batcher = Batcher(lambda sequences: np.zeros(len(sequences)))
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            run_server(Once(), [batcher], listener, "ready")
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
