@@ -124,7 +124,9 @@ def server(directory: Path, checkout: Path, timeout: float) -> Iterator[tuple[su
     command = [sys.executable, "-m", "rm", "serve", "--model", directory, "--port", "0"]
     command += ["--max-length", f"{MAX_LENGTH}", "--max-batch-size", f"{BATCH_SIZE}", "--request-timeout", f"{timeout}"]
     env = os.environ | {"PYTHONPATH": str(checkout.absolute())}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=env, cwd=checkout
+    )  # `-m` looks there first
     try:
         greeting = process.stdout.readline() if process.stdout else ""
         yield process, int(greeting.rsplit(":", 1)[1])
@@ -191,7 +193,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--most", type=int, default=4, help="texts of a request")
-    parser.add_argument("--words", type=int, help="of a text; the rest is cut off")
+    parser.add_argument("--words", type=int, help="of the end of a text, which alone is sent")
     parser.add_argument(
         "--before", type=Path, help="an older checkout, whose server bears the load in turn with this one's"
     )
@@ -216,7 +218,8 @@ def main() -> None:
             directory = Path(folder) / "tiny"
             write_tiny(args.shared, directory)
         texts = read_texts(workload, args.texts)
-        texts = [" ".join(text.split(" ")[: args.words]) for text in texts]
+        if args.words:
+            texts = [" ".join(text.split(" ")[-args.words :]) for text in texts]
         if args.before:
             return compare(directory, [*islice(cycle(texts), args.texts)], args)
         texts_file.write_text(json.dumps(texts))
