@@ -399,3 +399,31 @@ def test_a_path_that_cannot_be_read_again_is_refused(tmp_path):
     with pytest.raises(rm.OutputError, match=r"run\[16\]: Orbax cannot read checkpoints from a path with \["):
         rm.Checkpoints(tmp_path / "run[16]")
     assert not (tmp_path / "run[16]").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "seed", "found"),
+    [
+        (3, 0, "step 3 cannot be saved, checkpoint 6 is there already"),
+        (4, 1, "step 4 cannot be saved, checkpoint 6 is there already"),
+        (6, 1, "step 6 cannot be saved, another state of this step is there already"),
+    ],
+)
+def test_a_run_that_went_back_is_not_told_that_it_is_saved(saved, tmp_path, step, seed, found):
+    """Orbax saves nothing before the newest step, without a word, and a later start takes the old run up."""
+    directory = shutil.copytree(saved, tmp_path / "copy")
+    with rm.Checkpoints(directory) as checkpoints:
+        checkpoints.restore(3, abstract(new_state(1)))
+        with pytest.raises(rm.OutputError, match=f"{found}; to go on from an earlier step, save to another directory"):
+            checkpoints.save(step, new_state(seed), NOTES)
+
+
+def test_a_state_may_be_saved_twice(saved, state, tmp_path):
+    """The last update of a loop is often one of those that are saved anyway."""
+    directory = shutil.copytree(saved, tmp_path / "copy")
+    with rm.Checkpoints(directory) as checkpoints:
+        checkpoints.save(6, state, NOTES)
+        checkpoints.save(9, state, NOTES)
+        checkpoints.save(9, state, NOTES)
+        checkpoints.wait()
+        assert checkpoints.steps == [3, 6, 9]

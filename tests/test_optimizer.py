@@ -1,5 +1,6 @@
 """Optimizers and what they keep in bfloat16, against optax itself and against arithmetic done by hand."""
 
+import operator
 from pathlib import Path
 
 import jax
@@ -118,6 +119,22 @@ def test_every_optimizer_learns(name, parameters, moments):
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0]
     assert [leaf.dtype for leaf in jax.tree.leaves(state)] == types
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_decay_by_the_learning_rate(name, moments):
+    """Adafactor's weights would shrink by a tenth in every update, as by optax's own decay, whatever the rate."""
+    rates = rm.learning_rate_schedule("linear", peak=1e-2, steps=4)
+    optimizer = rm.make_optimizer(name, rates, weight_decay=0.1, max_grad_norm=None, moments=moments)
+    params = model()
+    state, nothing = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+    for rate in (1e-2, 0.75e-2, 0.5e-2):
+        updates, state = optimizer.update(nothing, state, params)
+        for part in ("blocks.q_proj.weight", "score", "embed_tokens"):
+            moved, weight = (operator.attrgetter(part)(tree) for tree in (updates, params))
+            np.testing.assert_allclose(moved, -rate * 0.1 * np.asarray(weight), rtol=1e-5, atol=1e-9)
+        np.testing.assert_array_equal(updates.norm, 0)
 
 
 @pytest.mark.long

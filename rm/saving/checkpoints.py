@@ -84,11 +84,12 @@ class Checkpoints:
         return sorted(path.name for path in self.directory.glob("damaged-*"))
 
     def save(self, step: int, state: TrainState, notes: dict[str, Any], metrics: Mapping[str, float] = {}) -> None:
-        """Saves the state after `step` updates, with `notes` (JSON) beside it.
+        """Saves the state after `step` updates, with `notes` (JSON) beside it; one that is saved already stays.
 
-        **Raises:** `OutputError` where this checkpoint, or the one before it, cannot be written.
+        **Raises:** `OutputError` where this checkpoint, or the one before it, cannot be written, and where a later one,
+        or one of this step with another state, is there: a run that went back would lose what it saves.
         """
-        if step in self.steps:
+        if self._is_saved(step, state):
             return
         copied = copy.deepcopy(notes)  # they are written later, when the caller may have changed them
         record = _seal({"step": step, "notes": copied, "checksums": checksums(state), "leaves": describe(state)})
@@ -97,6 +98,24 @@ class Checkpoints:
         values = {name: float(value) for name, value in metrics.items()} if self._best else None
         with self._writing():
             self._manager.save(step, args=self._ocp.args.Composite(**parts), metrics=values)
+
+    def _is_saved(self, step: int, state: TrainState) -> bool:
+        """Whether this very state is there; refuses a step that Orbax would not save, without a word."""
+        newest = max(self.steps, default=-1)
+        if step > newest:
+            return False
+        if step in self.steps:
+            self.wait()
+            if self._notes(step)["checksums"] == checksums(state):
+                return True
+        what = f"checkpoint {newest}" if newest > step else "another state of this step"
+        advice = "to go on from an earlier step, save to another directory, or remove the later checkpoints first"
+        raise OutputError(f"{self.directory}: step {step} cannot be saved, {what} is there already; {advice}")
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        """What was written beside the state."""
+        args = self._ocp.args
+        return self._manager.restore(step, args=args.Composite(notes=args.JsonRestore()))["notes"]
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state and the notes saved at `step`; `like` has the expected shapes, types and placement.
@@ -126,8 +145,7 @@ class Checkpoints:
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """What was saved of the fields of `like`, in its form, and the notes."""
-        args = self._ocp.args
-        record = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore()))["notes"]
+        args, record = self._ocp.args, self._notes(step)
         _check_record(record, step)
         tree = self._manager.item_metadata(step)["state"].tree
         sources = match(record.get("leaves") or describe(tree), like)  # older ones do not say

@@ -109,9 +109,7 @@ def make_optimizer(
         "adamw": lambda: adam,
         "lion": lambda: optax.lion(learning_rate, weight_decay=weight_decay, mask=decay_mask),
         "muon": lambda: _muon(learning_rate, weight_decay, rest=adam),
-        "adafactor": lambda: per_layer(  # its rates follow the size of an array, here of one layer
-            optax.adafactor(learning_rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decay_mask)
-        ),
+        "adafactor": lambda: _adafactor(learning_rate, weight_decay),
     }[name]()
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
     rule = rule if moments == "float32" else keep_moments(rule)
@@ -138,6 +136,25 @@ def check_rates(name: OptimizerName, *, names: Mapping[str, str] = {}, **rates: 
             raise ConfigError(f"{shown} must be {expected}, found {value}")
         if name in ("lion", "adafactor") and value != _ADAM[argument]:
             raise ConfigError(f"{shown} {value} has no effect on {name}; leave it out, or take adamw or muon")
+
+
+def _adafactor(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    """Adafactor of every layer, for its rates follow the size of an array; optax's own decay has no learning rate."""
+    rule = per_layer(optax.adafactor(learning_rate))
+    if not weight_decay:
+        return rule
+    decay = optax.add_decayed_weights(weight_decay, mask=decay_mask)
+    decay = optax.chain(decay, optax.scale_by_learning_rate(learning_rate))
+
+    def init(params: optax.Params) -> tuple[Any, Any]:
+        return rule.init(params), decay.init(params)
+
+    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None):
+        moved, rule_state = rule.update(updates, state[0], params)
+        decayed, decay_state = decay.update(jax.tree.map(jax.numpy.zeros_like, moved), state[1], params)
+        return jax.tree.map(jax.numpy.add, moved, decayed), (rule_state, decay_state)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _muon(
