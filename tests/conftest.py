@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 
 from .xla import FEW_OPTIMIZATIONS
 
@@ -59,9 +60,12 @@ def strict_dtypes(request):
 @pytest.fixture
 def unraised():
     """For tests that restore what is damaged: Orbax gives up at the first error, and asyncio complains of the rest."""
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    seen = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: seen.append(True)
     yield
     gc.collect()  # here, and not in the test that comes next
+    if seen:
+        time.sleep(1)  # for the reads that are still under way
     sys.unraisablehook = before
 
 
